@@ -1,0 +1,1 @@
+"""AuxDet: metadata-conditioned detection of infrared small targets."""

@@ -1,0 +1,1 @@
+"""BAFE-Net: detection of infrared small targets with background semantics."""

@@ -1,0 +1,144 @@
+"""A feature pyramid that computes only what is used, cut where a neck can be extended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .resnet import build_irstd_resnet_backbone
+
+
+class LastLevelP6(nn.Module):
+    """One extra level P6: a stride-2 3x3 convolution on the coarsest pyramid output."""
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "p5"):
+        super().__init__()
+        self.num_levels, self.in_feature = 1, in_feature
+        self.p6 = Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.p6(x)]
+
+
+class SelectiveFPN(FPN):
+    """detectron2's ``FPN`` with selectable outputs and a place to refine the lateral features.
+
+    Output convolutions that feed nothing are kept (published checkpoints hold them) but neither run nor trained, so
+    that they cost no time and distributed training sees no unused parameter.
+
+    Args:
+        bottom_up: backbone that gives ``in_features``.
+        in_features: finest first, e.g. ``["res2", "res3", "res4", "res5"]``.
+        out_channels: channels of every level.
+        out_features: levels that leave the neck, e.g. ``["p2", "p3"]``; ``None`` means all.
+        norm, top_block, fuse_type: as in detectron2's ``FPN``.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        *,
+        out_features: Sequence[str] | None = None,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+    ):
+        super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
+        self._all_features = tuple(self._out_features)
+        if out_features:
+            if unknown := set(out_features) - set(self._all_features):
+                raise ConfigError(f"MODEL.FPN.OUT_FEATURES has {sorted(unknown)}; known are {list(self._all_features)}")
+            self._out_features = [name for name in self._all_features if name in set(out_features)]
+        self._levels = self._all_features[: len(self.in_features)]
+        extra = self._all_features[len(self._levels) :]
+        self._needs_top = any(name in self._out_features for name in extra)
+        needed = set(self._out_features)
+        if self._needs_top and self.top_block.in_feature in self._levels:
+            needed.add(self.top_block.in_feature)
+        self._needed = tuple(name in needed for name in self._levels)
+        for conv, used in zip(reversed(self.output_convs), self._needed):
+            if not used:
+                conv.requires_grad_(False)
+        if top_block is not None and not self._needs_top:
+            top_block.requires_grad_(False)
+
+    def refine_laterals(self, laterals: list[Tensor]) -> list[Tensor]:
+        """Change the lateral features, finest first, before the top-down sum; the place for a neck's own modules.
+
+        Args:
+            laterals: one (N, C, H, W) per level.
+        """
+        return laterals
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the pyramid of an image batch.
+
+        Args:
+            x: (N, 3, H, W), H and W multiples of the coarsest stride.
+
+        Returns:
+            level name -> (N, out_channels, H / stride, W / stride)
+        """
+        features = self.bottom_up(x)
+        # detectron2 keeps its convolutions coarsest first.
+        laterals = [conv(features[name]) for conv, name in zip(reversed(self.lateral_convs), self.in_features)]
+        merged = list(self.refine_laterals(laterals))
+        for i in range(len(merged) - 1, 0, -1):
+            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
+            if self._fuse_type == "avg":
+                merged[i - 1] = merged[i - 1] / 2
+        outputs = {
+            name: conv(feature)
+            for name, conv, feature, used in zip(self._levels, reversed(self.output_convs), merged, self._needed)
+            if used
+        }
+        if self._needs_top:
+            source = self.top_block.in_feature
+            top = self.top_block(features[source] if source in features else outputs[source])
+            outputs.update(zip(self._all_features[len(self._levels) :], top))
+        return {name: outputs[name] for name in self._out_features}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            for name in self._out_features
+        }
+
+
+def build_top_block(cfg: CfgNode, bottom_up: Backbone) -> nn.Module | None:
+    """Build the extra levels named by ``MODEL.FPN.TOP_BLOCK``."""
+    kind, channels, in_feature = cfg.MODEL.FPN.TOP_BLOCK, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.IN_FEATURES[-1]
+    if kind == "none":
+        return None
+    if kind == "maxpool":
+        return LastLevelMaxPool()
+    if kind == "p6":
+        return LastLevelP6(channels, channels, in_feature.replace("res", "p"))
+    if kind == "p6p7":
+        return LastLevelP6P7(bottom_up.output_shape()[in_feature].channels, channels, in_feature)
+    raise ConfigError(f"MODEL.FPN.TOP_BLOCK is {kind!r}; known are 'none', 'maxpool', 'p6', 'p6p7'")
+
+
+@BACKBONE_REGISTRY.register()
+def build_irstd_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectiveFPN:
+    """Build ``build_irstd_resnet_backbone`` under a ``SelectiveFPN`` (keys ``MODEL.FPN``)."""
+    bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    return SelectiveFPN(
+        bottom_up,
+        cfg.MODEL.FPN.IN_FEATURES,
+        cfg.MODEL.FPN.OUT_CHANNELS,
+        out_features=cfg.MODEL.FPN.OUT_FEATURES,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=build_top_block(cfg, bottom_up),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
