@@ -1,0 +1,158 @@
+"""Precision, recall and average precision as Pascal VOC and the papers of this field define them.
+
+Two conventions make the papers' numbers: boxes keep Pascal's old widths (x2 - x1 + 1), and the 11-point mode is called
+VOC2007, the area mode VOC2012. For a 3x3 target shifted by one pixel the first alone turns an IoU of 0.50 into 0.60,
+so a protocol is part of every result (``VOCProtocol.name``).
+
+The papers' readers also subtract one from every annotated coordinate. That is a matter of the data set's registration
+(``box_convention``), which training and evaluation share: shifting targets and detections alike changes no overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .matching import NO_TARGET, DetectionTable, TargetTable, candidate_pairs, match_best, pair_iou
+
+Mode = Literal["area", "11points"]
+
+
+@dataclass(frozen=True)
+class VOCProtocol:
+    """How boxes are measured.
+
+    Attributes:
+        legacy_widths: widths are x2 - x1 + 1 instead of x2 - x1.
+        dtype: of IoU and precision.
+    """
+
+    legacy_widths: bool = False
+    dtype: type = np.float64
+
+    @property
+    def name(self) -> str:
+        return "paper" if self == PAPER else "exact" if self == EXACT else "custom"
+
+
+EXACT = VOCProtocol()
+PAPER = VOCProtocol(legacy_widths=True, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision and recall at every detection, in descending order of score.
+
+    Attributes:
+        precision, recall, scores: (D,); a detection on an ignored target leaves precision and recall as they were.
+        num_targets: targets that are not ignored.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    scores: np.ndarray
+    num_targets: int
+
+    @property
+    def max_recall(self) -> float:
+        """Recall of all detections together; 0 without any."""
+        return float(self.recall[-1]) if len(self.recall) else 0.0
+
+    @property
+    def last_precision(self) -> float:
+        """Precision of all detections together; 0 without any."""
+        return float(self.precision[-1]) if len(self.precision) else 0.0
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What became of each detection.
+
+    Attributes:
+        true, false: (D,) bool; both False where the best target is an ignored one.
+        target: (D,) the target that a true detection found, else ``NO_TARGET``.
+    """
+
+    true: np.ndarray
+    false: np.ndarray
+    target: np.ndarray
+
+
+def voc_verdicts(
+    detections: DetectionTable, targets: TargetTable, iou_threshold: float = 0.5, protocol: VOCProtocol = EXACT
+) -> Verdicts:
+    """Judge every detection by Pascal VOC's rule.
+
+    A detection belongs to the target it overlaps most. It is true when the overlap reaches the threshold and no better
+    scored detection has that target; there is no second choice. On an ignored target it is neither true nor false.
+
+    Args:
+        detections: sorted by score.
+        targets: ground truth.
+        iou_threshold: reached counts.
+        protocol: how boxes are measured.
+    """
+    pair_detection, pair_target = candidate_pairs(detections, targets)
+    iou = pair_iou(
+        detections.boxes[pair_detection],
+        targets.boxes[pair_target],
+        legacy_widths=protocol.legacy_widths,
+        dtype=protocol.dtype,
+    )
+    best = match_best(pair_detection, pair_target, iou, targets, len(detections))
+    hit = best != NO_TARGET
+    hit[hit] = iou[best[hit]] >= iou_threshold
+    target = np.full(len(detections), NO_TARGET)
+    target[hit] = pair_target[best[hit]]
+    on_ignored = hit.copy()
+    on_ignored[hit] = targets.ignored[target[hit]]
+    candidates = np.flatnonzero(hit & ~on_ignored)
+    # The table is sorted by score, so the first detection of a target is its best.
+    _, first = np.unique(target[candidates], return_index=True)
+    true = np.zeros(len(detections), bool)
+    true[candidates[first]] = True
+    target[~true] = NO_TARGET
+    return Verdicts(true=true, false=~true & ~on_ignored, target=target)
+
+
+def precision_recall(
+    verdicts: Verdicts, scores: np.ndarray, num_targets: int, dtype: type = np.float64
+) -> PrecisionRecall:
+    """Accumulate verdicts into the precision-recall curve.
+
+    Args:
+        verdicts: of detections sorted by score.
+        scores: (D,)
+        num_targets: targets that are not ignored.
+        dtype: of precision.
+    """
+    true, false = np.cumsum(verdicts.true), np.cumsum(verdicts.false)
+    counted = true + false
+    precision = true.astype(dtype) / np.maximum(counted, 1).astype(dtype)
+    return PrecisionRecall(precision, true / max(num_targets, 1), scores, num_targets)
+
+
+def average_precision(curve: PrecisionRecall, mode: Mode = "area") -> float:
+    """Average precision of a curve.
+
+    Args:
+        curve: from ``precision_recall``.
+        mode: ``area`` under the monotone envelope (VOC 2010 and later) or mean of the best precision at the 11 recalls
+            0, 0.1, ..., 1 (VOC 2007).
+
+    Returns:
+        A value in [0, 1]; NaN when there is no target to find.
+    """
+    if curve.num_targets == 0:
+        return float("nan")
+    if mode == "11points":
+        # As in the papers' implementation the fourth recall is 0.30000000000000004.
+        reached = curve.recall[:, None] >= np.arange(0, 1.001, 0.1)[None]
+        best = np.where(reached, curve.precision[:, None], 0).max(0, initial=0)
+        return float(best.mean())
+    if mode != "area":
+        raise ValueError(f"mode is {mode!r}; known are 'area' and '11points'")
+    envelope = np.maximum.accumulate(curve.precision[::-1])[::-1]
+    return float((np.diff(curve.recall, prepend=0.0) * envelope).sum())

@@ -1,0 +1,150 @@
+"""Pd, Fa, F1 and FROC: what the infrared small-target field reports beside average precision.
+
+A target counts as found when the centre of a detection lies within a few pixels of its own; the size of the box plays
+no role. Every detection, best score first, takes the nearest target that is still free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .matching import (
+    NO_TARGET,
+    DetectionTable,
+    TargetTable,
+    candidate_pairs,
+    match_greedy,
+    pair_centre_distance,
+)
+
+# Pixels of the original image, as in the WideIRSTD challenge.
+CENTRE_DISTANCE = 3.0
+
+
+@dataclass(frozen=True)
+class OperatingCurve:
+    """Found targets and false alarms when all detections down to each score are kept.
+
+    Attributes:
+        scores: (T,) distinct scores, descending.
+        found: (T,) targets found so far.
+        false_alarms: (T,) detections that found nothing.
+        false_pixels: (T,) area of those detections in pixels.
+        num_targets: targets that are not ignored.
+        num_images: images in the set.
+        num_pixels: pixels of all images together.
+    """
+
+    scores: np.ndarray
+    found: np.ndarray
+    false_alarms: np.ndarray
+    false_pixels: np.ndarray
+    num_targets: int
+    num_images: int
+    num_pixels: int
+
+    @property
+    def pd(self) -> np.ndarray:
+        """(T,) probability of detection: found targets / targets."""
+        return self.found / max(self.num_targets, 1)
+
+    @property
+    def fa_pixels(self) -> np.ndarray:
+        """(T,) false-alarm rate: area of false detections / pixels of the images."""
+        return self.false_pixels / max(self.num_pixels, 1)
+
+    @property
+    def fa_boxes(self) -> np.ndarray:
+        """(T,) false detections per pixel of the images."""
+        return self.false_alarms / max(self.num_pixels, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(T,) harmonic mean of precision and recall."""
+        return 2 * self.found / np.maximum(self.found + self.false_alarms + self.num_targets, 1)
+
+    def at_score(self, threshold: float) -> dict[str, float]:
+        """Pd, Fa, precision and F1 when detections with at least this score are kept."""
+        index = int(np.searchsorted(-self.scores, -threshold, side="right")) - 1
+        if index < 0:
+            return {"Pd": 0.0, "Fa": 0.0, "Fa_boxes": 0.0, "precision": 0.0, "F1": 0.0}
+        kept = self.found[index] + self.false_alarms[index]
+        return {
+            "Pd": float(self.pd[index]),
+            "Fa": float(self.fa_pixels[index]),
+            "Fa_boxes": float(self.fa_boxes[index]),
+            "precision": float(self.found[index] / max(kept, 1)),
+            "F1": float(self.f1[index]),
+        }
+
+    def best_f1(self) -> tuple[float, float]:
+        """The highest F1 and the score threshold that gives it; (0, inf) without detections."""
+        if not len(self.scores):
+            return 0.0, float("inf")
+        best = int(self.f1.argmax())
+        return float(self.f1[best]), float(self.scores[best])
+
+    def false_alarms_per_image(self, recalls: Sequence[float]) -> np.ndarray:
+        """FROC: false alarms per image at the first threshold that reaches each recall; infinite where none does."""
+        index = np.searchsorted(self.pd, np.asarray(recalls) - 1e-12)
+        rate = np.append(self.false_alarms / max(self.num_images, 1), np.inf)
+        return rate[index]
+
+
+def match_by_centre(
+    detections: DetectionTable, targets: TargetTable, max_distance: float = CENTRE_DISTANCE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match detections to targets by the distance of box centres.
+
+    Args:
+        detections: sorted by score.
+        targets: ground truth.
+        max_distance: pixels; a detection exactly this far still matches.
+
+    Returns:
+        (D,) target index or ``NO_TARGET``, and (D,) bool: the detection lies on an ignored target only, so it is
+        neither right nor wrong.
+    """
+    pair_detection, pair_target = candidate_pairs(detections, targets)
+    distance = pair_centre_distance(detections.boxes[pair_detection], targets.boxes[pair_target])
+    near = distance <= max_distance
+    ignored = targets.ignored[pair_target]
+    use = near & ~ignored
+    matched = match_greedy(pair_detection[use], pair_target[use], -distance[use], len(detections), len(targets))
+    on_ignored = np.zeros(len(detections), bool)
+    on_ignored[pair_detection[near & ignored]] = True
+    return matched, on_ignored & (matched == NO_TARGET)
+
+
+def operating_curve(
+    detections: DetectionTable,
+    targets: TargetTable,
+    image_pixels: Sequence[int] | np.ndarray,
+    max_distance: float = CENTRE_DISTANCE,
+) -> OperatingCurve:
+    """Count found targets and false alarms at every score threshold.
+
+    Args:
+        detections: sorted by score.
+        targets: ground truth.
+        image_pixels: per image, its height times its width.
+        max_distance: pixels.
+    """
+    matched, excused = match_by_centre(detections, targets, max_distance)
+    true = matched != NO_TARGET
+    false = ~true & ~excused
+    size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
+    # Equal scores fall under the same threshold, so only the last of each run is an operating point.
+    last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True)[: len(detections)])
+    return OperatingCurve(
+        scores=detections.scores[last],
+        found=np.cumsum(true)[last],
+        false_alarms=np.cumsum(false)[last],
+        false_pixels=np.cumsum(size.prod(1) * false)[last],
+        num_targets=int((~targets.ignored).sum()),
+        num_images=len(image_pixels),
+        num_pixels=int(np.sum(image_pixels)),
+    )

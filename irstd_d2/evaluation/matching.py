@@ -1,0 +1,222 @@
+"""Matching of detections to targets over a whole data set at once.
+
+All detection metrics of the project start from two tables (columns over all images) and the list of candidate pairs
+inside each image; matching then is a few array operations, whatever the number of images.
+
+Letters in shapes: D detections, G targets, P candidate pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class TargetTable:
+    """Ground truth of a data set in columns.
+
+    Attributes:
+        boxes: (G, 4) float64 x1 y1 x2 y2, original pixels.
+        image: (G,) index of the image.
+        category: (G,) class index.
+        ignored: (G,) bool; difficult or crowd targets count neither as found nor as missed.
+    """
+
+    boxes: np.ndarray
+    image: np.ndarray
+    category: np.ndarray
+    ignored: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    """Detections of a data set in columns, in descending order of score (equal scores in their order of arrival).
+
+    Attributes:
+        boxes: (D, 4) float64 x1 y1 x2 y2, original pixels.
+        image: (D,) index of the image.
+        category: (D,) class index.
+        scores: (D,)
+    """
+
+    boxes: np.ndarray
+    image: np.ndarray
+    category: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def _columns(rows: Sequence[np.ndarray], width: int | None, dtype: type) -> np.ndarray:
+    shape = (-1,) if width is None else (-1, width)
+    arrays = [np.asarray(r, dtype).reshape(shape) for r in rows]
+    return np.concatenate(arrays) if arrays else np.zeros(0 if width is None else (0, width), dtype)
+
+
+def _image_index(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+
+
+def target_table(
+    boxes: Sequence[np.ndarray],
+    categories: Sequence[np.ndarray] | None = None,
+    ignored: Sequence[np.ndarray] | None = None,
+) -> TargetTable:
+    """Build a table from one array per image.
+
+    Args:
+        boxes: per image (g, 4).
+        categories: per image (g,) class indices; all 0 by default.
+        ignored: per image (g,) flags; all False by default.
+    """
+    table = _columns(boxes, 4, float)
+    zeros = np.zeros(len(table), int)
+    return TargetTable(
+        boxes=table,
+        image=_image_index(boxes),
+        category=zeros if categories is None else _columns(categories, None, int),
+        ignored=zeros.astype(bool) if ignored is None else _columns(ignored, None, bool),
+    )
+
+
+def detection_table(
+    boxes: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    categories: Sequence[np.ndarray] | None = None,
+) -> DetectionTable:
+    """Build a table from one array per image and sort it by score, stably.
+
+    Args:
+        boxes: per image (d, 4).
+        scores: per image (d,).
+        categories: per image (d,) class indices; all 0 by default.
+
+    Raises:
+        ValueError: for a score or a coordinate that is not finite; such a detection has no place in any ranking.
+    """
+    table, score = _columns(boxes, 4, float), _columns(scores, None, float)
+    if len(table) != len(score):
+        raise ValueError(f"{len(table)} boxes but {len(score)} scores")
+    finite = np.isfinite(score) & np.isfinite(table).all(1)
+    if not finite.all():
+        image = int(_image_index(boxes)[~finite][0])
+        count = int((~finite).sum())
+        raise ValueError(f"{count} detections have a score or box that is not finite, first in image {image}")
+    order = np.argsort(-score, kind="stable")
+    category = np.zeros(len(table), int) if categories is None else _columns(categories, None, int)
+    return DetectionTable(table[order], _image_index(boxes)[order], category[order], score[order])
+
+
+def candidate_pairs(detections: DetectionTable, targets: TargetTable) -> tuple[np.ndarray, np.ndarray]:
+    """List every (detection, target) of the same image and class.
+
+    Returns:
+        (P,) detection indices, ascending, and (P,) target indices, ascending within a detection.
+    """
+    # One key per (image, class); the targets of a key are one run of the sorted target list.
+    top = 1 + max(targets.category.max(initial=0), detections.category.max(initial=0))
+    target_key = targets.image * top + targets.category
+    key = detections.image * top + detections.category
+    by_key = np.argsort(target_key, kind="stable")
+    first = np.searchsorted(target_key[by_key], key, "left")
+    count = np.searchsorted(target_key[by_key], key, "right") - first
+    pair_detection = np.repeat(np.arange(len(key)), count)
+    start = np.cumsum(count) - count
+    within = np.arange(count.sum()) - np.repeat(start, count)
+    return pair_detection, by_key[np.repeat(first, count) + within]
+
+
+def pair_iou(a: np.ndarray, b: np.ndarray, *, legacy_widths: bool = False, dtype: type = np.float64) -> np.ndarray:
+    """Intersection over union of paired boxes.
+
+    Args:
+        a, b: (P, 4) x1 y1 x2 y2.
+        legacy_widths: widths and heights are x2 - x1 + 1, as in the Pascal VOC tool kit and both papers' protocol.
+        dtype: the papers' implementation computes in float32.
+
+    Returns:
+        (P,) of ``dtype``
+    """
+    a, b, one = a.astype(dtype), b.astype(dtype), dtype(1 if legacy_widths else 0)
+    size_a, size_b = a[:, 2:] - a[:, :2] + one, b[:, 2:] - b[:, :2] + one
+    overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + one
+    intersection = np.maximum(overlap, 0).prod(1)
+    union = size_a.prod(1) + size_b.prod(1) - intersection
+    return intersection / np.maximum(union, dtype(1e-6))
+
+
+def pair_centre_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of box centres in pixels. Args: (P, 4) each. Returns: (P,)."""
+    return np.linalg.norm((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2, axis=1)
+
+
+def match_best(
+    pair_detection: np.ndarray, pair_target: np.ndarray, quality: np.ndarray, targets: TargetTable, num_detections: int
+) -> np.ndarray:
+    """Give each detection the target it overlaps most, taken or not (Pascal VOC's rule).
+
+    Among equals a target that is not ignored comes first, then the lower index.
+
+    Args:
+        pair_detection, pair_target: (P,) from ``candidate_pairs``.
+        quality: (P,) higher is better.
+        targets: the table behind ``pair_target``.
+        num_detections: D.
+
+    Returns:
+        (D,) index into the pairs, ``NO_TARGET`` where an image has no target.
+    """
+    order = np.lexsort((pair_target, targets.ignored[pair_target], -quality, pair_detection))
+    detection, first = np.unique(pair_detection[order], return_index=True)
+    best = np.full(num_detections, NO_TARGET)
+    best[detection] = order[first]
+    return best
+
+
+def match_greedy(
+    pair_detection: np.ndarray, pair_target: np.ndarray, quality: np.ndarray, num_detections: int, num_targets: int
+) -> np.ndarray:
+    """Let the detections, best score first, each take the best target that is still free.
+
+    Deferred acceptance: every free detection asks its best remaining target, which keeps the better-scored of those
+    that ask. As all targets rank the detections alike, the outcome is that of the sequential rule, and a cut at any
+    score keeps the pairs above it.
+
+    Args:
+        pair_detection, pair_target: (P,) admissible pairs; a lower detection index is a better score.
+        quality: (P,) higher is better; equal qualities go to the lower target index.
+        num_detections, num_targets: D, G.
+
+    Returns:
+        (D,) target index or ``NO_TARGET``.
+    """
+    order = np.lexsort((pair_target, -quality, pair_detection))
+    wish = pair_target[order]
+    start = np.searchsorted(pair_detection[order], np.arange(num_detections + 1))
+    position, end = start[:-1].copy(), start[1:]
+    holder = np.full(num_targets, num_detections)
+    matched = np.full(num_detections, NO_TARGET)
+    asking = np.flatnonzero(position < end)
+    while len(asking):
+        target = wish[position[asking]]
+        position[asking] += 1
+        before = holder.copy()
+        np.minimum.at(holder, target, asking)
+        changed = np.unique(target[holder[target] != before[target]])
+        lost = before[changed]
+        lost = lost[lost < num_detections]
+        matched[lost] = NO_TARGET
+        matched[holder[changed]] = changed
+        refused = asking[holder[target] != asking]
+        asking = np.concatenate([refused, lost])
+        asking = asking[position[asking] < end[asking]]
+    return matched

@@ -1,0 +1,270 @@
+"""Matching and the metrics on top of it, against slow plain versions and the papers' implementation."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irstd_d2.evaluation.average_precision import (
+    EXACT,
+    PAPER,
+    VOCProtocol,
+    average_precision,
+    precision_recall,
+    voc_verdicts,
+)
+from irstd_d2.evaluation.detection_probability import match_by_centre, operating_curve
+from irstd_d2.evaluation.matching import (
+    NO_TARGET,
+    candidate_pairs,
+    detection_table,
+    match_greedy,
+    pair_iou,
+    target_table,
+)
+
+
+def random_case(seed, num_images=6, num_classes=2, max_targets=5, max_detections=9):
+    """Boxes on a coarse grid, so that equal overlaps, equal scores and shared targets are frequent."""
+    rng = np.random.default_rng(seed)
+    targets, ignored, target_class, detections, scores, detection_class = [], [], [], [], [], []
+    for _ in range(num_images):
+        for store_boxes, count in (
+            (targets, rng.integers(0, max_targets + 1)),
+            (detections, rng.integers(0, max_detections + 1)),
+        ):
+            corner = rng.integers(0, 12, (count, 2))
+            store_boxes.append(np.concatenate([corner, corner + rng.integers(1, 5, (count, 2))], 1).astype(float))
+        ignored.append(rng.random(len(targets[-1])) < 0.2)
+        target_class.append(rng.integers(0, num_classes, len(targets[-1])))
+        scores.append(rng.integers(1, 6, len(detections[-1])) / 8)
+        detection_class.append(rng.integers(0, num_classes, len(detections[-1])))
+    return target_table(targets, target_class, ignored), detection_table(detections, scores, detection_class)
+
+
+def plain_iou(a, b, one):
+    w = min(a[2], b[2]) - max(a[0], b[0]) + one
+    h = min(a[3], b[3]) - max(a[1], b[1]) + one
+    inter = max(w, 0) * max(h, 0)
+    area = [(c[2] - c[0] + one) * (c[3] - c[1] + one) for c in (a, b)]
+    return inter / max(area[0] + area[1] - inter, 1e-6)
+
+
+def plain_voc(detections, targets, threshold, one):
+    """One detection after the other, one target after the other."""
+    taken, true, false = set(), [], []
+    for i, box in enumerate(detections.boxes):
+        best, best_iou = None, -1.0
+        for ignore_pass in (False, True):
+            for j in range(len(targets)):
+                same = targets.image[j] == detections.image[i] and targets.category[j] == detections.category[i]
+                if not same or targets.ignored[j] != ignore_pass:
+                    continue
+                iou = plain_iou(box, targets.boxes[j], one)
+                if iou > best_iou:
+                    best, best_iou = j, iou
+        hit = best is not None and best_iou >= threshold
+        excused = hit and targets.ignored[best]
+        is_true = hit and not excused and best not in taken
+        if is_true:
+            taken.add(best)
+        true.append(is_true)
+        false.append(not is_true and not excused)
+    return np.array(true, bool), np.array(false, bool)
+
+
+def plain_curve_ap(true, false, num_targets, mode):
+    tp = fp = 0
+    points = []
+    for t, f in zip(true, false):
+        tp, fp = tp + t, fp + f
+        points.append((tp / num_targets, tp / max(tp + fp, 1)))
+    if mode == "11points":
+        return sum(max([p for r, p in points if r >= k], default=0.0) for k in np.arange(0, 1.001, 0.1)) / 11
+    area = previous = 0.0
+    for i, (recall, _) in enumerate(points):
+        area += (recall - previous) * max(p for _, p in points[i:])
+        previous = recall
+    return area
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_voc_equals_a_plain_version(seed):
+    targets, detections = random_case(seed)
+    threshold = (0.25, 0.5, 0.75)[seed % 3]
+    legacy = bool(seed % 2)
+    verdicts = voc_verdicts(detections, targets, threshold, VOCProtocol(legacy_widths=legacy))
+    true, false = plain_voc(detections, targets, threshold, int(legacy))
+    np.testing.assert_array_equal(verdicts.true, true)
+    np.testing.assert_array_equal(verdicts.false, false)
+    num_targets = int((~targets.ignored).sum())
+    curve = precision_recall(verdicts, detections.scores, num_targets)
+    for mode in ("area", "11points"):
+        if num_targets:
+            assert average_precision(curve, mode) == pytest.approx(
+                plain_curve_ap(true, false, num_targets, mode), abs=1e-12
+            )
+
+
+@pytest.mark.parametrize("scores", ["stable", "unique_scores"])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("threshold", [0.5, 0.75])
+@pytest.mark.parametrize("mode", ["area", "11points"])
+def test_voc_equals_the_papers_implementation(oracle_dir, mode, threshold, legacy, scores):
+    data = json.loads((oracle_dir / "voc_metric.json").read_text())
+    images = data["images"]
+    expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/{scores}"]
+    targets = target_table([i["gt"] for i in images], None, [i["difficult"] for i in images])
+    column = "scores" if scores == "stable" else "scores_unique"
+    detections = detection_table([i["det"] for i in images], [i[column] for i in images])
+    protocol = VOCProtocol(legacy_widths=legacy, dtype=np.float32)
+    verdicts = voc_verdicts(detections, targets, threshold, protocol)
+    curve = precision_recall(verdicts, detections.scores, int((~targets.ignored).sum()), np.float32)
+    assert average_precision(curve, mode) == pytest.approx(expected["mAP"], abs=1e-6)
+    assert curve.max_recall == pytest.approx(expected["max_recall"], abs=1e-6)
+    assert curve.last_precision == pytest.approx(expected["last_precision"], abs=1e-6)
+
+
+def test_a_shifted_three_pixel_target_shows_the_difference_between_protocols():
+    target, shifted = np.array([[10.0, 10, 13, 13]]), np.array([[11.0, 10, 14, 13]])
+    assert pair_iou(target, shifted)[0] == 0.5
+    assert pair_iou(target, shifted, legacy_widths=True)[0] == pytest.approx(0.6)
+
+
+def test_protocols_have_names():
+    assert (PAPER.name, EXACT.name, VOCProtocol(legacy_widths=True).name) == ("paper", "exact", "custom")
+
+
+def test_no_second_choice_when_the_best_target_is_taken():
+    targets = target_table([[[0, 0, 10, 10], [2, 0, 12, 10]]])
+    detections = detection_table([[[0, 0, 10, 10], [0, 0, 10, 10]]], [[0.9, 0.8]])
+    verdicts = voc_verdicts(detections, targets, 0.5)
+    assert verdicts.true.tolist() == [True, False]
+    assert verdicts.false.tolist() == [False, True]
+    assert verdicts.target.tolist() == [0, NO_TARGET]
+
+
+@pytest.mark.parametrize("mode", ["area", "11points"])
+def test_empty_sets_are_defined(mode):
+    nothing = target_table([np.zeros((0, 4))] * 2)
+    one = target_table([[[0, 0, 3, 3]], np.zeros((0, 4))])
+    no_detection = detection_table([np.zeros((0, 4))] * 2, [[]] * 2)
+    detections = detection_table([[[0, 0, 3, 3]], [[5, 5, 9, 9]]], [[0.5], [0.6]])
+    curve = precision_recall(voc_verdicts(no_detection, one), no_detection.scores, 1)
+    assert average_precision(curve, mode) == 0
+    assert (curve.max_recall, curve.last_precision) == (0, 0)
+    curve = precision_recall(voc_verdicts(detections, nothing), detections.scores, 0)
+    assert np.isnan(average_precision(curve, mode))
+    assert voc_verdicts(detections, nothing).false.all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match=r"1 detections .* first in image 1"):
+        detection_table([[[0, 0, 1, 1]], [[0, 0, 1, 1]]], [[0.5], [bad]])
+    with pytest.raises(ValueError, match="not finite"):
+        detection_table([[[0, 0, bad, 1]]], [[0.5]])
+    with pytest.raises(ValueError, match="1 boxes but 2 scores"):
+        detection_table([[[0, 0, 1, 1]]], [[0.5, 0.1]])
+
+
+def test_unknown_mode_is_refused():
+    targets, detections = random_case(0)
+    curve = precision_recall(voc_verdicts(detections, targets), detections.scores, 3)
+    with pytest.raises(ValueError, match="area"):
+        average_precision(curve, "coco")
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_candidate_pairs_are_all_of_the_same_image_and_class(seed):
+    targets, detections = random_case(seed)
+    d, t = candidate_pairs(detections, targets)
+    expected = [
+        (i, j)
+        for i in range(len(detections))
+        for j in range(len(targets))
+        if detections.image[i] == targets.image[j] and detections.category[i] == targets.category[j]
+    ]
+    assert list(zip(d.tolist(), t.tolist())) == expected
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 8))
+@settings(max_examples=200, deadline=None)
+def test_greedy_matching_equals_the_sequential_rule(seed, num_detections, num_targets):
+    rng = np.random.default_rng(seed)
+    admissible = rng.random((num_detections, num_targets)) < 0.6
+    quality = rng.integers(0, 4, (num_detections, num_targets)).astype(float)
+    free, expected = set(range(num_targets)), []
+    for i in range(num_detections):
+        choices = [j for j in sorted(free) if admissible[i, j]]
+        best = max(choices, key=lambda j, i=i: (quality[i, j], -j), default=NO_TARGET)
+        expected.append(best)
+        free.discard(best)
+    d, t = np.nonzero(admissible)
+    assert match_greedy(d, t, quality[d, t], num_detections, num_targets).tolist() == expected
+
+
+def plain_pd_fa(detections, targets, threshold, max_distance):
+    """Greedy by score, nearest free target, counted over kept detections only."""
+    free = {j for j in range(len(targets)) if not targets.ignored[j]}
+    found = false = area = 0
+    centre = lambda b: np.array([b[0] + b[2], b[1] + b[3]]) / 2  # noqa: E731
+    for i in range(len(detections)):
+        if detections.scores[i] < threshold:
+            continue
+        same = [
+            (float(np.linalg.norm(centre(detections.boxes[i]) - centre(targets.boxes[j]))), j)
+            for j in range(len(targets))
+            if targets.image[j] == detections.image[i] and targets.category[j] == detections.category[i]
+        ]
+        near = sorted((d, j) for d, j in same if d <= max_distance and j in free)
+        if near:
+            found += 1
+            free.discard(near[0][1])
+        elif not any(d <= max_distance and targets.ignored[j] for d, j in same):
+            false += 1
+            x1, y1, x2, y2 = detections.boxes[i]
+            area += (x2 - x1) * (y2 - y1)
+    return found, false, area
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_pd_fa_equals_a_plain_version_at_every_threshold(seed):
+    targets, detections = random_case(seed)
+    pixels = [100 * (i + 1) for i in range(6)]
+    curve = operating_curve(detections, targets, pixels)
+    assert curve.num_pixels == 2100
+    for i, threshold in enumerate(curve.scores):
+        found, false, area = plain_pd_fa(detections, targets, threshold, 3.0)
+        assert (curve.found[i], curve.false_alarms[i]) == (found, false)
+        assert curve.false_pixels[i] == pytest.approx(area)
+        at = curve.at_score(threshold)
+        assert at["Pd"] == pytest.approx(found / max(curve.num_targets, 1))
+        assert at["Fa"] == pytest.approx(area / 2100)
+        assert at["Fa_boxes"] == pytest.approx(false / 2100)
+        missed = curve.num_targets - found
+        assert at["F1"] == pytest.approx(2 * found / max(2 * found + false + missed, 1))
+
+
+def test_pd_fa_by_hand():
+    targets = target_table([[[10, 10, 13, 13], [20, 20, 23, 23]], [[5, 5, 8, 8]]])
+    detections = detection_table([[[13, 10, 16, 13], [10, 10, 13, 13]], [[40, 40, 42, 45]]], [[0.9, 0.8], [0.7]])
+    matched, excused = match_by_centre(detections, targets)
+    assert matched.tolist() == [0, NO_TARGET, NO_TARGET]  # exactly three pixels away still counts
+    assert not excused.any()
+    curve = operating_curve(detections, targets, [100, 100])
+    np.testing.assert_allclose(curve.pd, [1 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(curve.fa_pixels, [0, 9 / 200, 19 / 200])
+    assert curve.best_f1() == (0.5, 0.9)
+    np.testing.assert_allclose(curve.false_alarms_per_image([0.3, 0.5]), [0, np.inf])
+    assert curve.at_score(0.95)["Pd"] == 0
+
+
+def test_operating_curve_without_detections():
+    curve = operating_curve(detection_table([np.zeros((0, 4))], [[]]), target_table([[[0, 0, 3, 3]]]), [64])
+    assert curve.best_f1() == (0.0, float("inf"))
+    assert curve.at_score(0.5) == {"Pd": 0.0, "Fa": 0.0, "Fa_boxes": 0.0, "precision": 0.0, "F1": 0.0}
+    assert np.isinf(curve.false_alarms_per_image([0.5])).all()
