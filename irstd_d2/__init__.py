@@ -1,6 +1,6 @@
 """What AuxDet and BAFE-Net share: data, training, evaluation and baseline detectors for infrared small targets."""
 
-from . import modeling  # noqa: F401  registers
+from . import data, modeling  # noqa: F401  registers
 from .config import add_irstd_config, get_config
 
 __version__ = "0.1.0"

@@ -8,6 +8,8 @@ from os import PathLike, fspath
 
 from detectron2.config import CfgNode, get_cfg
 
+from .data.config import add_data_config
+
 # Looked up by name, so that this package depends on neither of them.
 _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_config")
 
@@ -15,6 +17,7 @@ _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_co
 def add_irstd_config(cfg: CfgNode) -> None:
     """Add the keys that both systems share to ``cfg``, in place."""
     _add_model_keys(cfg)
+    add_data_config(cfg)
 
 
 def _add_model_keys(cfg: CfgNode) -> None:

@@ -1,0 +1,22 @@
+"""Configuration keys of the data layer."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_data_config(cfg: CfgNode) -> None:
+    """Add the keys of the data layer to ``cfg``, in place."""
+    # Mapper from a dataset dict to a sample: a name in ``irstd_d2.data.MAPPER_REGISTRY``.
+    cfg.INPUT.MAPPER = "IRSTDDatasetMapper"
+    # "shortest_edge": aspect ratio kept, by detectron2's MIN_SIZE_* and MAX_SIZE_*.
+    # "fixed": every image becomes FIXED_SIZE, aspect ratio not kept (BAFE-Net).
+    cfg.INPUT.RESIZE_MODE = "shortest_edge"
+    # (height, width) in pixels.
+    cfg.INPUT.FIXED_SIZE = (512, 512)
+    # How pixels of more than 8 bits become [0, 255]: "full_range", "minmax" or "percentile" (irstd_d2.data.read_image).
+    cfg.INPUT.HIGH_BIT_DEPTH = "full_range"
+    # Whether training samples carry `sem_seg` where the data set has sky masks.
+    cfg.INPUT.LOAD_SEM_SEG = True
+    # Leave faulty images out, with one counted summary, in place of stopping at the first.
+    cfg.DATASETS.SKIP_BAD = False

@@ -1,0 +1,225 @@
+"""Reading images and sky masks of any common kind into one defined form.
+
+Every image becomes ``(H, W, 3)`` float32 in ``[0, 255]``, whatever its file holds:
+
+* 8-bit gray, palette, RGB and RGBA keep their values; gray is repeated three times, alpha is dropped.
+* Deeper integers and floats are mapped to ``[0, 255]`` by ``high_bit_depth`` (see :func:`read_image`).
+* The EXIF orientation of a JPEG is applied, as detectron2 does; boxes refer to the upright image. PNG, TIFF and BMP
+  are read as stored.
+* Of a file with several pages or frames the first is read.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
+
+from ..errors import ConfigError, DatasetError
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+HIGH_BIT_DEPTH_MODES = ("full_range", "minmax", "percentile")
+SKY, OTHER, IGNORE = 1, 0, 255
+
+# A file that announces more is refused as a decompression bomb before anything is allocated (16384 x 16384).
+MAX_PIXELS = 1 << 28
+_PERCENTILES = (0.1, 99.9)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_CMYK = 5
+_REWRITE = "copy the file again from its source, or remove it from the split"
+
+
+def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = "full_range") -> np.ndarray:
+    """Read an image of any supported kind as three float channels.
+
+    Args:
+        path: a PNG, TIFF, BMP or JPEG file.
+        format: order of the channels, ``"RGB"`` or ``"BGR"``.
+        high_bit_depth: how values of more than 8 bits become ``[0, 255]``: ``"full_range"`` maps the whole range of an
+            integer type (16 bits: divided by 257) and takes floats as ``[0, 1]``; ``"minmax"`` maps the lowest and
+            highest value of the image; ``"percentile"`` its 0.1 % and 99.9 % quantiles, clipping the rest.
+
+    Returns:
+        ``(H, W, 3)`` float32 array, C-contiguous, values in ``[0, 255]``.
+
+    Raises:
+        DatasetError: the file is missing, truncated, of another kind, too large, or holds NaN or infinity.
+        ConfigError: ``format`` or ``high_bit_depth`` is not one of the above.
+    """
+    if format not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT is {format!r}; use 'RGB' or 'BGR'")
+    if high_bit_depth not in HIGH_BIT_DEPTH_MODES:
+        raise ConfigError(f"INPUT.HIGH_BIT_DEPTH is {high_bit_depth!r}; use one of {', '.join(HIGH_BIT_DEPTH_MODES)}")
+    path = Path(path)
+    image = _decode(_read_bytes(path), path)
+    if image.dtype != np.uint8:
+        image = _to_byte_range(image, high_bit_depth, path)
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    elif format == "RGB":
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    elif image.shape[2] == 4:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
+    return image.astype(np.float32, copy=False)
+
+
+def read_sky_mask(path: str | PathLike) -> np.ndarray:
+    """Read a sky mask: binary (0 and 255) or labels (0, 1 and 255; as palette indices or as gray values).
+
+    A gray mask that holds only 0 and 255 is binary; a palette or any 1 makes it labels.
+
+    Returns:
+        ``(H, W)`` uint8 array: 1 sky, 0 other, 255 ignore.
+
+    Raises:
+        DatasetError: the file cannot be read or holds other values.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    is_palette = data.startswith(_PNG_SIGNATURE) and data[25:26] == _PNG_PALETTE
+    mask = _decode_with_pillow(data, path) if is_palette else _decode(data, path)
+    if mask.ndim == 3:
+        mask = np.ascontiguousarray(mask[:, :, 0])
+    if mask.dtype != np.uint8:
+        raise DatasetError(path, "pixels", f"a sky mask of type {mask.dtype}", "store it as an 8-bit PNG")
+    counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
+    others = set(np.flatnonzero(counts).tolist()) - {OTHER, SKY, IGNORE}
+    if others:
+        raise DatasetError(
+            path, "pixels", f"a sky mask with the values {sorted(others)[:5]}", "use 0 and 255, or 0 other and 1 sky"
+        )
+    if not is_palette and counts[SKY] == 0:
+        return cv2.threshold(mask, 0, SKY, cv2.THRESH_BINARY)[1]
+    return mask
+
+
+def read_image_size(path: str | PathLike) -> tuple[int, int]:
+    """Return ``(height, width)`` of an image file in pixels, as :func:`read_image` would give it.
+
+    Reads the header alone where that is enough.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        head = file.read(26)
+        if head.startswith(_PNG_SIGNATURE):
+            return _png_size(head, path)
+        return _decode(head + file.read(), path).shape[:2]
+
+
+def _open(path: Path):
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DatasetError(
+            path, "file", f"cannot be opened ({error.strerror})", "check the name and the rights"
+        ) from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    with _open(path) as file:
+        return file.read()
+
+
+def _decode(data: bytes, path: Path) -> np.ndarray:
+    """Decode to ``(H, W)`` gray or ``(H, W, 3 | 4)`` BGR or BGRA of the file's own number type."""
+    if data.startswith(_PNG_SIGNATURE):
+        _png_size(data, path)
+        if data.rfind(_PNG_END) < 0:
+            raise DatasetError(path, "pixels", "a truncated PNG", _REWRITE)
+        return _decode_with_opencv(data, path)
+    if data.startswith(_TIFF_SIGNATURES):
+        _check_tiff(data, path)
+        return _decode_with_opencv(data, path)
+    image = _decode_with_pillow(data, path)
+    return image[:, :, ::-1] if image.ndim == 3 else image
+
+
+def _decode_with_opencv(data: bytes, path: Path) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise DatasetError(path, "pixels", "a truncated or damaged image", _REWRITE)
+    return image
+
+
+def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
+    """Decode an 8-bit file to gray or palette indices ``(H, W)``, or to RGB ``(H, W, 3)``."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "JPEG")) as image:
+            _check_pixel_count(image.height, image.width, path)
+            if image.format == "JPEG":
+                image = ImageOps.exif_transpose(image)
+            palette_is_labels = image.mode == "P" and image.format == "PNG"
+            return np.array(image if image.mode == "L" or palette_is_labels else image.convert(_plain_mode(image)))
+    except DatasetError:
+        raise
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise DatasetError(path, "pixels", f"not a readable PNG, TIFF, BMP or JPEG ({error})", _REWRITE) from None
+
+
+def _plain_mode(image: Image.Image) -> str:
+    return "L" if image.mode == "1" else "RGB"
+
+
+def _png_size(head: bytes, path: Path) -> tuple[int, int]:
+    if len(head) < 26:
+        raise DatasetError(path, "header", "a truncated PNG", _REWRITE)
+    width, height = struct.unpack(">II", head[16:24])
+    _check_pixel_count(height, width, path)
+    return height, width
+
+
+def _check_tiff(data: bytes, path: Path) -> None:
+    """Refuse what OpenCV would misread or allocate without bound; reads the first directory alone."""
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        stream = io.BytesIO(data)
+        stream.seek(directory.next)
+        directory.load(stream)
+        width, height, colours = directory[256], directory[257], directory.get(262)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
+        raise DatasetError(path, "header", "a damaged TIFF directory", _REWRITE) from None
+    _check_pixel_count(int(height), int(width), path)
+    if colours == _TIFF_CMYK:
+        raise DatasetError(path, "header", "a CMYK image", "convert it to gray or RGB")
+
+
+def _check_pixel_count(height: int, width: int, path: Path) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise DatasetError(
+            path, "header", f"{width}x{height} pixels, beyond 1 to {MAX_PIXELS}", "cut the image into tiles"
+        )
+
+
+def _to_byte_range(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
+    """Map an image of more than 8 bits to float32 in ``[0, 255]``; alpha, if any, is dropped first."""
+    image = image[:, :, :3] if image.ndim == 3 else image
+    is_float = image.dtype.kind == "f"
+    if is_float and not np.isfinite(image).all():
+        raise DatasetError(path, "pixels", "NaN or infinite values", "replace them before saving the image")
+    if mode == "full_range" and is_float:
+        low, high = 0.0, 1.0
+        if image.min() < low or image.max() > high:
+            raise DatasetError(
+                path,
+                "pixels",
+                f"floats from {image.min():g} to {image.max():g}, expected 0 to 1",
+                "set INPUT.HIGH_BIT_DEPTH to minmax or percentile, or rescale the file",
+            )
+    elif mode == "full_range":
+        low, high = float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max)
+    elif mode == "minmax":
+        low, high = float(image.min()), float(image.max())
+    else:
+        low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+    scale = 255.0 / (high - low) if high > low else 0.0
+    # Double precision for 32-bit integers only: single precision holds every 16-bit value exactly.
+    wide = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
+    return np.clip((wide - low) * scale, 0.0, 255.0).astype(np.float32)
