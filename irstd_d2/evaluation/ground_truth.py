@@ -1,0 +1,93 @@
+"""The ground truth of a registered data set as tables, and the groups that metrics are broken down by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .matching import TargetTable, target_table
+
+UNKNOWN = "unknown"
+
+# Longest edge in pixels of the original image; the classes follow the resolutions that WideIRSTD-Full mixes.
+RESOLUTION_EDGES = (256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Targets of a data set in columns, with what is known of each image.
+
+    Attributes:
+        image_ids: per image, in the data set's order.
+        targets: all targets; ``targets.image`` indexes ``image_ids``.
+        pixels: (I,) height times width of each original image.
+        metadata: per image the dict ``{"platform": ..., "band": ..., "width": ..., "height": ...}``.
+        class_names: names of the classes.
+    """
+
+    image_ids: tuple[Any, ...]
+    targets: TargetTable
+    pixels: np.ndarray
+    metadata: tuple[dict[str, Any], ...]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def from_dicts(cls, dicts: Sequence[dict[str, Any]], class_names: Sequence[str] = ("target",)) -> GroundTruth:
+        """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed."""
+        boxes, classes, ignored = [], [], []
+        for record in dicts:
+            annotations = record.get("annotations", [])
+            boxes.append([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations])
+            classes.append([a["category_id"] for a in annotations])
+            ignored.append([bool(a.get("iscrowd", 0)) for a in annotations])
+        return cls(
+            image_ids=tuple(record["image_id"] for record in dicts),
+            targets=target_table(boxes, classes, ignored),
+            pixels=np.array([record["height"] * record["width"] for record in dicts], dtype=np.int64),
+            metadata=tuple(
+                {"width": record["width"], "height": record["height"], **(record.get("metadata") or {})}
+                for record in dicts
+            ),
+            class_names=tuple(class_names),
+        )
+
+    @classmethod
+    def from_dataset(cls, name: str) -> GroundTruth:
+        """Build from the name of a registered data set."""
+        return cls.from_dicts(DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes)
+
+    def image_groups(self, key: str) -> dict[str, np.ndarray]:
+        """Sort the images into groups.
+
+        Args:
+            key: ``platform``, ``band``, ``resolution``, or any other key of the metadata.
+
+        Returns:
+            group name -> (I,) bool, in alphabetical order (resolutions in ascending order).
+        """
+        label = _resolution_class if key == "resolution" else _metadata_value(key)
+        labels = np.array([label(m) for m in self.metadata], dtype=object)
+        names = sorted(set(labels.tolist()))
+        if key == "resolution":
+            names = [name for name in _RESOLUTION_NAMES if name in names]
+        return {name: labels == name for name in names}
+
+
+def _metadata_value(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda metadata: UNKNOWN if metadata.get(key) is None else str(metadata[key])
+
+
+_RESOLUTION_NAMES = (
+    *(f"<={edge}" for edge in RESOLUTION_EDGES),
+    f">{RESOLUTION_EDGES[-1]}",
+)
+
+
+def _resolution_class(metadata: dict[str, Any]) -> str:
+    longest = max(metadata["width"], metadata["height"])
+    return _RESOLUTION_NAMES[int(np.searchsorted(RESOLUTION_EDGES, longest))]

@@ -1,0 +1,196 @@
+"""Evaluators over whole data sets: VOC protocols, Pd/Fa, groups, saved predictions, several processes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+
+from irstd_d2.errors import DatasetError
+from irstd_d2.evaluation.average_precision import PAPER
+from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.table_evaluation import (
+    DetectionProbabilityEvaluator,
+    TableEvaluator,
+    VOCDetectionEvaluator,
+    add_predictions_file,
+)
+
+
+def record(image_id, boxes, *, width=100, height=50, difficult=(), **metadata):
+    return {
+        "image_id": image_id,
+        "width": width,
+        "height": height,
+        "metadata": metadata,
+        "annotations": [
+            {"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": int(i in difficult)}
+            for i, b in enumerate(boxes)
+        ],
+    }
+
+
+@pytest.fixture
+def truth():
+    return GroundTruth.from_dicts(
+        [
+            record("a", [[10, 10, 13, 13], [20, 20, 23, 23]], platform="Air", band="LWIR"),
+            record("b", [[5, 5, 8, 8]], platform="Space", band="NIR", width=1024, height=740),
+            record("c", [], platform=None),
+        ]
+    )
+
+
+def detections(boxes, scores):
+    instances = Instances((50, 100))
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor(scores, dtype=torch.float32)
+    instances.pred_classes = torch.zeros(len(scores), dtype=torch.long)
+    return {"instances": instances}
+
+
+def run(evaluator):
+    evaluator.process([{"image_id": "a"}], [detections([[10, 10, 13, 13], [21, 20, 24, 23]], [0.9, 0.8])])
+    evaluator.process([{"image_id": "b"}, {"image_id": "c"}], [detections([], []), detections([[0, 0, 4, 4]], [0.7])])
+    return evaluator.evaluate()
+
+
+def test_voc_exact_and_paper_protocols_differ_by_the_widths(truth):
+    exact = run(VOCDetectionEvaluator(truth, iou_thresholds=(0.5, 0.55)))["voc_exact"]
+    paper = run(VOCDetectionEvaluator(truth, iou_thresholds=(0.5, 0.55), protocol=PAPER))["voc_paper"]
+    assert exact["AP50_area"] == pytest.approx(200 / 3)
+    assert exact["AP50_11point"] == pytest.approx(100 * 7 / 11)
+    assert exact["recall50"] == pytest.approx(200 / 3)
+    assert exact["precision50"] == pytest.approx(200 / 3)
+    assert exact["AP55_area"] == pytest.approx(100 / 3)  # a shift by one pixel has IoU 0.5
+    assert paper["AP55_area"] == pytest.approx(200 / 3)  # and 0.6 with the old widths
+
+
+def test_groups_by_platform_and_resolution(truth):
+    results = run(VOCDetectionEvaluator(truth, group_by=("platform", "resolution")))["voc_exact"]
+    assert results["platform/Air/AP50_area"] == pytest.approx(100)
+    assert results["platform/Space/AP50_area"] == 0
+    assert np.isnan(results["platform/unknown/AP50_area"])
+    assert results["resolution/<=256/recall50"] == pytest.approx(100)
+    assert results["resolution/<=1024/recall50"] == 0
+    assert list(truth.image_groups("resolution")) == ["<=256", "<=1024"]
+
+
+def test_pd_fa_counts_pixels_of_false_detections(truth):
+    results = run(DetectionProbabilityEvaluator(truth))["pd_fa"]
+    assert results["Pd"] == pytest.approx(200 / 3)
+    assert results["Fa"] == pytest.approx(16 / (5000 + 1024 * 740 + 5000) * 1e6)
+    assert results["FAPI@50"] == 0
+    assert np.isinf(results["FAPI@80"])
+    assert results["F1"] == pytest.approx(80)
+    assert results["F1_score"] == pytest.approx(0.8)
+
+
+def test_difficult_targets_count_neither_way():
+    truth = GroundTruth.from_dicts([record("a", [[0, 0, 4, 4], [10, 10, 14, 14]], difficult={1})])
+    evaluator = VOCDetectionEvaluator(truth)
+    evaluator.process([{"image_id": "a"}], [detections([[10, 10, 14, 14], [0, 0, 4, 4]], [0.9, 0.5])])
+    results = evaluator.evaluate()["voc_exact"]
+    assert results["AP50_area"] == results["precision50"] == 100
+
+
+def test_classes_are_averaged_over_those_with_targets():
+    rows = record("a", [[0, 0, 4, 4], [10, 10, 14, 14]])
+    rows["annotations"][1]["category_id"] = 1
+    truth = GroundTruth.from_dicts([rows], ("plane", "ship", "car"))
+    evaluator = VOCDetectionEvaluator(truth)
+    evaluator.add("a", np.array([[0, 0, 4, 4.0]]), np.array([0.5]), np.array([0]))
+    results = evaluator.evaluate()["voc_exact"]
+    assert results["AP50_area"] == 50
+    assert results["AP50_area-plane"] == 100
+    assert results["AP50_area-ship"] == 0
+    assert "AP50_area-car" not in results
+
+
+def test_images_without_predictions_are_counted_and_named(truth, caplog):
+    evaluator = VOCDetectionEvaluator(truth)
+    with caplog.at_level("WARNING"):
+        assert evaluator.evaluate()["voc_exact"]["recall50"] == 0
+    assert "3 of 3 images have no predictions" in caplog.text
+
+
+def test_an_empty_data_set_has_no_numbers():
+    evaluator = VOCDetectionEvaluator(GroundTruth.from_dicts([]))
+    assert all(np.isnan(v) for v in evaluator.evaluate()["voc_exact"].values())
+
+
+def test_unknown_images_and_bad_scores_are_refused(truth):
+    evaluator = VOCDetectionEvaluator(truth)
+    with pytest.raises(ValueError, match="'z' is not in the evaluated data set"):
+        evaluator.add("z", np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    with pytest.raises(ValueError, match="image 'a' has detections .* not finite"):  # noqa: RUF043
+        evaluator.process([{"image_id": "a"}], [detections([[0, 0, 1, 1]], [float("nan")])])
+
+
+def test_the_base_class_says_what_to_implement(truth):
+    with pytest.raises(NotImplementedError, match="TableEvaluator must implement compute"):
+        TableEvaluator(truth).evaluate()
+
+
+def test_a_saved_predictions_file_gives_the_same_numbers(truth, tmp_path):
+    evaluator = VOCDetectionEvaluator(truth)
+    expected = run(evaluator)
+    rows = [
+        {"image_id": "a", "category_id": 1, "bbox": [10, 10, 3, 3], "score": 0.9},
+        {"image_id": "a", "category_id": 1, "bbox": [21, 20, 3, 3], "score": 0.8},
+        {"image_id": "c", "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.7},
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows))
+    again = VOCDetectionEvaluator(truth)
+    add_predictions_file(again, path, {1: 0})
+    assert again.evaluate() == expected
+
+
+@pytest.mark.parametrize("text", ["{", '[{"image_id": "a"}]', "[1]", '[{"image_id": "a", "bbox": [1], "score": 1}]'])
+def test_a_broken_predictions_file_is_named(truth, tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"results\.json: predictions: cannot be read"):
+        add_predictions_file(VOCDetectionEvaluator(truth), path)
+
+
+def _evaluate_on_rank(rank, world_size, port, truth, path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    comm.create_local_process_group(world_size)
+    evaluator = VOCDetectionEvaluator(truth, group_by=("platform",))
+    fill(evaluator, truth, range(rank, len(truth.image_ids), world_size))
+    results = evaluator.evaluate()
+    if rank == 0:
+        path.write_text(json.dumps(results))
+    else:
+        assert results is None
+    torch.distributed.destroy_process_group()
+
+
+def fill(evaluator, truth, images):
+    for i in images:
+        rng = np.random.default_rng(i)
+        corner = rng.integers(0, 20, (30, 2))
+        evaluator.add(
+            truth.image_ids[i], np.concatenate([corner, corner + 4], 1), rng.integers(1, 9, 30) / 9, np.zeros(30, int)
+        )
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(21):
+        corner = rng.integers(0, 20, (5, 2))
+        rows.append(record(f"i{i}", np.concatenate([corner, corner + 4], 1).tolist(), platform="AL"[i % 2]))
+    truth = GroundTruth.from_dicts(rows)
+    single = VOCDetectionEvaluator(truth, group_by=("platform",))
+    fill(single, truth, range(21))
+    path = tmp_path / "results.json"
+    torch.multiprocessing.spawn(_evaluate_on_rank, (2, 29641, truth, path), nprocs=2)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(single.evaluate()))
