@@ -1,0 +1,73 @@
+"""Fixtures that every test can use.
+
+The published reference numbers and the real data are not part of a clone. They are looked for in the folder that the
+environment variable ``IRSTD_SHARED`` names, else in ``../shared`` beside the checkout; tests that need them are skipped,
+with what is missing, where they are absent.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(int(os.environ.get("IRSTD_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+def _shared(name: str) -> Path:
+    folder = Path(os.environ.get("IRSTD_SHARED", ROOT.parent / "shared")) / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent: set IRSTD_SHARED to the folder that holds {name}/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def oracle_dir() -> Path:
+    """Arrays computed with the published implementations."""
+    return _shared("oracle")
+
+
+@pytest.fixture(scope="session")
+def papers_dir() -> Path:
+    return _shared("papers")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    return _shared("data").parent
+
+
+@pytest.fixture(scope="session")
+def omni_mini() -> Path:
+    """Real images in WideIRSTD's layout."""
+    return _shared("data/OmniIR-mini")
+
+
+@pytest.fixture(scope="session")
+def real_densesirst() -> Path:
+    """The folder that holds the real DenseSIRST set as ``SIRSTdevkit/``, unpacked once."""
+    cache = Path(os.environ.get("IRSTD_CACHE", ROOT / ".scratch" / "data"))
+    done = cache / "SIRSTdevkit" / "unpacked"
+    if not done.exists():
+        unpack = _shared("data/densesirst") / "unpack.py"
+        subprocess.run([sys.executable, str(unpack), str(cache)], check=True)
+        done.touch()
+    return cache
