@@ -1,8 +1,8 @@
 """Fixtures that every test can use.
 
 The published reference numbers and the real data are not part of a clone. They are looked for in the folder that the
-environment variable ``IRSTD_SHARED`` names, else in ``../shared`` beside the checkout; tests that need them are skipped,
-with what is missing, where they are absent.
+environment variable ``IRSTD_SHARED`` names, else in ``../shared`` beside the checkout; tests that need them skip,
+naming what is missing, where they are absent.
 """
 
 from __future__ import annotations
