@@ -1,0 +1,5 @@
+"""Reports of finished runs."""
+
+from .report import write_report
+
+__all__ = ["write_report"]
