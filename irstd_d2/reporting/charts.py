@@ -85,4 +85,5 @@ def group_chart(groups: Mapping[str, Mapping[str, float]], title: str, y: str) -
         labels = ["–" if np.isnan(v) else f"{v:.1f}" for v in values]
         axes.bar_label(bars, labels, fontsize=7)
     axes.set_xticks(np.arange(len(names)), names, fontsize=8)
+    axes.margins(y=0.25 if len(runs) > 1 else 0.05)  # the legend lies above the bars
     return _svg(figure, legend=len(runs) > 1)

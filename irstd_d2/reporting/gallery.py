@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,7 +29,7 @@ class Case:
 
     Attributes:
         kind: ``miss`` or ``false alarm``.
-        file_name: of the image.
+        file_name: of the image, without its folder.
         text: what is seen, for the caption.
         picture: PNG as a data URI.
     """
@@ -106,7 +107,7 @@ def _case(
         if detections.scores[index] >= 0.05:
             colour = FALSE_COLOUR if matched[index] == NO_TARGET else TRUE_COLOUR
             _brackets(canvas, detections.boxes[index], corner, colour, gap=6)
-    return Case(kind, file_name, text, _data_uri(canvas))
+    return Case(kind, Path(file_name).name, text, _data_uri(canvas))
 
 
 def _brackets(canvas: np.ndarray, box: np.ndarray, corner: np.ndarray, colour: tuple[int, int, int], gap: int) -> None:
