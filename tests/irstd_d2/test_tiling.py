@@ -1,0 +1,150 @@
+"""Tiled inference against the whole image, with a detector whose answer is known at every pixel."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irstd_d2.errors import ConfigError
+from irstd_d2.inference import TiledPredictor, tile_grid
+from irstd_d2.inference.tiling import crop_to_tensor
+
+
+class BrightSpots:
+    """Report every 3x3 spot around a pixel above 100 whose neighbours are darker: context of one pixel."""
+
+    def __init__(self, jitter=0.0):
+        self.batches, self.metadata, self.jitter, self.calls = [], [], jitter, 0
+
+    def __call__(self, samples):
+        self.batches.append(len(samples))
+        outputs = []
+        for sample in samples:
+            self.metadata.append(sample["metadata"])
+            self.calls += 1
+            image = sample["image"][:1]
+            peak = torch.nn.functional.max_pool2d(image, 3, 1, 1)
+            y, x = torch.nonzero((image[0] == peak[0]) & (image[0] > 100), as_tuple=True)
+            shift = self.jitter * (-1) ** self.calls
+            boxes = torch.stack([x - 1.0 + shift, y - 1.0, x + 2.0 + shift, y + 2.0], 1)
+            instances = Instances(tuple(image.shape[-2:]))
+            instances.pred_boxes, instances.scores = Boxes(boxes), image[0][y, x] / 255
+            instances.pred_classes = torch.zeros(len(y), dtype=torch.long)
+            outputs.append({"instances": instances})
+        return outputs
+
+
+def image_with_spots(height, width, points, dtype=np.uint8):
+    image = np.full((height, width), 20, dtype)
+    rng = np.random.default_rng(0)
+    for y, x in points:
+        image[y, x] = rng.integers(150, 255)
+    return image * (257 if dtype == np.uint16 else 1)
+
+
+def as_rows(instances):
+    rows = torch.cat([instances.pred_boxes.tensor, instances.scores[:, None]], 1).numpy()
+    return rows[np.lexsort(rows.T)]
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(2, 90), st.data())
+@settings(max_examples=150, deadline=None)
+def test_grid_covers_the_image_and_cores_divide_it(height, width, tile, data):
+    overlap = data.draw(st.integers(0, tile - 1))
+    if (height / (tile - overlap)) * (width / (tile - overlap)) > 4000:
+        overlap = tile // 2
+    tiles = tile_grid(height, width, tile, overlap)
+    area = 0
+    for t in tiles:
+        x1, y1, x2, y2 = t.window
+        assert 0 <= x1 < x2 <= width
+        assert 0 <= y1 < y2 <= height
+        assert x2 - x1 == min(tile, width)
+        assert y2 - y1 == min(tile, height)
+        cx1, cy1, cx2, cy2 = t.core
+        assert x1 <= cx1 <= cx2 <= x2
+        assert y1 <= cy1 <= cy2 <= y2
+        area += (cx2 - cx1) * (cy2 - cy1)
+    assert area == pytest.approx(height * width)
+    xs = sorted({t.window[0] for t in tiles})
+    assert all(a + tile - b >= overlap for a, b in pairwise(xs))
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_targets_on_every_seam_are_found_once(dtype, jitter):
+    height, width, tile, overlap = 220, 300, 96, 16
+    tiles = tile_grid(height, width, tile, overlap)
+    xs = sorted({round(t.core[0]) for t in tiles} | {t.window[0] for t in tiles} | {t.window[2] for t in tiles})
+    ys = sorted({round(t.core[1]) for t in tiles} | {t.window[1] for t in tiles} | {t.window[3] for t in tiles})
+    grid = {(min(max(y + dy, 4), height - 5), min(max(x + dx, 4), width - 5))
+            for y in ys for x in xs for dy in (-1, 0) for dx in (-1, 0)}  # fmt: skip
+    points = []
+    for y, x in sorted(grid):  # spots must not touch
+        if all(abs(y - b) > 3 or abs(x - a) > 3 for b, a in points):
+            points.append((y, x))
+    image = image_with_spots(height, width, points, dtype)
+    found = TiledPredictor(BrightSpots(jitter), tile=tile, overlap=overlap, batch_size=3)(image)
+    assert len(found) == len(points)
+    expected = np.array([(x + 0.5, y + 0.5) for y, x in points])
+    distance = np.abs(found.pred_boxes.get_centers().numpy()[:, None] - expected[None]).max(-1)
+    assert (distance.min(0) <= jitter + 1e-4).all()
+    assert (distance.min(1) <= jitter + 1e-4).all()
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_tiled_equals_whole_where_the_context_fits_the_overlap(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (130, 170), np.uint8)
+    image[rng.random(image.shape) < 0.9] //= 4
+    model = BrightSpots()
+    whole = TiledPredictor(model, tile=1000, overlap=0, nms_threshold=1.0)(image)
+    assert model.batches == [1]
+    # An overlap of 16 leaves each core 8 pixels of context, more than the detector's one; doubles have IoU 1.
+    tiled = TiledPredictor(model, tile=48, overlap=16, nms_threshold=0.99)(image)
+    np.testing.assert_array_equal(as_rows(tiled), as_rows(whole))
+
+
+def test_tiles_carry_the_original_metadata_and_bound_the_batch():
+    model = BrightSpots()
+    TiledPredictor(model, tile=64, overlap=8, batch_size=4)(np.zeros((200, 150), np.uint8), {"platform": "Air"})
+    assert max(model.batches) == 4
+    assert all(m == {"platform": "Air", "width": 150, "height": 200} for m in model.metadata)
+
+
+def test_best_detections_come_first_and_can_be_limited():
+    image = np.zeros((100, 100), np.uint8)
+    image[10, 10], image[50, 50], image[90, 90] = 150, 250, 200
+    predictor = TiledPredictor(BrightSpots(), tile=64, overlap=8, max_detections=2)
+    found = predictor(image, progress=iter)
+    assert found.scores.tolist() == pytest.approx([250 / 255, 200 / 255])
+    assert found.image_size == (100, 100)
+
+
+@pytest.mark.parametrize(
+    ("crop", "expected"),
+    [
+        (np.full((2, 3), 7, np.uint8), 7.0),
+        (np.full((2, 3), 65535, np.uint16), 255.0),
+        (np.full((2, 3, 3), 1.5, np.float64), 1.5),
+    ],
+)
+def test_crops_become_three_channels_in_byte_range(crop, expected):
+    tensor = crop_to_tensor(crop)
+    assert tensor.shape == (3, 2, 3)
+    assert tensor.dtype == torch.float32
+    assert (tensor == expected).all()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ConfigError, match="overlap is 64 and the tile 64"):
+        TiledPredictor(BrightSpots(), tile=64, overlap=64)
+    with pytest.raises(ValueError, match="type int64"):
+        crop_to_tensor(np.zeros((2, 2), np.int64))
+    with pytest.raises(ValueError, match="4 channels"):
+        crop_to_tensor(np.zeros((2, 2, 4), np.uint8))
