@@ -18,10 +18,12 @@ def add_irstd_config(cfg: CfgNode) -> None:
     """Add the keys that both systems share to ``cfg``, in place."""
     _add_model_keys(cfg)
     add_data_config(cfg)
+    _add_training_keys(cfg)
+    _add_evaluation_keys(cfg)
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    # Batch norm of the backbone keeps its running statistics in training (as with pretrained weights and small batches).
+    # Batch norm of the backbone keeps its running statistics in training, as with pretrained weights.
     cfg.MODEL.RESNETS.NORM_EVAL = False
     # Whether the scale and shift of the backbone's norms are trained.
     cfg.MODEL.RESNETS.NORM_TRAINABLE = True
@@ -30,6 +32,38 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_BLOCK = "none"
     # Pyramid levels that leave the neck, e.g. ["p2", "p3"]; empty means all. The others are not computed.
     cfg.MODEL.FPN.OUT_FEATURES = []
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
+    # "SGD", "ADAMW", or "DADAPT_ADAM" (learning-rate free; BASE_LR 1.0).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    # Length and steps in epochs; 0 and () leave MAX_ITER and STEPS as they are.
+    cfg.SOLVER.MAX_EPOCHS = 0
+    cfg.SOLVER.STEP_EPOCHS = ()
+    # How often each image is seen in one epoch (BAFE-Net: 3).
+    cfg.SOLVER.REPEAT_DATASET = 1
+    # Checkpoints kept beside the best and the final one; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # Autocast type when SOLVER.AMP.ENABLED: "bfloat16" or "float16".
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average kept per step.
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # Training can be resumed exactly; images of one batch are not sorted by shape.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+
+
+def _add_evaluation_keys(cfg: CfgNode) -> None:
+    # Names in EVALUATOR_REGISTRY, in the order of the tables.
+    cfg.TEST.EVALUATORS = ("coco",)
+    # Metadata keys that metrics are broken down by: "platform", "band", "resolution".
+    cfg.TEST.GROUP_BY = ()
+    # Metric whose best checkpoint is kept as model_best.pth, e.g. "bbox/AP50"; empty keeps none.
+    cfg.TEST.BEST_METRIC = ""
+    # Detections above this score enter Pd, Fa and precision.
+    cfg.TEST.SCORE_THRESHOLD = 0.5
 
 
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:

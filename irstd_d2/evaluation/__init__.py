@@ -1,0 +1,15 @@
+"""Evaluation: COCO, Pascal VOC in the exact and the papers' protocol, Pd and Fa."""
+
+from .build import EVALUATOR_REGISTRY, build_evaluator
+from .coco_evaluation import IRSTDCOCOEvaluator
+from .ground_truth import GroundTruth
+from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
+
+__all__ = [
+    "EVALUATOR_REGISTRY",
+    "DetectionProbabilityEvaluator",
+    "GroundTruth",
+    "IRSTDCOCOEvaluator",
+    "VOCDetectionEvaluator",
+    "build_evaluator",
+]

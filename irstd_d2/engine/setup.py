@@ -1,0 +1,32 @@
+"""From the command line to a frozen configuration."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import get_config
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Merge file and command line into a configuration, choose the device and start the logs.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``.
+    """
+    cfg = get_config(args.config_file or None, args.opts)
+    no_cuda = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
+    if no_cuda:
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="irstd_d2")
+    if no_cuda:
+        logging.getLogger(__name__).info("no CUDA device here: training on the CPU (MODEL.DEVICE cpu)")
+    return cfg

@@ -1,0 +1,76 @@
+"""One training step: autocast, scaling, and a stop with names when the loss is not finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import nn
+from torch.optim import Optimizer
+
+from .sampling import seed_everything
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became NaN or infinite; the message names the losses and the images of the batch."""
+
+
+class TrainStep(SimpleTrainer):
+    """detectron2's ``SimpleTrainer`` with mixed precision and reproducible randomness.
+
+    Args:
+        model: gives a dict of losses for a list of samples.
+        data_loader: iterable of such lists.
+        optimizer: of the model's parameters.
+        seed: every step seeds this process from it and the iteration; negative leaves the generators alone.
+        amp_dtype: ``torch.bfloat16`` or ``torch.float16`` for autocast, ``None`` for none.
+        device: of the model, for autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]],
+        optimizer: Optimizer,
+        *,
+        seed: int = -1,
+        amp_dtype: torch.dtype | None = None,
+        device: str = "cpu",
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.seed, self.amp_dtype, self.device_type = seed, amp_dtype, torch.device(device).type
+        # bfloat16 has float32's range, so only float16 needs its gradients scaled.
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        if self.seed >= 0:
+            seed_everything(self.seed, self.iter, 1)
+        with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses = self.model(batch)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.after_backward()
+        try:
+            self._write_metrics({name: loss.float() for name, loss in losses.items()}, data_time)
+        except FloatingPointError as error:
+            names = [str(sample.get("file_name", "?")) for sample in batch]
+            raise NonFiniteLossError(f"{error}\nimages of the batch on this process: {names}") from error
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.scaler.load_state_dict(state["scaler"])

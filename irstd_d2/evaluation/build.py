@@ -1,0 +1,56 @@
+"""Evaluators by name, so that a configuration lists the protocols it wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from fvcore.common.registry import Registry
+
+from .average_precision import EXACT, PAPER
+from .coco_evaluation import IRSTDCOCOEvaluator
+from .ground_truth import GroundTruth
+from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY.__doc__ = """
+Builders of evaluators, chosen by ``cfg.TEST.EVALUATORS``.
+A registered function is called as ``build(cfg, dataset_name, output_folder)``.
+"""
+
+
+@EVALUATOR_REGISTRY.register()
+def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return IRSTDCOCOEvaluator(dataset_name, output_dir=output_folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+@EVALUATOR_REGISTRY.register()
+def voc(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+    return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=EXACT, group_by=cfg.TEST.GROUP_BY)
+
+
+@EVALUATOR_REGISTRY.register()
+def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+    return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=PAPER, group_by=cfg.TEST.GROUP_BY)
+
+
+@EVALUATOR_REGISTRY.register()
+def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+    return DetectionProbabilityEvaluator(
+        GroundTruth.from_dataset(dataset_name),
+        score_threshold=cfg.TEST.SCORE_THRESHOLD,
+        group_by=cfg.TEST.GROUP_BY,
+    )
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
+    """Build the evaluators of ``cfg.TEST.EVALUATORS`` for one data set.
+
+    Args:
+        cfg: configuration.
+        dataset_name: registered name.
+        output_folder: for saved detections; by default ``OUTPUT_DIR/inference/DATASET``.
+    """
+    folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
+    return DatasetEvaluators([EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, folder) for name in cfg.TEST.EVALUATORS])

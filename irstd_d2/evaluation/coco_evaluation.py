@@ -1,0 +1,180 @@
+"""COCO metrics with the area ranges and thresholds that tiny targets need, without files on disk that can go stale."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+# Square pixels of the original image; upper bounds are part of the range, as in COCO.
+AREA_RANGES = {
+    "all": (0, 1e10),
+    "<9": (0, 9),
+    "9-25": (9, 25),
+    "25-81": (25, 81),
+    "81-1024": (81, 1024),
+}
+IOU_THRESHOLDS = np.array([0.25, *np.linspace(0.5, 0.95, 10)])
+
+
+def _coco_api(use_faster: bool | None) -> tuple[Any, Any]:
+    """The COCO and COCOeval classes: faster-coco-eval's where it is installed, else pycocotools'."""
+    if use_faster is not False:
+        try:
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        except ImportError:
+            if use_faster:
+                raise
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return COCO, COCOeval
+
+
+def coco_ground_truth(dicts: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return a COCO data set of detectron2 dicts; image ids are positions in ``dicts``, from 1."""
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(dicts, 1):
+        for annotation in record.get("annotations", []):
+            x, y, w, h = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": annotation["category_id"],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                }
+            )
+    return {
+        "info": {},
+        "images": [
+            {"id": i, "file_name": str(r["file_name"]), "height": r["height"], "width": r["width"]}
+            for i, r in enumerate(dicts, 1)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(class_names)],
+    }
+
+
+def coco_metrics(
+    ground_truth: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    *,
+    max_detections: int = 100,
+    use_faster: bool | None = None,
+) -> dict[str, float]:
+    """Compute box metrics in percent.
+
+    Args:
+        ground_truth: from ``coco_ground_truth``.
+        detections: COCO results with the same image ids.
+        max_detections: per image, best first.
+        use_faster: faster-coco-eval (True), pycocotools (False), or the first where installed.
+
+    Returns:
+        ``AP`` (IoU 0.5 to 0.95), ``AP25``, ``AP50``, ``AP75``, ``AR`` (0.5 to 0.95), ``recall50``, and ``AP50-AREA``
+        and ``recall50-AREA`` of each range of ``AREA_RANGES``; NaN where there is no target.
+    """
+    coco_class, eval_class = _coco_api(use_faster)
+    truth = coco_class()
+    truth.dataset = ground_truth
+    truth.createIndex()
+    if detections:
+        results = truth.loadRes([dict(d) for d in detections])
+    else:  # loadRes refuses an empty list
+        results = coco_class()
+        results.dataset = {**ground_truth, "annotations": []}
+        results.createIndex()
+    evaluation = eval_class(truth, results, "bbox")
+    params = evaluation.params
+    params.iouThrs = IOU_THRESHOLDS
+    params.maxDets = [1, 10, max_detections]
+    params.areaRng = [list(bounds) for bounds in AREA_RANGES.values()]
+    params.areaRngLbl = list(AREA_RANGES)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # precision is (thresholds, recalls, classes, areas, max detections), recall the same without recalls.
+    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]
+        return 100 * float(values.mean()) if values.size else float("nan")
+
+    at = {25: 0, 50: 1, 75: 6}
+    metrics = {"AP": mean(precision[1:, :, :, 0])}
+    metrics.update({f"AP{iou}": mean(precision[index, :, :, 0]) for iou, index in at.items()})
+    metrics["AR"] = mean(recall[1:, :, 0])
+    metrics["recall50"] = mean(recall[at[50], :, 0])
+    for index, name in enumerate(AREA_RANGES):
+        if index:
+            metrics[f"AP50-{name}"] = mean(precision[at[50], :, :, index])
+            metrics[f"recall50-{name}"] = mean(recall[at[50], :, index])
+    return metrics
+
+
+class IRSTDCOCOEvaluator(DatasetEvaluator):
+    """COCO box metrics of a registered data set; saves the detections as ``coco_instances_results.json``.
+
+    Args:
+        dataset_name: registered name.
+        output_dir: where the detections are saved; ``None`` saves nothing.
+        max_detections: per image.
+        distributed: gather from all processes; the main one reports.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str | None = None,
+        max_detections: int = 100,
+        distributed: bool = True,
+    ):
+        self._dicts = DatasetCatalog.get(dataset_name)
+        self._class_names = MetadataCatalog.get(dataset_name).thing_classes
+        self._number = {record["image_id"]: i for i, record in enumerate(self._dicts, 1)}
+        self._output_dir, self._max_detections, self._distributed = output_dir, max_detections, distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for sample, output in zip(inputs, outputs):
+            self._rows += instances_to_coco_json(output["instances"].to("cpu"), sample["image_id"])
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        rows = self._rows
+        if self._distributed and comm.get_world_size() > 1:
+            comm.synchronize()
+            parts = comm.gather(rows, dst=0)
+            if not comm.is_main_process():
+                return None
+            rows = [row for part in parts for row in part]
+        rows = sorted(rows, key=lambda row: self._number[row["image_id"]])
+        if self._output_dir:
+            path = Path(self._output_dir) / "coco_instances_results.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(json.dumps(rows), encoding="utf-8")
+            partial.replace(path)
+            logger.info("%d detections saved to %s", len(rows), path)
+        truth = coco_ground_truth(self._dicts, self._class_names)
+        numbered = [{**row, "image_id": self._number[row["image_id"]]} for row in rows]
+        return OrderedDict(bbox=coco_metrics(truth, numbered, max_detections=self._max_detections))

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Train or evaluate any configuration of the project.
+
+python tools/train_net.py --config-file configs/bafe/fcos_r18_fpn.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
+python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+import auxdet_d2  # noqa: F401  registers
+import bafe_d2  # noqa: F401  registers
+from irstd_d2.engine import IRSTDCheckpointer, IRSTDTrainer, setup
+
+
+def main(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
+    cfg = setup(args)
+    if args.eval_only:
+        model = IRSTDTrainer.build_model(cfg)
+        IRSTDCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = IRSTDTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = IRSTDTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main_under_torchrun(args: argparse.Namespace) -> None:
+    """Run in the process group that torchrun's environment describes."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(backend)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        main(args)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(__doc__).parse_args()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        main_under_torchrun(arguments)
+    else:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
