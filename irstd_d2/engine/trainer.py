@@ -35,6 +35,9 @@ from .train_step import NonFiniteLossError, TrainStep
 
 logger = logging.getLogger(__name__)
 
+# detectron2's RetinaNet and FCOS keep a running mean of positives in this plain attribute, outside their state dict.
+_RUNNING_NORMALIZER = "loss_normalizer"
+
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,6 +66,9 @@ class IRSTDTrainer(DefaultTrainer):
         if cfg.SEED >= 0:
             # The weights start alike on every process and in every run.
             seed_all_rng(cfg.SEED)
+            # TorchScript functions (focal loss) would be fused after their first calls and then round differently, so
+            # a resumed training, whose first calls come later, would drift from an uninterrupted one.
+            torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
@@ -99,6 +105,16 @@ class IRSTDTrainer(DefaultTrainer):
         sampler = self._trainer.data_loader.sampler
         if isinstance(sampler, ResumableTrainingSampler):
             sampler.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["loss_normalizer"] = getattr(self.checkpointer.model, _RUNNING_NORMALIZER, None)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if state["loss_normalizer"] is not None:
+            setattr(self.checkpointer.model, _RUNNING_NORMALIZER, state["loss_normalizer"])
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
