@@ -1,0 +1,300 @@
+"""Writes synthetic sets to disk, in WideIRSTD's and in DenseSIRST's layout.
+
+A set grows in place: image i depends on the configuration and on i only, so asking for more images adds to those that
+are there. Every file appears at once or not at all, and an image's XML comes last, so a run that was killed goes on
+where it stopped. The manifest ``synthetic.json`` in the layout's folder holds the configuration; a set is never mixed
+from two of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import lru_cache, partial
+from io import BytesIO
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import ConfigError, DatasetError
+from .config import SceneConfig, dense_config
+from .scene import Scene, SceneGenerator
+
+logger = logging.getLogger(__name__)
+
+GENERATOR_VERSION = 1
+MANIFEST = "synthetic.json"
+CLASS_NAME = "Target"
+# Scenes of a split start here, so that no image is in two of them.
+SPLIT_START = {"train": 0, "val": 1 << 24, "test": 1 << 25}
+
+_TARGET_PALETTE = (0, 0, 0, 255, 0, 0)
+_SKY_PALETTE = (0, 0, 0, 128, 0, 0)
+
+SceneWriter = Callable[[Path, str, Scene], None]
+
+
+def write_wideirstd(
+    root: str | PathLike,
+    config: SceneConfig | None = None,
+    train: int = 300,
+    val: int = 100,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write a set in WideIRSTD's layout, with sky masks beside it.
+
+    ``VOC2007/{PNGImages,Annotations,SkyMasks}`` and ``VOC2007/ImageSets/Main/{train,val}.txt``; the XML files hold
+    ``<view>``, ``<band_type>`` and ``<size>``, and 0-based half-open boxes.
+
+    Args:
+        root: folder to write into; it is made if need be.
+        config: of the scenes; ``None`` = ``SceneConfig()``.
+        train: number of training images.
+        val: number of validation images.
+        overwrite: replace a set that was written with another configuration.
+        workers: processes that write at the same time.
+        progress: show a progress bar.
+
+    Returns:
+        The folder ``root/VOC2007``.
+
+    Raises:
+        DatasetError: ``root`` holds a set of another configuration, or data that is not synthetic.
+    """
+    return _write_set(
+        root, "VOC2007", config or SceneConfig(), {"train": train, "val": val}, overwrite, workers, progress
+    )
+
+
+def write_densesirst(
+    root: str | PathLike,
+    config: SceneConfig | None = None,
+    train: int = 300,
+    val: int = 100,
+    test: int = 0,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write a set in DenseSIRST's layout.
+
+    ``SIRSTdevkit/{PNGImages,SIRST/{BBox,BinaryMask,PaletteMask,Point_label},SkySeg/{BinaryMask,PaletteMask},Splits}``
+    with the splits ``{train,val,trainval,test}_v2.txt``. The XML files also hold ``<view>`` and ``<band_type>``.
+
+    Args:
+        root: folder to write into; it is made if need be.
+        config: of the scenes; ``None`` = ``dense_config()``.
+        train: number of training images.
+        val: number of validation images.
+        test: number of test images.
+        overwrite: see :func:`write_wideirstd`.
+        workers: see :func:`write_wideirstd`.
+        progress: see :func:`write_wideirstd`.
+
+    Returns:
+        The folder ``root/SIRSTdevkit``.
+
+    Raises:
+        DatasetError: see :func:`write_wideirstd`.
+    """
+    counts = {"train": train, "val": val, "test": test}
+    return _write_set(root, "SIRSTdevkit", config or dense_config(), counts, overwrite, workers, progress)
+
+
+def _write_set(
+    root: str | PathLike,
+    layout: str,
+    config: SceneConfig,
+    counts: Mapping[str, int],
+    overwrite: bool,
+    workers: int,
+    progress: bool,
+) -> Path:
+    if min(counts.values()) < 0 or sum(counts.values()) == 0:
+        raise ConfigError(f"{dict(counts)}: numbers of images of 0 or more are needed, and one image at least")
+    folder = Path(root) / layout
+    _claim(folder, config, overwrite)
+    names = {split: [f"{split}_{i:06d}" for i in range(count)] for split, count in counts.items()}
+    missing = [
+        (SPLIT_START[split] + i, name)
+        for split in names
+        for i, name in enumerate(names[split])
+        if not (_annotation(folder, name).exists() and _image(folder, name).exists())
+    ]
+    total = sum(counts.values())
+    logger.info("%s: %d of %d images are there", folder, total - len(missing), total)
+    _write_scenes(folder, config, missing, workers, progress)
+    _SPLIT_WRITERS[layout](folder, names)
+    return folder
+
+
+def _claim(folder: Path, config: SceneConfig, overwrite: bool) -> None:
+    """Make sure that the folder is empty or holds a part of the same set, and leave the manifest there."""
+    manifest = folder / MANIFEST
+    wanted = json.loads(json.dumps({"generator_version": GENERATOR_VERSION, "config": asdict(config)}))
+    if manifest.exists():
+        differences = _differences(_read_manifest(manifest), wanted)
+        if not differences:
+            return
+        if not overwrite:
+            raise DatasetError(
+                manifest,
+                ", ".join(differences),
+                "the set that is there was written with other parameters",
+                "pass --overwrite (overwrite=True) to replace it, or choose another folder",
+            )
+        logger.info("%s: replaced, because %s changed", folder, ", ".join(differences))
+        # Renamed first: a folder without its manifest would not be recognised after an interrupt.
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.old")))
+    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise DatasetError(folder, MANIFEST, "missing: these files are not a synthetic set", "choose another folder")
+    _write_bytes(manifest, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError(path, "file", f"not a manifest ({error})", "delete the folder or choose another") from None
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise DatasetError(path, "config", "not a manifest of a synthetic set", "delete the folder or choose another")
+    return found
+
+
+def _differences(found: dict, wanted: dict) -> list[str]:
+    """Return the names of the parameters in which two manifests differ."""
+    outer = [key for key in wanted if key != "config" and found.get(key) != wanted[key]]
+    return outer + [f"config.{key}" for key, value in wanted["config"].items() if found["config"].get(key) != value]
+
+
+def _write_scenes(
+    folder: Path, config: SceneConfig, scenes: list[tuple[int, str]], workers: int, progress: bool
+) -> None:
+    """Write scenes, given by their number and name."""
+    write = partial(_write_one, folder, config)
+    with tqdm(total=len(scenes), desc=folder.name, unit="image", disable=not progress or not scenes) as bar:
+
+        def count(done: Iterable[None]) -> None:
+            for _ in done:
+                bar.update()
+
+        if workers <= 1:
+            count(map(write, scenes))
+        else:
+            # Not forked: the caller may run threads.
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                count(pool.map(write, scenes, chunksize=16))
+
+
+def _write_one(folder: Path, config: SceneConfig, item: tuple[int, str]) -> None:
+    index, name = item
+    _SCENE_WRITERS[folder.name](folder, name, _generator(config).scene(index))
+
+
+@lru_cache(maxsize=1)
+def _generator(config: SceneConfig) -> SceneGenerator:
+    return SceneGenerator(config)
+
+
+def _annotation(folder: Path, name: str) -> Path:
+    return folder / ("Annotations" if folder.name == "VOC2007" else "SIRST/BBox") / f"{name}.xml"
+
+
+def _image(folder: Path, name: str) -> Path:
+    return folder / "PNGImages" / f"{name}.png"
+
+
+def _write_wideirstd_scene(folder: Path, name: str, scene: Scene) -> None:
+    _write_image(_image(folder, name), scene.image)
+    _write_image(folder / "SkyMasks" / f"{name}.png", scene.sky_mask, _SKY_PALETTE)
+    _write_bytes(_annotation(folder, name), _voc_xml(scene, f"{name}.png"))
+
+
+def _write_densesirst_scene(folder: Path, name: str, scene: Scene) -> None:
+    targets = (scene.target_mask > 0).astype(np.uint8)
+    _write_image(_image(folder, name), scene.image)
+    for task, mask, palette in (("SIRST", targets, _TARGET_PALETTE), ("SkySeg", scene.sky_mask, _SKY_PALETTE)):
+        _write_image(folder / task / "BinaryMask" / f"{name}_pixels0.png", mask * 255)
+        _write_image(folder / task / "PaletteMask" / f"{name}.png", mask, palette)
+    centres = np.floor((scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2).astype(int)
+    points = "".join(f"{x} {y}\n" for x, y in centres)
+    _write_bytes(folder / "SIRST" / "Point_label" / f"{name}_pixels0.txt", points.encode())
+    _write_bytes(_annotation(folder, name), _voc_xml(scene, name))
+
+
+def _write_wideirstd_splits(folder: Path, names: Mapping[str, list[str]]) -> None:
+    for split in names:
+        _write_list(folder / "ImageSets" / "Main" / f"{split}.txt", names[split])
+
+
+def _write_densesirst_splits(folder: Path, names: Mapping[str, list[str]]) -> None:
+    for split in names:
+        _write_list(folder / "Splits" / f"{split}_v2.txt", names[split])
+    _write_list(folder / "Splits" / "trainval_v2.txt", names["train"] + names["val"])
+
+
+_SCENE_WRITERS: dict[str, SceneWriter] = {"VOC2007": _write_wideirstd_scene, "SIRSTdevkit": _write_densesirst_scene}
+_SPLIT_WRITERS: dict[str, Callable[[Path, Mapping[str, list[str]]], None]] = {
+    "VOC2007": _write_wideirstd_splits,
+    "SIRSTdevkit": _write_densesirst_splits,
+}
+
+
+def _voc_xml(scene: Scene, filename: str) -> bytes:
+    height, width = scene.image.shape
+    root = Element("annotation")
+    SubElement(root, "filename").text = filename
+    size = SubElement(root, "size")
+    for tag, value in (("width", width), ("height", height), ("depth", 1)):
+        SubElement(size, tag).text = str(value)
+    SubElement(root, "view").text = str(scene.metadata["platform"])
+    SubElement(root, "band_type").text = str(scene.metadata["band"])
+    for box in scene.boxes.astype(int).tolist():
+        target = SubElement(root, "object")
+        SubElement(target, "name").text = CLASS_NAME
+        SubElement(target, "difficult").text = "0"
+        bounds = SubElement(target, "bndbox")
+        for tag, corner in zip(("xmin", "ymin", "xmax", "ymax"), box):
+            SubElement(bounds, tag).text = str(corner)
+    indent(root)
+    return tostring(root) + b"\n"
+
+
+def _write_image(path: Path, pixels: NDArray, palette: tuple[int, ...] | None = None) -> None:
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette)
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", compress_level=4)
+    _write_bytes(path, buffer.getvalue())
+
+
+def _write_list(path: Path, names: list[str]) -> None:
+    if names:
+        _write_bytes(path, "".join(f"{name}\n" for name in names).encode())
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is there in full or not at all, even when the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial_path.write_bytes(data)
+    partial_path.replace(path)
+
+
+__all__ = ["CLASS_NAME", "MANIFEST", "write_densesirst", "write_wideirstd"]

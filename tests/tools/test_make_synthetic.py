@@ -1,0 +1,74 @@
+import importlib.util
+import json
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def tool(repo_root):
+    spec = importlib.util.spec_from_file_location("make_synthetic", repo_root / "tools" / "make_synthetic.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_layouts(tool, tmp_path):
+    arguments = ["--output", str(tmp_path), "--layout", "both", "--train", "3", "--val", "1", "--size", "96x64"]
+    arguments += ["--seed", "5", "--domain-conflict", "0.25", "--balance", "uniform", "--bits", "16"]
+    assert tool.main(arguments) == 0
+    omni = tmp_path / "synthetic_omni" / "VOC2007"
+    dense = tmp_path / "synthetic_dense" / "SIRSTdevkit"
+    config = json.loads((omni / "synthetic.json").read_text())["config"]
+    assert (config["seed"], config["size"], config["bits"]) == (5, [96, 64], 16)
+    assert (config["balance"], config["domain_conflict"]) == ("uniform", 0.25)
+    assert (dense / "Splits/trainval_v2.txt").read_text().split() == [
+        "train_000000",
+        "train_000001",
+        "train_000002",
+        "val_000000",
+    ]
+    assert Image.open(dense / "PNGImages/val_000000.png").size == (96, 64)
+
+
+def test_default_output_is_the_folder_of_the_data_sets(tool, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert tool.main(["--train", "1", "--val", "0", "--size", "64x64"]) == 0
+    assert (tmp_path / "synthetic_omni/VOC2007/ImageSets/Main/train.txt").exists()
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    assert str(tool.get_parser().parse_args([]).output) == "datasets"
+
+
+def test_second_run_with_other_parameters_says_what_to_do(tool, tmp_path, caplog):
+    arguments = ["--output", str(tmp_path), "--train", "1", "--val", "0", "--size", "64x64"]
+    assert tool.main(arguments) == 0
+    assert tool.main([*arguments, "--seed", "1"]) == 2
+    assert "config.seed" in caplog.text
+    assert "--overwrite" in caplog.text
+    assert tool.main([*arguments, "--seed", "1", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--domain-conflict", "2"], ["--size", "16x16"], ["--train", "-1"]])
+def test_bad_values(tool, tmp_path, arguments, caplog):
+    assert tool.main(["--output", str(tmp_path), *arguments]) == 2
+    assert "needed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["large", "64", "64x", "-1x5"])
+def test_bad_size(tool, size, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["--size", size])
+    assert "size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["wideirstd", "both"])
+def test_preview(tool, tmp_path, layout):
+    picture = tmp_path / "preview.png"
+    assert tool.main(["--preview", str(picture), "--size", "64x64", "--layout", layout, "--output", str(tmp_path)]) == 0
+    assert Image.open(picture).size == (6 * 132, 4 * 132)
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_size_words(tool):
+    assert [tool.parse_size(text) for text in ("small", "real", "160x128")] == ["small", "real", (160, 128)]
