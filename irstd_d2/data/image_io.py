@@ -152,11 +152,10 @@ def _decode_with_opencv(data: bytes, path: Path) -> np.ndarray:
 def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
     """Decode an 8-bit file to gray or palette indices ``(H, W)``, or to RGB ``(H, W, 3)``."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "JPEG")) as image:
-            _check_pixel_count(image.height, image.width, path)
-            if image.format == "JPEG":
-                image = ImageOps.exif_transpose(image)
-            palette_is_labels = image.mode == "P" and image.format == "PNG"
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "JPEG")) as file:
+            _check_pixel_count(file.height, file.width, path)
+            image: Image.Image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
+            palette_is_labels = file.mode == "P" and file.format == "PNG"
             return np.array(image if image.mode == "L" or palette_is_labels else image.convert(_plain_mode(image)))
     except DatasetError:
         raise
@@ -222,4 +221,6 @@ def _to_byte_range(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
     scale = 255.0 / (high - low) if high > low else 0.0
     # Double precision for 32-bit integers only: single precision holds every 16-bit value exactly.
     wide = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
-    return np.clip((wide - low) * scale, 0.0, 255.0).astype(np.float32)
+    wide -= low
+    wide *= scale
+    return np.clip(wide, 0.0, 255.0, out=wide).astype(np.float32, copy=False)

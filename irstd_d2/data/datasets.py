@@ -1,0 +1,100 @@
+"""Registration in detectron2's catalogs; files are looked for when a set is loaded, not before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .coco import load_coco
+from .faults import get_skip_bad
+from .layout import VocLayout
+from .voc import CLASS_NAMES, load_voc
+
+
+def datasets_root() -> Path:
+    """The folder of all built-in sets: ``$DETECTRON2_DATASETS``, else ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_voc_folder(
+    name: str,
+    root: str | PathLike,
+    split: str | None = None,
+    *,
+    layout: str | VocLayout | None = None,
+    class_names: Sequence[str] = CLASS_NAMES,
+    box_convention: str = "half_open",
+    sidecar: str | PathLike | None = None,
+) -> None:
+    """Register a folder of Pascal VOC files under ``name``; arguments as in :func:`load_voc`."""
+    _register_voc(name, lambda: Path(root), split, layout, class_names, box_convention, sidecar)
+
+
+def register_coco_folder(
+    name: str, json_file: str | PathLike, image_root: str | PathLike, *, class_names: Sequence[str] | None = None
+) -> None:
+    """Register a COCO file under ``name``; arguments as in :func:`load_coco`.
+
+    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded.
+    """
+
+    def load() -> list[dict[str, Any]]:
+        dicts, names = load_coco(json_file, image_root, class_names=class_names, skip_bad=get_skip_bad())
+        MetadataCatalog.get(name).set(thing_classes=names)
+        return dicts
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(evaluator_type="coco", image_root=str(image_root))
+    if class_names is not None:
+        MetadataCatalog.get(name).set(thing_classes=list(class_names))
+
+
+def _register_voc(
+    name: str,
+    root: Callable[[], Path],
+    split: str | None,
+    layout: str | VocLayout | None,
+    class_names: Sequence[str] = CLASS_NAMES,
+    box_convention: str = "half_open",
+    sidecar: str | PathLike | None = None,
+) -> None:
+    def load() -> list[dict[str, Any]]:
+        return load_voc(
+            root(),
+            split,
+            layout=layout,
+            class_names=class_names,
+            box_convention=box_convention,
+            sidecar=sidecar,
+            skip_bad=get_skip_bad(),
+        )
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(class_names), evaluator_type="coco", box_convention=box_convention, split=split
+    )
+
+
+def _register_builtin() -> None:
+    """Register the sets below ``$DETECTRON2_DATASETS`` (datasets/README.md); ``*_paper`` with the published boxes."""
+    splits = ("train", "val", "trainval", "test")
+    sets = [(f"densesirst_{v}_{s}", "SIRSTdevkit", f"{s}_{v}", "densesirst") for v in ("v1", "v2") for s in splits]
+    sets += [(f"sirstv2_{s}", "open-sirst-v2", f"{s}_full", "sirstv2") for s in splits]
+    for name, folder, split, layout in sets:
+        for suffix, convention in (("", "half_open"), ("_paper", "paper")):
+            _register_voc(name + suffix, _below_root(folder), split, layout, box_convention=convention)
+    for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
+        for split in ("train", "val"):
+            _register_voc(f"{name}_{split}", _below_root(folder), split, "wideirstd")
+
+
+def _below_root(folder: str) -> Callable[[], Path]:
+    return lambda: datasets_root() / folder
+
+
+_register_builtin()

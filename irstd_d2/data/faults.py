@@ -1,0 +1,99 @@
+"""Faults in data: counted and listed, and then refused or skipped by one option."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike, fspath
+
+from ..errors import DatasetError
+
+_logger = logging.getLogger(__name__)
+_skip_bad = False
+
+
+class FaultKind(StrEnum):
+    """What is wrong; the values appear in summaries."""
+
+    MISSING_XML = "missing XML"
+    BAD_XML = "unreadable XML"
+    MISSING_FIELD = "missing or non-numeric field"
+    BAD_BOX = "box of zero size"
+    BOX_OUTSIDE = "box outside the image"
+    UNKNOWN_CLASS = "unknown class"
+    UNSAFE_NAME = "unsafe file name"
+    MISSING_IMAGE = "missing image"
+    AMBIGUOUS_IMAGE = "several images of one name"
+    BAD_IMAGE = "unreadable image"
+    BAD_MASK = "unreadable sky mask"
+    SIZE_MISMATCH = "size differs from the annotation"
+    EMPTY_LINE = "empty split line"
+    DUPLICATE_LINE = "duplicate split line"
+    BAD_RECORD = "malformed record"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: its kind, the file, the field in it, the problem and the fix (as in :class:`DatasetError`)."""
+
+    kind: FaultKind
+    file: str
+    field: str
+    problem: str
+    fix: str
+
+    @classmethod
+    def of(cls, kind: FaultKind, file: str | PathLike, field: str, problem: str, fix: str) -> Fault:
+        return cls(kind, fspath(file), field, problem, fix)
+
+    @classmethod
+    def from_error(cls, kind: FaultKind, error: DatasetError) -> Fault:
+        return cls(kind, error.file, error.field, error.problem, error.fix)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.field}: {self.problem}. Fix: {self.fix}"
+
+
+def set_skip_bad(enabled: bool) -> None:
+    """Choose for this process whether registered data sets skip faulty images (``cfg.DATASETS.SKIP_BAD``).
+
+    ``DatasetCatalog`` calls its functions without arguments, so the choice cannot reach them another way.
+    """
+    global _skip_bad
+    _skip_bad = enabled
+
+
+def get_skip_bad() -> bool:
+    """Return what :func:`set_skip_bad` chose; ``False`` at first."""
+    return _skip_bad
+
+
+def count_by_kind(faults: Iterable[Fault]) -> dict[str, int]:
+    """Number of faults per kind, most frequent first."""
+    return {str(kind): count for kind, count in Counter(fault.kind for fault in faults).most_common()}
+
+
+def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
+    """Raise the first of the faults, or log one summary of what is left out.
+
+    Args:
+        faults: all faults found; nothing happens when empty.
+        skip_bad: log in place of raising.
+        source: what was read, for the summary.
+
+    Raises:
+        DatasetError: there are faults and ``skip_bad`` is off.
+    """
+    if not faults:
+        return
+    if skip_bad:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in count_by_kind(faults).items())
+        _logger.warning("%s: left out what is faulty: %s. First: %s", source, counts, faults[0])
+        return
+    first = faults[0]
+    others = len(faults) - 1
+    more = f"; {others} more fault{'s' if others > 1 else ''}, listed by tools/check_dataset.py" if others else ""
+    raise DatasetError(first.file, first.field, first.problem + more, first.fix)

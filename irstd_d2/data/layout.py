@@ -1,0 +1,137 @@
+"""Where the files of a data set lie below its root."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from ..errors import DatasetError
+from .image_io import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class VocLayout:
+    """Folders and name patterns of one layout, relative to the root of a set.
+
+    Args:
+        images: folder of the images.
+        annotations: folder of the XML files.
+        split: pattern of the split files, with ``{split}``.
+        sky_masks: patterns of the sky masks with ``{name}``, the preferred one first.
+        target_masks: patterns of the target masks with ``{name}``.
+        sidecars: metadata tables that are read where they exist.
+    """
+
+    images: str
+    annotations: str
+    split: str
+    sky_masks: tuple[str, ...] = ()
+    target_masks: tuple[str, ...] = ()
+    sidecars: tuple[str, ...] = ("metadata.tsv", "metadata.csv")
+
+
+LAYOUTS = {
+    "densesirst": VocLayout(
+        images="PNGImages",
+        annotations="SIRST/BBox",
+        split="Splits/{split}.txt",
+        sky_masks=("SkySeg/BinaryMask/{name}_pixels0.png", "SkySeg/PaletteMask/{name}.png"),
+        target_masks=("SIRST/BinaryMask/{name}_pixels0.png",),
+    ),
+    "sirstv2": VocLayout(
+        images="mixed",
+        annotations="annotations/bboxes",
+        split="splits/{split}.txt",
+        target_masks=("annotations/masks/{name}_pixels0.png",),
+    ),
+    "wideirstd": VocLayout(
+        images="VOC2007/PNGImages",
+        annotations="VOC2007/Annotations",
+        split="VOC2007/ImageSets/Main/{split}.txt",
+        sky_masks=("VOC2007/SkyMasks/{name}.png",),
+        target_masks=("VOC2007/Masks/{name}.png",),
+    ),
+    "voc": VocLayout(
+        images="JPEGImages",
+        annotations="Annotations",
+        split="ImageSets/Main/{split}.txt",
+        sky_masks=("SkyMasks/{name}.png",),
+    ),
+    "voc_png": VocLayout(
+        images="PNGImages",
+        annotations="Annotations",
+        split="ImageSets/Main/{split}.txt",
+        sky_masks=("SkyMasks/{name}.png",),
+    ),
+}
+
+
+def get_layout(layout: str | VocLayout | None, root: str | PathLike) -> VocLayout:
+    """Return a layout by name, as given, or (``None``) the one whose folders exist below ``root``.
+
+    Raises:
+        DatasetError: there is no such layout, or none fits.
+    """
+    if isinstance(layout, VocLayout):
+        return layout
+    if layout is not None:
+        if layout not in LAYOUTS:
+            raise DatasetError(root, "layout", f"unknown layout {layout!r}", f"use one of {', '.join(LAYOUTS)}")
+        return LAYOUTS[layout]
+    root = Path(root)
+    for candidate in LAYOUTS.values():
+        if (root / candidate.images).is_dir() and (root / candidate.annotations).is_dir():
+            return candidate
+    raise DatasetError(
+        root,
+        "folder",
+        "no known layout" if root.is_dir() else "no such folder",
+        f"check the root (DETECTRON2_DATASETS), or arrange the files as one of {', '.join(LAYOUTS)} "
+        "(datasets/README.md)",
+    )
+
+
+def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:
+    """Names of the split files below ``root``, sorted."""
+    pattern = Path(root) / layout.split
+    return sorted(path.stem for path in pattern.parent.glob(pattern.name.format(split="*")))
+
+
+class FolderIndex:
+    """File names of one folder by stem, read with one listing.
+
+    Stems are compared in Unicode form NFC, since file systems and split files differ in it.
+
+    Args:
+        folder: the folder.
+        suffixes: of the files to list, in lower case.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES):
+        self.folder = folder
+        suffixes = tuple(suffixes)
+        self._names: dict[str, list[str]] = {}
+        try:
+            listing = os.listdir(folder)  # noqa: PTH208  strings, several times faster than paths
+        except OSError as error:
+            raise DatasetError(
+                folder, "folder", f"cannot be listed ({error.strerror})", "check the data root (DETECTRON2_DATASETS)"
+            ) from None
+        for name in listing:
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            if suffix.lower() in suffixes and not name.startswith("."):
+                self._names.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
+
+    def __getitem__(self, stem: str) -> list[str]:
+        """Sorted names of all files with this stem; empty when there is none."""
+        return sorted(self._names.get(stem, ()))
+
+    def stems(self) -> list[str]:
+        return sorted(self._names)

@@ -1,0 +1,122 @@
+"""Side-car tables: imaging metadata beside the images, where the XML has no tags."""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DatasetError
+from .faults import Fault, FaultKind
+
+MAX_SIDECAR_BYTES = 256 << 20
+MAX_SIDE = 1 << 20  # pixels
+
+_COLUMNS = {
+    "id": ("id", "name", "image", "image_id", "file_name", "filename"),
+    "platform": ("platform", "view"),
+    "band": ("band", "band_type"),
+    "width": ("width", "w"),
+    "height": ("height", "h"),
+}
+_POSITIONS = {name: position for position, name in enumerate(_COLUMNS)}
+
+
+class SidecarEntry(NamedTuple):
+    """Metadata of one image; ``None`` means unknown. Width and height in pixels."""
+
+    platform: str | None
+    band: str | None
+    width: int | None
+    height: int | None
+
+
+def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fault]]:
+    """Read a metadata table.
+
+    Tab-separated if its first line holds a tab, else comma-separated. With a header, columns are found by name (``id``,
+    ``platform`` or ``view``, ``band`` or ``band_type``, ``width``, ``height``; only ``id`` is required); without,
+    they are the first five columns in this order, as in WideIRSTD's table. Further columns are ignored, empty cells
+    mean unknown.
+
+    Returns:
+        Entries by image id, and the faults of all lines that were left out.
+
+    Raises:
+        DatasetError: the file cannot be read as text.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    first, _, _ = text.partition("\n")
+    positions = _header_positions(first)
+    lines = text.split("\n")[0 if positions is None else 1 :]
+    start = 1 if positions is None else 2
+    entries: dict[str, SidecarEntry] = {}
+    faults = []
+    reader = csv.reader(lines, delimiter="\t" if "\t" in first else ",")
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            faults.append(
+                Fault.of(
+                    FaultKind.BAD_RECORD, path, f"line {reader.line_num + start - 1}", str(error), "correct the line"
+                )
+            )
+            continue
+        if cells is None:
+            return entries, faults
+        if not any(cell.strip() for cell in cells):
+            continue
+        key, entry, problem = _parse_row(cells, positions or _POSITIONS)
+        if not problem and key in entries:
+            problem = f"id {key[:80]!r} again"
+        if problem:
+            field = f"line {reader.line_num + start - 1}"
+            faults.append(Fault.of(FaultKind.BAD_RECORD, path, field, problem, "correct or delete the line"))
+        else:
+            entries[key] = entry
+
+
+def _parse_row(cells: list[str], positions: dict[str, int]) -> tuple[str, SidecarEntry, str]:
+    """Return the id, the entry and the problem (empty when there is none)."""
+    cell = {name: cells[at].strip() if at < len(cells) else "" for name, at in positions.items()}
+    key = unicodedata.normalize("NFC", cell["id"])
+    problem = "" if key else "no id"
+    sizes: list[int | None] = []
+    for name in ("width", "height"):
+        text = cell.get(name, "")
+        valid = text.isascii() and text.isdigit() and len(text) < 9 and 0 < int(text) <= MAX_SIDE
+        if text and not valid:
+            problem = f"{name} {text[:40]!r} is not a size in pixels"
+        sizes.append(int(text) if valid else None)
+    return key, SidecarEntry(cell.get("platform") or None, cell.get("band") or None, *sizes), problem
+
+
+def _header_positions(line: str) -> dict[str, int] | None:
+    """Where the known columns stand, or ``None`` when the line is no header."""
+    cells = [cell.strip().strip('"').lower() for cell in line.split("\t" if "\t" in line else ",")]
+    found = {
+        name: next(i for i, cell in enumerate(cells) if cell in aliases)
+        for name, aliases in _COLUMNS.items()
+        if any(cell in aliases for cell in cells)
+    }
+    return found if "id" in found else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SIDECAR_BYTES + 1)
+    except OSError as error:
+        raise DatasetError(
+            path, "file", f"cannot be opened ({error.strerror})", "check the path of the table"
+        ) from None
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise DatasetError(path, "file", f"larger than {MAX_SIDECAR_BYTES >> 20} MiB", "give a table of text")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, f"byte {error.start}", "not UTF-8 text", "save the table as UTF-8") from None

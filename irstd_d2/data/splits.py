@@ -1,0 +1,70 @@
+"""Split files: one image name per line."""
+
+from __future__ import annotations
+
+import unicodedata
+from os import PathLike
+from pathlib import Path
+
+from ..errors import DatasetError
+from .faults import Fault, FaultKind
+from .image_io import IMAGE_SUFFIXES
+from .voc_xml import is_plain_name
+
+MAX_SPLIT_BYTES = 64 << 20
+
+
+def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
+    """Read the image names (stems) of a split, in order.
+
+    UTF-8 with or without byte-order mark, Unix or Windows line ends; an image suffix is dropped, names are brought to
+    Unicode form NFC.
+
+    Returns:
+        The usable names and the faults of all other lines (empty, repeated, or leading out of the folder).
+
+    Raises:
+        DatasetError: the file cannot be read as text, or holds no name at all.
+    """
+    path = Path(path)
+    names: dict[str, int] = {}
+    faults = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        field = f"line {number}"
+        name = unicodedata.normalize("NFC", line.strip())
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            name = name[: -len(Path(name).suffix)]
+        if not name:
+            faults.append(Fault.of(FaultKind.EMPTY_LINE, path, field, "empty", "delete the line"))
+        elif not is_plain_name(name):
+            problem, fix = f"{name[:80]!r} leads out of the image folder", "write the bare image name"
+            faults.append(Fault.of(FaultKind.UNSAFE_NAME, path, field, problem, fix))
+        elif name in names:
+            problem = f"{name[:80]!r} again, first on line {names[name]}"
+            faults.append(Fault.of(FaultKind.DUPLICATE_LINE, path, field, problem, "delete one of the two"))
+        else:
+            names[name] = number
+    if not names and not faults:
+        raise DatasetError(path, "file", "no image name", "write one image name per line")
+    return list(names), faults
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SPLIT_BYTES + 1)
+    except OSError as error:
+        raise DatasetError(
+            path,
+            "file",
+            f"cannot be opened ({error.strerror})",
+            "check the data root (DETECTRON2_DATASETS) and the split",
+        ) from None
+    if len(data) > MAX_SPLIT_BYTES:
+        raise DatasetError(path, "file", f"larger than {MAX_SPLIT_BYTES >> 20} MiB", "give a text file of image names")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(path, f"byte {error.start}", "not UTF-8 text", "save the file as UTF-8") from None
+    # Not str.splitlines, which also cuts at characters that may stand in a name.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []

@@ -1,0 +1,200 @@
+"""Pascal VOC XML with the imaging tags of WideIRSTD, read without trust in the file.
+
+Coordinates are kept as they stand in the file; :func:`to_convention` gives them their meaning.
+"""
+
+from __future__ import annotations
+
+import re
+from os import PathLike
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from ..errors import ConfigError, DatasetError
+from .faults import Fault, FaultKind
+
+BOX_CONVENTIONS = ("half_open", "paper")
+MAX_XML_BYTES = 16 << 20  # some 60,000 targets
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+Box = tuple[float, float, float, float]
+
+
+class VocObject(NamedTuple):
+    """One object: its class name, whether it is marked difficult, and xmin, ymin, xmax, ymax as written."""
+
+    name: str
+    difficult: bool
+    box: Box
+
+
+class VocRecord(NamedTuple):
+    """One annotation file: image size in pixels, imaging tags (``None`` where absent) and objects."""
+
+    width: int
+    height: int
+    platform: str | None
+    band: str | None
+    objects: tuple[VocObject, ...]
+
+
+def read_voc_xml(path: str | PathLike) -> VocRecord:
+    """Read one annotation file.
+
+    Raises:
+        DatasetError: the file is missing, too large, not well-formed, declares a DTD or entities, or lacks a field.
+    """
+    record, faults = parse_voc_xml(Path(path))
+    if record is None:
+        raise DatasetError(faults[0].file, faults[0].field, faults[0].problem, faults[0].fix)
+    return record
+
+
+def parse_voc_xml(path: Path) -> tuple[VocRecord | None, list[Fault]]:
+    """Read one annotation file and list all that is wrong with it.
+
+    Returns:
+        The record and no fault, or ``None`` and at least one fault.
+    """
+    root, faults = _parse_tree(path)
+    if root is None:
+        return None, faults
+    fields = _FieldReader(path)
+    name = root.findtext("filename") or ""
+    if not is_plain_name(name.strip() or "-"):
+        fields.fail(
+            FaultKind.UNSAFE_NAME,
+            "filename",
+            f"{name.strip()!r} leads out of the image folder",
+            "write the bare file name",
+        )
+    width, height = fields.size(root, "width"), fields.size(root, "height")
+    objects = tuple(fields.object(element, i) for i, element in enumerate(root.iterfind("object")))
+    if fields.faults:
+        return None, fields.faults
+    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), objects), []
+
+
+def find_box_faults(record: VocRecord, file: str | PathLike, class_ids: dict[str, int]) -> list[Fault]:
+    """List objects of unknown class and boxes without area or beyond the image.
+
+    Args:
+        record: what :func:`parse_voc_xml` read.
+        file: the file it came from.
+        class_ids: accepted class names in lower case.
+    """
+    faults = []
+    for i, (name, _, (x1, y1, x2, y2)) in enumerate(record.objects):
+        if name.lower() not in class_ids:
+            faults.append(
+                Fault.of(
+                    FaultKind.UNKNOWN_CLASS,
+                    file,
+                    f"object[{i}].name",
+                    f"unknown class {name!r}",
+                    f"use one of {sorted(class_ids)} or register the set with its own class names",
+                )
+            )
+        field = f"object[{i}].bndbox"
+        if not (x2 > x1 and y2 > y1):
+            problem = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area"
+            fix = "xmax and ymax are the last column and row plus one: make them larger than xmin and ymin"
+            faults.append(Fault.of(FaultKind.BAD_BOX, file, field, problem, fix))
+        elif x1 < 0 or y1 < 0 or x2 > record.width or y2 > record.height:
+            problem = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) leaves the image of {record.width}x{record.height}"
+            faults.append(Fault.of(FaultKind.BOX_OUTSIDE, file, field, problem, "clip the box or correct <size>"))
+    return faults
+
+
+def to_convention(box: Box, convention: str) -> list[float]:
+    """Turn coordinates as written into XYXY boxes in pixels, 0-based and half-open.
+
+    Args:
+        box: xmin, ymin, xmax, ymax of the file.
+        convention: ``"half_open"`` takes them as they are, which is exact for DenseSIRST, SIRST-V2 and WideIRSTD;
+            ``"paper"`` subtracts one from all four, as BAFE-Net's published protocol does.
+    """
+    if convention == "half_open":
+        return list(box)
+    if convention == "paper":
+        return [value - 1 for value in box]
+    raise ConfigError(f"box convention {convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file name from a data file names a file in a folder, and nothing outside of it."""
+    if not name or name in (".", "..") or "\0" in name:
+        return False
+    return PurePosixPath(name).name == name and PureWindowsPath(name).name == name
+
+
+def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:
+    def fail(kind: FaultKind, problem: str, fix: str) -> tuple[None, list[Fault]]:
+        return None, [Fault.of(kind, path, "file", problem, fix)]
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_XML_BYTES + 1)
+    except FileNotFoundError:
+        return fail(FaultKind.MISSING_XML, "no such annotation", "add the XML file or take the image out of the split")
+    except OSError as error:
+        return fail(FaultKind.BAD_XML, f"cannot be opened ({error.strerror})", "check its rights")
+    if len(data) > MAX_XML_BYTES:
+        return fail(FaultKind.BAD_XML, f"larger than {MAX_XML_BYTES >> 20} MiB", "split the image or thin out the file")
+    try:
+        root = fromstring(data, forbid_dtd=True)
+    except DefusedXmlException as error:
+        reason = type(error).__name__
+        return fail(
+            FaultKind.BAD_XML, f"a DTD or entities, refused ({reason})", "remove the <!DOCTYPE ...> declaration"
+        )
+    except (ParseError, ValueError, LookupError) as error:
+        return fail(FaultKind.BAD_XML, f"not well-formed ({error})", "repair the XML or copy it again")
+    if root.tag != "annotation":
+        return fail(FaultKind.BAD_XML, f"root element <{root.tag[:40]}>", "Pascal VOC files start with <annotation>")
+    return root, []
+
+
+def _tag(root: Element, name: str) -> str | None:
+    return (root.findtext(name) or "").strip() or None
+
+
+class _FieldReader:
+    """Reads fields of one file, collecting faults; a value returned along with a fault is not used."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.faults: list[Fault] = []
+
+    def fail(self, kind: FaultKind, field: str, problem: str, fix: str) -> None:
+        self.faults.append(Fault.of(kind, self.path, field, problem, fix))
+
+    def number(self, parent: Element | None, tag: str, field: str) -> float:
+        text = "" if parent is None else (parent.findtext(tag) or "").strip()
+        value = float(text) if _NUMBER.fullmatch(text) else float("nan")
+        if not abs(value) < float("inf"):
+            problem = f"{text[:40]!r} is not a finite number" if text else "missing"
+            self.fail(FaultKind.MISSING_FIELD, field, problem, "write a number")
+            return 0.0
+        return value
+
+    def size(self, root: Element, tag: str) -> int:
+        before = len(self.faults)
+        value = self.number(root.find("size"), tag, f"size.{tag}")
+        if len(self.faults) == before and (value < 1 or value != int(value)):
+            self.fail(FaultKind.MISSING_FIELD, f"size.{tag}", f"{value:g} pixels", "write the image's size in pixels")
+        return int(value)
+
+    def object(self, element: Element, index: int) -> VocObject:
+        name = (element.findtext("name") or "").strip()
+        if not name:
+            self.fail(FaultKind.MISSING_FIELD, f"object[{index}].name", "missing", "write the class name")
+        corners = element.find("bndbox")
+        x1, y1, x2, y2 = (self.number(corners, tag, f"object[{index}].bndbox.{tag}") for tag in _CORNERS)
+        return VocObject(name, (element.findtext("difficult") or "").strip() == "1", (x1, y1, x2, y2))
