@@ -14,6 +14,7 @@ from fvcore.common.registry import Registry
 
 from ..errors import ConfigError, DatasetError
 from .image_io import read_image, read_sky_mask
+from .transforms import Resize, ResizeShortestEdge
 
 MAPPER_REGISTRY = Registry("MAPPER")
 MAPPER_REGISTRY.__doc__ = """
@@ -170,14 +171,12 @@ class IRSTDDatasetMapper:
 def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     mode = cfg.INPUT.RESIZE_MODE
     if mode == "fixed":
-        return T.Resize(tuple(cfg.INPUT.FIXED_SIZE))
+        return Resize(tuple(cfg.INPUT.FIXED_SIZE))
     if mode != "shortest_edge":
         raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; use 'shortest_edge' or 'fixed'")
     if is_train:
-        return T.ResizeShortestEdge(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        )
-    return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+        return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
 
 
 def _check_size(file_name: str, pixels: np.ndarray, dataset_dict: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from ..errors import ConfigError, DatasetError
@@ -220,7 +221,7 @@ def _to_byte_range(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
         low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
     scale = 255.0 / (high - low) if high > low else 0.0
     # Double precision for 32-bit integers only: single precision holds every 16-bit value exactly.
-    wide = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
+    wide: NDArray[np.floating] = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
     wide -= low
     wide *= scale
     return np.clip(wide, 0.0, 255.0, out=wide).astype(np.float32, copy=False)
