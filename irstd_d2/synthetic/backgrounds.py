@@ -53,10 +53,10 @@ def _clear_sky(rng: np.random.Generator, height: int, width: int, horizon: float
 def _cumulus(rng: np.random.Generator, height: int, width: int, cover: float) -> tuple[Image, Image]:
     """Return the opacity and the brightness (both (H, W)) of a broken cloud layer covering about a fraction of it."""
     shape = power_law_field(
-        rng, height, width, slope=rng.uniform(2.8, 3.4), outer=max(height, width) / 2, stretch=rng.uniform(1, 2.2)
+        rng, height, width, slope=rng.uniform(3.0, 3.7), outer=max(height, width) / 2, stretch=rng.uniform(1, 2.2)
     )
     edge = np.quantile(shape, 1 - cover)
-    opacity = smooth_step((shape - edge) / rng.uniform(0.6, 2.5))
+    opacity = smooth_step((shape - edge) / rng.uniform(0.8, 3.0))
     relief = power_law_field(rng, height, width, slope=2.8)
     brightness = rng.uniform(0.35, 0.65) + 0.06 * shape + 0.02 * relief
     return opacity, brightness
