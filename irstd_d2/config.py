@@ -17,6 +17,7 @@ _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_co
 def add_irstd_config(cfg: CfgNode) -> None:
     """Add the keys that both systems share to ``cfg``, in place."""
     _add_model_keys(cfg)
+    _add_fcos_keys(cfg)
     add_data_config(cfg)
     _add_training_keys(cfg)
     _add_evaluation_keys(cfg)
@@ -32,6 +33,29 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_BLOCK = "none"
     # Pyramid levels that leave the neck, e.g. ["p2", "p3"]; empty means all. The others are not computed.
     cfg.MODEL.FPN.OUT_FEATURES = []
+
+
+def _add_fcos_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.FCOS = fcos = CfgNode()
+    fcos.NUM_CLASSES = 1
+    # Pyramid levels, finest first; their strides come from the backbone.
+    fcos.IN_FEATURES = ("p3", "p4", "p5")
+    # Per level the smallest and largest distance from a point to a side of its target, in network pixels.
+    fcos.REGRESS_RANGES = ((-1, 64), (64, 128), (128, 256))
+    # Points within so many strides of a target's centre are positive; 0: all points inside the target.
+    fcos.CENTER_SAMPLING_RADIUS = 0.0
+    fcos.NUM_CONVS = 4
+    fcos.NORM = "GN"
+    # Class probability of every point before training.
+    fcos.PRIOR_PROB = 0.01
+    fcos.FOCAL_LOSS_ALPHA = 0.25
+    fcos.FOCAL_LOSS_GAMMA = 2.0
+    # Test time: threshold on the class probability, candidates per level, NMS.
+    fcos.SCORE_THRESH_TEST = 0.05
+    fcos.TOPK_CANDIDATES_TEST = 1000
+    fcos.NMS_THRESH_TEST = 0.5
+    # Final score: class probability times centreness ("product", the papers' implementation) or its root ("sqrt").
+    fcos.SCORE_MODE = "product"
 
 
 def _add_training_keys(cfg: CfgNode) -> None:

@@ -1,0 +1,14 @@
+"""Conversion between published checkpoints and this project's."""
+
+from .files import read_state_dict, write_checkpoint
+from .naming import NameMap, NamingError, Renamed, fpn_rules, resnet_rules
+
+__all__ = [
+    "NameMap",
+    "NamingError",
+    "Renamed",
+    "fpn_rules",
+    "read_state_dict",
+    "resnet_rules",
+    "write_checkpoint",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -29,7 +29,7 @@ class LastLevelP6(nn.Module):
 
 
 class SelectiveFPN(FPN):
-    """detectron2's ``FPN`` with selectable outputs and a place to refine the lateral features.
+    """detectron2's ``FPN`` with selectable outputs, in two steps between which a neck can refine the laterals.
 
     Output convolutions that feed nothing are kept (published checkpoints hold them) but neither run nor trained, so
     that they cost no time and distributed training sees no unused parameter.
@@ -72,14 +72,6 @@ class SelectiveFPN(FPN):
         if top_block is not None and not self._needs_top:
             top_block.requires_grad_(False)
 
-    def refine_laterals(self, laterals: list[Tensor]) -> list[Tensor]:
-        """Change the lateral features, finest first, before the top-down sum; the place for a neck's own modules.
-
-        Args:
-            laterals: one (N, C, H, W) per level.
-        """
-        return laterals
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the pyramid of an image batch.
 
@@ -90,9 +82,25 @@ class SelectiveFPN(FPN):
             level name -> (N, out_channels, H / stride, W / stride)
         """
         features = self.bottom_up(x)
+        return self.merge(features, self.project_laterals(features))
+
+    def project_laterals(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the lateral features, finest first.
+
+        Args:
+            features: name -> (N, C, H, W), at least every one of ``in_features``.
+        """
         # detectron2 keeps its convolutions coarsest first.
-        laterals = [conv(features[name]) for conv, name in zip(reversed(self.lateral_convs), self.in_features)]
-        merged = list(self.refine_laterals(laterals))
+        return [conv(features[name]) for conv, name in zip(reversed(self.lateral_convs), self.in_features)]
+
+    def merge(self, features: Mapping[str, Tensor], laterals: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Sum the laterals top down and compute the levels that leave the neck.
+
+        Args:
+            features: those of the bottom-up backbone; extra levels may start from one of them.
+            laterals: as ``project_laterals`` gives them, maybe refined since.
+        """
+        merged = list(laterals)
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
             if self._fuse_type == "avg":

@@ -1,0 +1,100 @@
+"""The head of BAFE-Net: detection and background segmentation that exchange features.
+
+Source: BAFE-Net, section IV-B and Figure 4, with the parts that the text leaves out as the published model has them:
+the large selective kernel is shared by both tasks, and two convolutions per task stand before the exchange.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irstd_d2.modeling.fcos import ConvTower, FCOSHead, Predictions, init_head
+
+from .feature_exchange import FeatureExchange
+from .large_selective_kernel import LargeSelectiveKernel
+
+
+class Bottleneck(nn.Sequential):
+    """Two 3x3 convolutions with batch norm and ReLU: C -> C / 2 -> C."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        for c_in, c_out in ((channels, channels // 2), (channels // 2, channels)):
+            self.append(
+                nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+            )
+
+
+class CrossTask(nn.Module):
+    """Large selective kernel, task-specific convolutions and feature exchange between two tasks.
+
+    Args:
+        channels: of both tasks.
+        exchange: keyword arguments of ``FeatureExchange``.
+    """
+
+    def __init__(self, channels: int, **exchange: Any):
+        super().__init__()
+        self.large_kernel = LargeSelectiveKernel(channels)
+        self.seg_convs = Bottleneck(channels)
+        self.cls_convs = Bottleneck(channels)
+        self.exchange = FeatureExchange(channels, **exchange)
+
+    def forward(self, seg: Tensor, cls: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) features of background segmentation and of classification -> the same, exchanged."""
+        seg, cls = self.large_kernel(torch.cat([seg, cls])).chunk(2)
+        return self.exchange(self.seg_convs(seg), self.cls_convs(cls))
+
+
+class BAFEHead(FCOSHead):
+    """FCOS towers beside a background-segmentation tower that exchanges features with classification.
+
+    Args:
+        in_channels: channels of every level.
+        num_levels: levels.
+        num_classes: K.
+        num_convs, norm, prior_prob: see ``FCOSHead``.
+        cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the tasks apart (Table IV b).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_levels: int,
+        num_classes: int,
+        num_convs: int = 4,
+        norm: str = "GN",
+        prior_prob: float = 0.01,
+        cross_task: dict[str, Any] | None = None,
+    ):
+        super().__init__(
+            in_channels,
+            num_levels=num_levels,
+            num_classes=num_classes,
+            num_convs=num_convs,
+            norm=norm,
+            prior_prob=prior_prob,
+        )
+        self.seg_tower = ConvTower(in_channels, num_convs, norm)
+        self.sky_logits = nn.Conv2d(in_channels, 1, 3, padding=1)
+        for part in (self.seg_tower, self.sky_logits):
+            init_head(part)
+        # Its convolutions keep torch's own initialisation, as in the published model.
+        self.cross_task = None if cross_task is None else CrossTask(in_channels, **cross_task)
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level."""
+        seg_features, cls_features = [], []
+        for x in features:
+            seg, cls = self.seg_tower(x), self.cls_tower(x)
+            if self.cross_task is not None:
+                seg, cls = self.cross_task(seg, cls)
+            seg_features.append(seg)
+            cls_features.append(cls)
+        predictions = self.predict(cls_features, features)
+        predictions["sky"] = [self.sky_logits(x) for x in seg_features]
+        return predictions

@@ -1,0 +1,177 @@
+"""Hard exchange of features between two tasks.
+
+Each task gives its most important channels (or columns of positions) to the other, which puts them in the place of its
+own most important ones. Source: BAFE-Net, section IV-B, Eq. 4 to 8; ablations in Tables IV to VIII.
+
+Letters in shapes: N images, C channels, K exchanged channels or columns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from irstd_d2.errors import ConfigError
+
+from .large_selective_kernel import LargeSelectiveKernel
+
+Selection = Literal["dynamic", "straight_through", "fixed", "random"]
+Mechanism = Literal["channel", "spatial", "channel+spatial", "spatial+channel"]
+
+
+def exchange(first: Tensor, second: Tensor, first_index: Tensor, second_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Swap rows of two tensors: row ``first_index[n, k]`` of one with row ``second_index[n, k]`` of the other.
+
+    Args:
+        first, second: (N, R, ...) of equal shape.
+        first_index, second_index: (N, K) without repetition in a row.
+    """
+    a, b = _expand(first_index, first), _expand(second_index, second)
+    return first.scatter(1, a, second.gather(1, b)), second.scatter(1, b, first.gather(1, a))
+
+
+def _expand(index: Tensor, like: Tensor) -> Tensor:
+    shape = index.shape + (1,) * (like.ndim - 2)
+    return index.view(shape).expand(*index.shape, *like.shape[2:])
+
+
+def top_k_sorted(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` highest scores of each row, in ascending order: (N, R) -> (N, count)."""
+    return scores.topk(count, dim=1).indices.sort(dim=1).values
+
+
+class ChannelAdapter(nn.Module):
+    """MLP over the exchanged channels at every position (Table V): K -> width -> K.
+
+    Args:
+        channels: K.
+        width: hidden units.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, width)
+        self.fc2 = nn.Linear(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, K, H, W) -> (N, K, H, W)"""
+        hidden = nn.functional.conv2d(x, self.fc1.weight[:, :, None, None], self.fc1.bias).relu()
+        return nn.functional.conv2d(hidden, self.fc2.weight[:, :, None, None], self.fc2.bias)
+
+
+class FeatureExchange(nn.Module):
+    """Exchange the most important channels, columns of positions, or both, between two tasks.
+
+    Args:
+        channels: C, of both tasks.
+        fraction: p, the share that is exchanged, in (0, 1] (Table VIII).
+        mechanism: what is exchanged, and in which order (Table VI).
+        selection: how it is chosen (Table VII). ``dynamic`` ranks by a learned mask; the choice is hard, so no
+            gradient reaches the mask and, as in the published model, it keeps its initial weights.
+            ``straight_through`` gives the same output and lets the mask learn. ``fixed`` takes evenly spaced ones,
+            ``random`` draws anew in every training step and keeps one draw in evaluation.
+        adapter_width: hidden units of the adapter on exchanged channels (Table V); 0 for none. Columns of positions
+            are exchanged as they are, as their number depends on the image.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        fraction: float = 0.5,
+        mechanism: Mechanism = "channel",
+        selection: Selection = "dynamic",
+        adapter_width: int = 64,
+    ):
+        super().__init__()
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"the exchanged fraction is {fraction}; use a value in (0, 1]")
+        if selection not in get_args(Selection):
+            raise ConfigError(f"the selection is {selection!r}; known are {get_args(Selection)}")
+        if mechanism not in get_args(Mechanism):
+            raise ConfigError(f"the mechanism is {mechanism!r}; known are {get_args(Mechanism)}")
+        self.fraction, self.selection = fraction, selection
+        self.steps = mechanism.split("+")
+        self.num_exchanged = int(channels * fraction)
+        if self.num_exchanged == 0:
+            raise ConfigError(f"a fraction of {fraction} of {channels} channels is none; use at least {1 / channels}")
+        learned = selection in ("dynamic", "straight_through")
+        self.mask = LargeSelectiveKernel(channels) if learned else None
+        with_adapter = adapter_width > 0 and "channel" in self.steps
+        self.adapter = ChannelAdapter(self.num_exchanged, adapter_width) if with_adapter else None
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            first, second: (N, C, H, W) features of the two tasks.
+
+        Returns:
+            The two with exchanged parts, same shapes.
+        """
+        for step in self.steps:
+            if step == "channel":
+                first, second = self._exchange_channels(first, second)
+            else:
+                first, second = self._exchange_columns(first, second)
+        return first, second
+
+    def importance(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Probability of each channel (``dim`` 1) or column (``dim`` 3) to be exchanged (Eq. 4 and 5).
+
+        Args:
+            x: (N, C, H, W)
+            dim: the dimension that is kept.
+
+        Returns:
+            (N, size of ``dim``)
+        """
+        if self.mask is None:
+            raise RuntimeError(f"{self.selection} selection has no importance")
+        others = [d for d in (1, 2, 3) if d != dim]
+        return (x * self.mask(x)).mean(others).sigmoid()
+
+    def _choose(self, both: Tensor, dim: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Indices (N, count) along ``dim`` and, for straight-through, their importance (N, count)."""
+        num_rows, size = both.shape[0], both.shape[dim]
+        if self.selection == "fixed":
+            index = torch.arange(count, device=both.device) * size // count
+            return index.expand(num_rows, -1), None
+        if self.selection == "random":
+            if self.training:
+                order = torch.rand(num_rows, size, device=both.device)
+            else:
+                draw = torch.Generator().manual_seed(0)
+                order = torch.rand(1, size, generator=draw).to(both.device).expand(num_rows, -1)
+            return top_k_sorted(order, count), None
+        learns = self.selection == "straight_through"
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            importance = self.importance(both, dim)
+        index = top_k_sorted(importance, count)
+        return index, importance.gather(1, index) if learns else None
+
+    def _exchange_channels(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([first, second])
+        index, importance = self._choose(both, 1, self.num_exchanged)
+        own = both.gather(1, _expand(index, both))
+        moved = self.adapter(own) if self.adapter is not None else own
+        moved = torch.cat(moved.chunk(2)[::-1])  # each task receives the other's
+        return self._put(both, index, own, moved.to(both.dtype), importance).chunk(2)
+
+    def _exchange_columns(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([first, second]).transpose(1, 3)
+        count = max(1, int(both.shape[1] * self.fraction))
+        index, importance = self._choose(both.transpose(1, 3), 3, count)
+        own = both.gather(1, _expand(index, both))
+        moved = torch.cat(own.chunk(2)[::-1])
+        return self._put(both, index, own, moved, importance).transpose(1, 3).chunk(2)
+
+    @staticmethod
+    def _put(both: Tensor, index: Tensor, own: Tensor, moved: Tensor, importance: Tensor | None) -> Tensor:
+        """Write the moved rows; with an importance its gradient says whether each exchange helped."""
+        if importance is not None:
+            weight = importance.view(*importance.shape, 1, 1)
+            # The difference is zero in value and carries the gradient of a soft exchange.
+            moved = moved + (weight - weight.detach()) * (moved - own)
+        return both.scatter(1, _expand(index, both), moved)
