@@ -91,6 +91,10 @@ def _register_builtin() -> None:
     for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
         for split in ("train", "val"):
             _register_voc(f"{name}_{split}", _below_root(folder), split, "wideirstd")
+    for split in splits:
+        _register_voc(
+            f"synthetic_dense_{split}", _below_root("synthetic_dense/SIRSTdevkit"), f"{split}_v2", "densesirst"
+        )
 
 
 def _below_root(folder: str) -> Callable[[], Path]:

@@ -55,10 +55,10 @@ def write_wideirstd(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write a set in WideIRSTD's layout, with sky masks beside it.
+    """Write a set in WideIRSTD's layout, with masks of targets (0, 255) and sky (0, 1) beside it.
 
-    ``VOC2007/{PNGImages,Annotations,SkyMasks}`` and ``VOC2007/ImageSets/Main/{train,val}.txt``; the XML files hold
-    ``<view>``, ``<band_type>`` and ``<size>``, and 0-based half-open boxes.
+    ``VOC2007/{PNGImages,Annotations,Masks,SkyMasks}`` and ``VOC2007/ImageSets/Main/{train,val}.txt``; the XML files
+    hold ``<view>``, ``<band_type>`` and ``<size>``, and 0-based half-open boxes.
 
     Args:
         root: folder to write into; it is made if need be.
@@ -221,16 +221,19 @@ def _image(folder: Path, name: str) -> Path:
 
 def _write_wideirstd_scene(folder: Path, name: str, scene: Scene) -> None:
     _write_image(_image(folder, name), scene.image)
+    _write_image(folder / "Masks" / f"{name}.png", _binary(scene.target_mask))
     _write_image(folder / "SkyMasks" / f"{name}.png", scene.sky_mask, _SKY_PALETTE)
     _write_bytes(_annotation(folder, name), _voc_xml(scene, f"{name}.png"))
 
 
 def _write_densesirst_scene(folder: Path, name: str, scene: Scene) -> None:
-    targets = (scene.target_mask > 0).astype(np.uint8)
     _write_image(_image(folder, name), scene.image)
-    for task, mask, palette in (("SIRST", targets, _TARGET_PALETTE), ("SkySeg", scene.sky_mask, _SKY_PALETTE)):
-        _write_image(folder / task / "BinaryMask" / f"{name}_pixels0.png", mask * 255)
-        _write_image(folder / task / "PaletteMask" / f"{name}.png", mask, palette)
+    for task, mask, palette in (
+        ("SIRST", scene.target_mask, _TARGET_PALETTE),
+        ("SkySeg", scene.sky_mask, _SKY_PALETTE),
+    ):
+        _write_image(folder / task / "BinaryMask" / f"{name}_pixels0.png", _binary(mask))
+        _write_image(folder / task / "PaletteMask" / f"{name}.png", np.minimum(mask, 1), palette)
     centres = np.floor((scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2).astype(int)
     points = "".join(f"{x} {y}\n" for x, y in centres)
     _write_bytes(folder / "SIRST" / "Point_label" / f"{name}_pixels0.txt", points.encode())
@@ -273,6 +276,10 @@ def _voc_xml(scene: Scene, filename: str) -> bytes:
             SubElement(bounds, tag).text = str(corner)
     indent(root)
     return tostring(root) + b"\n"
+
+
+def _binary(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(mask > 0, 255, 0).astype(np.uint8)
 
 
 def _write_image(path: Path, pixels: NDArray, palette: tuple[int, ...] | None = None) -> None:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from irstd_d2 import get_config
+from irstd_d2.data import build_mapper, read_image, read_sky_mask
 from irstd_d2.data.voc_xml import read_voc_xml
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.synthetic import SceneConfig, SceneGenerator, dense_config, write_densesirst, write_wideirstd
@@ -41,6 +44,8 @@ def test_wideirstd_layout(tmp_path, bits):
         for i, name in enumerate(names[split]):
             scene = generator.scene(start + i)
             np.testing.assert_array_equal(read(folder / "PNGImages" / f"{name}.png"), scene.image)
+            mask = read(folder / "Masks" / f"{name}.png")
+            np.testing.assert_array_equal(mask, np.where(scene.target_mask > 0, 255, 0))
             sky = Image.open(folder / "SkyMasks" / f"{name}.png")
             assert sky.mode == "P"
             np.testing.assert_array_equal(np.asarray(sky), scene.sky_mask)
@@ -175,6 +180,37 @@ def test_real_data_is_never_touched(tmp_path, overwrite):
     with pytest.raises(DatasetError, match="not a synthetic set"):
         write_wideirstd(tmp_path, SMALL, train=1, val=0, overwrite=overwrite, progress=False)
     assert image.read_bytes() == b"real"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_registered_sets_give_the_scenes_back(tmp_path, monkeypatch, bits):
+    """From the generator through the files, the catalog and the mapper to the sample that a model gets."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    configs = {"omni": SceneConfig(seed=6, bits=bits), "dense": dense_config(seed=6, bits=bits)}
+    write_wideirstd(tmp_path / "synthetic_omni", configs["omni"], train=5, val=3, progress=False)
+    write_densesirst(tmp_path / "synthetic_dense", configs["dense"], train=3, val=2, test=2, progress=False)
+    cfg = get_config()
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)  # the original size
+    cfg.INPUT.RANDOM_FLIP = "none"
+    mapper = build_mapper(cfg, is_train=True)
+    for kind, split, count in [("omni", "train", 5), ("omni", "val", 3), ("dense", "val", 2), ("dense", "test", 2)]:
+        dicts = DatasetCatalog.get(f"synthetic_{kind}_{split}")
+        assert [d["image_id"] for d in dicts] == [f"{split}_{i:06d}" for i in range(count)]
+        generator = SceneGenerator(configs[kind])
+        for i, record in enumerate(dicts):
+            scene = generator.scene(SPLIT_START[split] + i)
+            assert record["metadata"] == scene.metadata
+            assert [a["bbox"] for a in record["annotations"]] == scene.boxes.tolist()
+            assert not any(a["iscrowd"] for a in record["annotations"])
+            assert all(a["category_id"] == 0 for a in record["annotations"])
+            np.testing.assert_array_equal(read_sky_mask(record["sem_seg_file_name"]) == 1, scene.sky_mask == 1)
+            image = read_image(record["file_name"])
+            np.testing.assert_allclose(image[..., 0], scene.image / (257 if bits == 16 else 1), atol=1e-3)
+            sample = mapper(record)
+            assert sample["metadata"] == scene.metadata
+            assert sample["image"].shape == (3, *scene.image.shape)
+            np.testing.assert_array_equal(sample["sem_seg"].numpy(), scene.sky_mask)
+            np.testing.assert_array_equal(sample["instances"].gt_boxes.tensor.numpy(), scene.boxes)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": 3}', ""])
