@@ -1,0 +1,325 @@
+"""Backbones conditioned on imaging metadata: M2DM and LEEM on pyramid laterals or on the stages of any backbone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from torch import Tensor, nn
+
+from irstd_d2.errors import ConfigError
+from irstd_d2.modeling import SelectiveFPN, build_irstd_resnet_backbone
+from irstd_d2.modeling.fpn import build_top_block
+
+from ..metadata import MetadataBatch
+from .leem import LEEM, ResidualGate
+from .m2dm import M2DM
+from .metadata_encoder import AuxiliaryEncoder, DetailCompensation
+
+VISUAL_HINTS = ("none", "high_level", "detail")
+
+
+class FeatureRefinement(nn.Module):
+    """M2DM, then LEEM, on chosen stages of a list of feature maps (Fig. 2).
+
+    The auxiliary features of all stages are computed first, from the unrefined maps.
+
+    Args:
+        input_shape: stage name -> channels and stride.
+        m2dm_stages: stages with M2DM (Tables 5, 7).
+        leem_stages: stages with LEEM (Tables 5, 7).
+        visual: the visual hint among the auxiliary features (Table 2): "none"; "high_level", the pooled coarsest map;
+            "detail", the pooled difference of the aligned stage and the coarsest map.
+        gated: the residual of LEEM is scaled per image by a gate on the auxiliary features.
+        encoder: arguments of ``AuxiliaryEncoder`` besides ``num_stages`` and ``visual_channels``.
+        m2dm: arguments of ``M2DM`` besides the widths.
+        leem: arguments of ``LEEM`` besides the width.
+
+    Raises:
+        ConfigError: for an unknown stage or option.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        m2dm_stages: Sequence[str] = ("res2", "res3"),
+        leem_stages: Sequence[str] = ("res2", "res3"),
+        visual: str = "detail",
+        gated: bool = True,
+        encoder: Mapping[str, Any] | None = None,
+        m2dm: Mapping[str, Any] | None = None,
+        leem: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        input_shape = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
+        self.stages = tuple(input_shape)
+        for key, chosen in (("M2DM", m2dm_stages), ("LEEM", leem_stages)):
+            if foreign := set(chosen) - set(self.stages):
+                raise ConfigError(
+                    f"MODEL.AUXDET.{key}.STAGES has {sorted(foreign)}; the features to refine are {list(self.stages)}"
+                )
+        if visual not in VISUAL_HINTS:
+            raise ConfigError(f"MODEL.AUXDET.ENCODER.VISUAL is {visual!r}; known are {list(VISUAL_HINTS)}")
+        self.visual = visual
+        conditioned = {*m2dm_stages, *(leem_stages if gated else ())}
+        self.conditioned_stages = tuple(stage for stage in self.stages if stage in conditioned)
+
+        channels = {name: shape.channels for name, shape in input_shape.items()}
+        coarsest = self.stages[-1]
+        self.encoder: AuxiliaryEncoder | None = None
+        self.gate: ResidualGate | None = None
+        self.detail = nn.ModuleDict()
+        self.m2dm = nn.ModuleDict()
+        if self.conditioned_stages:
+            self.encoder = AuxiliaryEncoder(
+                **(encoder or {}),
+                num_stages=len(self.conditioned_stages),
+                visual_channels=0 if visual == "none" else channels[coarsest],
+            )
+            if visual == "detail":
+                for stage in self.conditioned_stages:
+                    stride = input_shape[coarsest].stride // input_shape[stage].stride
+                    self.detail[stage] = DetailCompensation(channels[stage], channels[coarsest], stride)
+            aux_features = self.encoder.out_features
+            self.m2dm.update(
+                {s: M2DM(channels[s], aux_features, **(m2dm or {})) for s in self.stages if s in m2dm_stages}
+            )
+            if gated and leem_stages:
+                self.gate = ResidualGate(aux_features)
+        self.leem = nn.ModuleDict({s: LEEM(channels[s], **(leem or {})) for s in self.stages if s in leem_stages})
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        auxdet, metadata = cfg.MODEL.AUXDET, cfg.MODEL.METADATA
+        return {
+            "input_shape": input_shape,
+            "m2dm_stages": auxdet.M2DM.STAGES,
+            "leem_stages": auxdet.LEEM.STAGES,
+            "visual": auxdet.ENCODER.VISUAL,
+            "gated": auxdet.LEEM.GATED,
+            "encoder": {
+                "num_platforms": len(metadata.PLATFORMS),
+                "num_bands": len(metadata.BANDS),
+                "fields": auxdet.ENCODER.FIELDS,
+                "embed_dim": auxdet.ENCODER.EMBED_DIM,
+                "num_metadata_layers": auxdet.ENCODER.NUM_METADATA_LAYERS,
+                "num_fusion_layers": auxdet.ENCODER.NUM_FUSION_LAYERS,
+                "dropout": auxdet.ENCODER.DROPOUT,
+                "norm": auxdet.ENCODER.NORM,
+                "unknown": auxdet.ENCODER.UNKNOWN,
+                "size_scale": auxdet.ENCODER.SIZE_SCALE,
+            },
+            "m2dm": {
+                "mode": auxdet.M2DM.MODE,
+                "tap_order": auxdet.M2DM.TAP_ORDER,
+                "detach_kernels": auxdet.M2DM.DETACH_KERNELS,
+                "bottleneck": auxdet.DYNAMIC_MLP.BOTTLENECK or None,
+                "hidden": auxdet.DYNAMIC_MLP.HIDDEN,
+                "num_layers": auxdet.DYNAMIC_MLP.NUM_LAYERS,
+                "variant": auxdet.DYNAMIC_MLP.VARIANT,
+            },
+            "leem": {
+                "kernel": auxdet.LEEM.KERNEL,
+                "connection": auxdet.LEEM.CONNECTION,
+                "init": auxdet.LEEM.INIT,
+                "norm": auxdet.LEEM.NORM,
+            },
+        }
+
+    def encode(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
+        """Return the auxiliary features of every conditioned stage, stage -> (N, A)."""
+        if self.encoder is None:
+            return {}
+        hints: list[Tensor] = []
+        if self.visual != "none":
+            pooled = features[self.stages[-1]].mean(dim=(2, 3))
+            hints = [
+                self.detail[stage](features[stage], pooled) if stage in self.detail else pooled
+                for stage in self.conditioned_stages
+            ]
+        return dict(zip(self.conditioned_stages, self.encoder(metadata, hints)))
+
+    def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
+        """Refine the chosen stages and pass the others on.
+
+        Args:
+            features: stage -> (N, C, H, W), every stage of ``input_shape``.
+            metadata: of the N images.
+
+        Returns:
+            The stages of ``input_shape``, finest first, shapes unchanged.
+        """
+        aux = self.encode(features, metadata)
+        refined = {}
+        for stage in self.stages:
+            x = features[stage]
+            if stage in self.m2dm:
+                x = self.m2dm[stage](x, aux[stage])
+            if stage in self.leem:
+                edges = self.leem[stage](x)
+                if self.gate is not None:
+                    edges = edges * self.gate(aux[stage])[:, :, None, None].to(edges.dtype)
+                x = x + edges
+            refined[stage] = x
+        return refined
+
+
+class MetadataConditionedBackbone(Backbone):
+    """A backbone whose forward pass takes the metadata of its images; subclasses write ``forward_conditioned``.
+
+    Metadata comes either with the call, ``backbone(x, metadata)``, or from ``condition_on`` before it, for callers that
+    only know ``backbone(x)``. A forward pass uses it up, so that no later batch can see it. Without metadata all fields
+    are unknown.
+    """
+
+    _pending: MetadataBatch | None = None
+
+    def condition_on(self, metadata: MetadataBatch) -> None:
+        """Set the metadata of the next forward pass, and of that one only."""
+        self._pending = metadata
+
+    def forward(self, x: Tensor, metadata: MetadataBatch | None = None) -> dict[str, Tensor]:
+        """Compute the feature maps of an image batch.
+
+        Args:
+            x: (N, 3, H, W).
+            metadata: of the N images; ``None`` takes what ``condition_on`` set, else unknown.
+
+        Returns:
+            name -> (N, C, H / stride, W / stride)
+
+        Raises:
+            ValueError: if images and metadata differ in number.
+        """
+        pending, self._pending = self._pending, None
+        if metadata is None:
+            metadata = pending
+        if metadata is None:
+            metadata = MetadataBatch.unknown(len(x), x.device)
+        if metadata.num_images != len(x):
+            raise ValueError(f"{len(x)} images came with metadata of {metadata.num_images}; give one entry per image")
+        return self.forward_conditioned(x, metadata.to(x.device))
+
+    @abstractmethod
+    def forward_conditioned(self, x: Tensor, metadata: MetadataBatch) -> dict[str, Tensor]:
+        """Compute the feature maps of N images under their metadata, which is on their device."""
+
+
+class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
+    """Feature pyramid whose lateral features pass M2DM and LEEM before the top-down sum: AuxDet's neck.
+
+    Args:
+        bottom_up: backbone that gives ``in_features``.
+        in_features: finest first, e.g. ``["res2", "res3", "res4", "res5"]``.
+        out_channels: channels of every level.
+        refinement: acts on laterals, which bear the names of ``in_features``.
+        out_features, norm, top_block, fuse_type: as in ``SelectiveFPN``.
+    """
+
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        *,
+        refinement: FeatureRefinement,
+        out_features: Sequence[str] | None = None,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
+    ):
+        super().__init__(
+            bottom_up,
+            in_features,
+            out_channels,
+            out_features=out_features,
+            norm=norm,
+            top_block=top_block,
+            fuse_type=fuse_type,
+        )
+        self.refinement = refinement
+
+    def forward_conditioned(self, x: Tensor, metadata: MetadataBatch) -> dict[str, Tensor]:
+        features = self.bottom_up(x)
+        laterals = self.refinement(dict(zip(self.in_features, self.project_laterals(features))), metadata)
+        return self.merge(features, list(laterals.values()))
+
+
+class AuxDetBackbone(MetadataConditionedBackbone):
+    """Any backbone with M2DM and LEEM on its outputs, for any neck or head.
+
+    The refined maps leave the backbone; its own later stages see the unrefined ones, because the auxiliary features
+    need the coarsest map.
+
+    Args:
+        bottom_up: gives the feature maps, coarsest last.
+        refinement: acts on all of them.
+    """
+
+    def __init__(self, bottom_up: Backbone, refinement: FeatureRefinement):
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.refinement = refinement
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.bottom_up.size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return self.bottom_up.padding_constraints
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self.bottom_up.output_shape()
+
+    def forward_conditioned(self, x: Tensor, metadata: MetadataBatch) -> dict[str, Tensor]:
+        return self.refinement(self.bottom_up(x), metadata)
+
+
+def _build_auxdet_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> AuxDetFPN:
+    fpn, shapes = cfg.MODEL.FPN, bottom_up.output_shape()
+    laterals = {name: ShapeSpec(channels=fpn.OUT_CHANNELS, stride=shapes[name].stride) for name in fpn.IN_FEATURES}
+    return AuxDetFPN(
+        bottom_up,
+        fpn.IN_FEATURES,
+        fpn.OUT_CHANNELS,
+        refinement=FeatureRefinement(cfg, laterals),
+        out_features=fpn.OUT_FEATURES,
+        norm=fpn.NORM,
+        top_block=top_block,
+        fuse_type=fpn.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_auxdet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetFPN:
+    """Build the published form: a ResNet under a pyramid with M2DM and LEEM on its laterals (keys ``MODEL.AUXDET``)."""
+    bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    return _build_auxdet_fpn(cfg, bottom_up, build_top_block(cfg, bottom_up))
+
+
+@BACKBONE_REGISTRY.register()
+def build_auxdet_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetFPN:
+    """Build the pyramid of ``build_auxdet_resnet_fpn_backbone`` with RetinaNet's two extra levels.
+
+    They start from the last entry of ``MODEL.FPN.IN_FEATURES``, whatever ``MODEL.FPN.TOP_BLOCK`` says.
+    """
+    bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    coarsest = cfg.MODEL.FPN.IN_FEATURES[-1]
+    channels = bottom_up.output_shape()[coarsest].channels
+    return _build_auxdet_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, coarsest))
+
+
+@BACKBONE_REGISTRY.register()
+def build_auxdet_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetBackbone:
+    """Build a ResNet with M2DM and LEEM on its own stages, for any neck (keys ``MODEL.AUXDET``)."""
+    bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    return AuxDetBackbone(bottom_up, FeatureRefinement(cfg, bottom_up.output_shape()))

@@ -1,0 +1,137 @@
+"""Lightweight edge enhancement: a residual of learned second differences (Sec. 3.4).
+
+N images, C channels, H x W cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from irstd_d2.errors import ConfigError
+
+SECOND_DIFFERENCE = (0.25, -0.5, 0.25)  # Eq. 16
+KERNELS = ("1d", "3x3")
+CONNECTIONS = ("dense", "depthwise")
+INITS = ("laplacian", "laplacian_identity", "xavier")
+NORMS = ("std", "instance")
+
+
+def normalize_std(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Standardise each channel of each image with its unbiased deviation: (x - mean) / (std + eps).
+
+    A single cell has no deviation and gives zero.
+
+    Args:
+        x: (N, C, H, W).
+        eps: guards flat maps.
+    """
+    std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
+    return (x - mean) / (std + eps)
+
+
+def normalize_instance(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Standardise each channel of each image with its population variance: (x - mean) / sqrt(var + eps) (Eq. 18).
+
+    Args:
+        x: (N, C, H, W).
+        eps: guards flat maps.
+    """
+    var, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+    return (x - mean) * (var + eps).rsqrt()
+
+
+class LEEM(nn.Module):
+    """Compute the normalised edge response of a feature map.
+
+    Args:
+        channels: C.
+        kernel: "1d" (published): a vertical, then a horizontal convolution with a ReLU between; "3x3": one
+            convolution instead (Table 4).
+        connection: "dense" (published): every channel sees every channel; "depthwise": each channel sees itself.
+        init: "laplacian" (published): second differences between all pairs of channels; "laplacian_identity" (Eq.
+            16): only from each channel to itself; "xavier": no prior, which is how the released weights were trained.
+        norm: "std" (published): ``normalize_std`` and one scale; "instance" (Eq. 18): ``normalize_instance`` and one
+            scale per channel.
+
+    Raises:
+        ConfigError: for an unknown option.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel: str = "1d",
+        connection: str = "dense",
+        init: str = "laplacian",
+        norm: str = "std",
+    ):
+        super().__init__()
+        for key, value, known in (
+            ("KERNEL", kernel, KERNELS),
+            ("CONNECTION", connection, CONNECTIONS),
+            ("INIT", init, INITS),
+            ("NORM", norm, NORMS),
+        ):
+            if value not in known:
+                raise ConfigError(f"MODEL.AUXDET.LEEM.{key} is {value!r}; known are {list(known)}")
+        groups = channels if connection == "depthwise" else 1
+        if kernel == "1d":
+            self.vertical: nn.Conv2d | None = nn.Conv2d(
+                channels, channels, (3, 1), padding=(1, 0), groups=groups, bias=False
+            )
+            self.horizontal = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1), groups=groups, bias=False)
+        else:
+            self.vertical = None
+            self.square = nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
+        # The gate of Eq. 15. The normalisation behind it cancels it but for eps; kept, as checkpoints hold it.
+        self.response_gate = nn.Parameter(torch.tensor(0.1))
+        self.scale = nn.Parameter(torch.ones(1 if norm == "std" else channels))
+        self.normalize = normalize_std if norm == "std" else normalize_instance
+        self._init_weights(init)
+
+    def _init_weights(self, init: str) -> None:
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                if init == "xavier":
+                    nn.init.xavier_uniform_(conv.weight)
+                else:
+                    with torch.no_grad():
+                        conv.weight.copy_(_laplacian_weight(conv, identity=init == "laplacian_identity"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to its edge response of the same shape, to be added to it."""
+        gate = self.response_gate.sigmoid()
+        edges = self.square(x) * gate if self.vertical is None else self.horizontal(F.relu(self.vertical(x)) * gate)
+        # Half precision would lose the small deviations of flat maps.
+        return (self.normalize(edges.float()) * self.scale[:, None, None]).to(x.dtype)
+
+
+def _laplacian_weight(conv: nn.Conv2d, identity: bool) -> Tensor:
+    """Second differences along every axis of the kernel that is longer than one (Eqs. 16, 17)."""
+    line = torch.tensor(SECOND_DIFFERENCE)
+    height, width = conv.kernel_size
+    kernel = (line if height == 3 else torch.ones(1))[:, None] * (line if width == 3 else torch.ones(1))
+    pairs = torch.ones(conv.weight.shape[:2])
+    if identity and conv.groups == 1:
+        pairs = torch.eye(conv.out_channels)
+    return pairs[:, :, None, None] * kernel
+
+
+class ResidualGate(nn.Module):
+    """Strength of the edge residual, one scalar in 0..1 per image, from its auxiliary features.
+
+    Args:
+        aux_features: A.
+    """
+
+    def __init__(self, aux_features: int):
+        super().__init__()
+        self.hidden = nn.Linear(aux_features, aux_features // 2)
+        self.score = nn.Linear(aux_features // 2, 1)
+
+    def forward(self, aux: Tensor) -> Tensor:
+        """Map (..., A) to (..., 1)."""
+        return self.score(F.relu(self.hidden(aux))).sigmoid()

@@ -1,0 +1,160 @@
+"""Multi-modal dynamic modulation: channel and edge-like spatial gains, predicted per image (Sec. 3.3).
+
+N images, C channels, H x W cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from irstd_d2.errors import ConfigError
+
+from .dynamic_mlp import DynamicMLP
+
+NUM_TAPS = 8  # four neighbours for each of the two pooled maps
+TAP_ORDERS = ("up_down_left_right", "up_left_right_down")
+MODES = ("parallel", "channel", "spatial", "channel_spatial", "spatial_channel")
+
+
+def build_edge_kernels(taps: Tensor, order: str = "up_down_left_right") -> Tensor:
+    """Build kernels with zero corners and zero sum from their four outer taps (Eqs. 10, 11).
+
+    Args:
+        taps: (N, 8), four for the kernel of the first map, then four for the second.
+        order: one of ``TAP_ORDERS``; the published code has "up_down_left_right", the paper "up_left_right_down".
+
+    Returns:
+        (N, 2, 3, 3)
+    """
+    taps = taps.unflatten(1, (2, 4))
+    tap = dict(zip(order.split("_"), taps.unbind(dim=2)))
+    centre, zero = -taps.sum(dim=2), torch.zeros_like(taps[:, :, 0])
+    rows = [zero, tap["up"], zero, tap["left"], centre, tap["right"], zero, tap["down"], zero]
+    return torch.stack(rows, dim=2).unflatten(2, (3, 3))
+
+
+def apply_edge_kernels(maps: Tensor, kernels: Tensor) -> Tensor:
+    """Correlate each image's maps with its own kernels and sum over the maps (Eq. 12), zero padded.
+
+    Args:
+        maps: (N, 2, H, W).
+        kernels: (N, 2, 3, 3).
+
+    Returns:
+        (N, 1, H, W)
+    """
+    # One group per image.
+    num_images = maps.shape[0]
+    return F.conv2d(maps.flatten(0, 1)[None], kernels, padding=1, groups=num_images).transpose(0, 1)
+
+
+def pool_channels(x: Tensor) -> Tensor:
+    """Return mean and maximum over the channels: (N, C, H, W) gives (N, 2, H, W)."""
+    return torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
+
+
+def channel_gain(modulation: Tensor) -> Tensor:
+    """Gain of per-sample channel modulation (PSCM): (N, C) in 0..1 gives (N, C, 1, 1) in 1..2."""
+    return 1 + modulation[:, :, None, None]
+
+
+def spatial_gain(x: Tensor, modulation: Tensor, tap_order: str = "up_down_left_right") -> Tensor:
+    """Gain of per-sample spatial modulation (PSSM, Eqs. 10-13).
+
+    Args:
+        x: (N, C, H, W).
+        modulation: (N, 8), see ``build_edge_kernels``.
+        tap_order: likewise.
+
+    Returns:
+        (N, 1, H, W) in 1..2.
+    """
+    # The kernels sum to zero only in full precision, and two maps cost nothing.
+    with torch.autocast(x.device.type, enabled=False):
+        maps, kernels = pool_channels(x).float(), build_edge_kernels(modulation.float(), tap_order)
+        return (1 + apply_edge_kernels(maps, kernels).sigmoid()).to(x.dtype)
+
+
+class M2DM(nn.Module):
+    """Modulate a feature map by what its auxiliary features say about the image.
+
+    Args:
+        channels: C.
+        aux_features: A, width of the auxiliary features.
+        mode: how PSCM and PSSM combine (Table 3). "parallel" (published): x + PSCM(x) + PSSM(x); "channel" and
+            "spatial": x plus that one; "channel_spatial": x + PSSM(PSCM(x)); "spatial_channel": x + PSCM(PSSM(x)).
+        tap_order: see ``build_edge_kernels``.
+        detach_kernels: the spatial kernels get no gradient, as published.
+        bottleneck, hidden, num_layers, variant: of the ``DynamicMLP``.
+
+    Raises:
+        ConfigError: for an unknown option, or if nothing would train the modulation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        aux_features: int,
+        *,
+        mode: str = "parallel",
+        tap_order: str = "up_down_left_right",
+        detach_kernels: bool = True,
+        bottleneck: int | None = None,
+        hidden: int = 32,
+        num_layers: int = 2,
+        variant: str = "A",
+    ):
+        super().__init__()
+        if mode not in MODES:
+            raise ConfigError(f"MODEL.AUXDET.M2DM.MODE is {mode!r}; known are {list(MODES)}")
+        if tap_order not in TAP_ORDERS:
+            raise ConfigError(f"MODEL.AUXDET.M2DM.TAP_ORDER is {tap_order!r}; known are {list(TAP_ORDERS)}")
+        if mode == "spatial" and detach_kernels:
+            raise ConfigError(
+                "MODEL.AUXDET.M2DM.MODE 'spatial' with DETACH_KERNELS True trains nothing; set DETACH_KERNELS False"
+            )
+        self.channels, self.mode, self.tap_order, self.detach_kernels = channels, mode, tap_order, detach_kernels
+        # Channel modulation alone needs no projection: the fused vector has one entry per channel already. So counts
+        # Table 3, row (c).
+        widths = {"channel": None, "spatial": NUM_TAPS}
+        self.dynamic_mlp = DynamicMLP(
+            channels,
+            aux_features,
+            widths.get(mode, channels + NUM_TAPS),
+            bottleneck=bottleneck,
+            hidden=hidden,
+            num_layers=num_layers,
+            variant=variant,
+        )
+
+    def predict_modulation(self, x: Tensor, aux: Tensor) -> Tensor:
+        """Return the modulation vectors in 0..1 (Eq. 9): C for the channels, then 8 taps, as the mode needs them."""
+        return self.dynamic_mlp(x.mean(dim=(2, 3)), aux).sigmoid()
+
+    def forward(self, x: Tensor, aux: Tensor) -> Tensor:
+        """Modulate a feature map.
+
+        Args:
+            x: (N, C, H, W).
+            aux: (N, A).
+
+        Returns:
+            (N, C, H, W)
+        """
+        modulation = self.predict_modulation(x, aux).to(x.dtype)
+        if self.mode == "channel":
+            return x * (1 + channel_gain(modulation))
+        channels, taps = modulation[:, :-NUM_TAPS], modulation[:, -NUM_TAPS:]
+        if self.detach_kernels:
+            taps = taps.detach()
+        if self.mode == "channel_spatial":
+            inner = x * channel_gain(channels)
+            return x + inner * spatial_gain(inner, taps, self.tap_order)
+        spatial = spatial_gain(x, taps, self.tap_order)
+        if self.mode == "spatial":
+            return x * (1 + spatial)
+        if self.mode == "spatial_channel":
+            return x * (1 + spatial * channel_gain(channels))
+        return x * (1 + spatial + channel_gain(channels))
