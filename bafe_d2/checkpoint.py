@@ -5,7 +5,8 @@ from __future__ import annotations
 from irstd_d2.checkpoint import NameMap, fpn_rules, resnet_rules
 
 
-def _large_kernel_rules(published: str, ours: str) -> list[tuple[str, str]]:
+def large_kernel_rules(published: str, ours: str) -> list[tuple[str, str]]:
+    """Rules for one large-selective-kernel block."""
     names = {
         "conv0": "near",
         "conv_spatial": "far",
@@ -56,8 +57,8 @@ BAFE_NAMES = NameMap(
         ("bbox_head.convs_cls.{i}.layer.{k}.{p}", "head.cross_task.cls_convs.{i}.{k}.{p}"),
         ("bbox_head.convs_seg.{i}.layer.{k}.{p}", "head.cross_task.seg_convs.{i}.{k}.{p}"),
         ("bbox_head.ChannelEx.mlp.{p}", "head.cross_task.exchange.adapter.{p}"),
-        *_large_kernel_rules("bbox_head.ChannelEx.attention_mask", "head.cross_task.exchange.mask"),
-        *_large_kernel_rules("bbox_head.LSKModule", "head.cross_task.large_kernel"),
+        *large_kernel_rules("bbox_head.ChannelEx.attention_mask", "head.cross_task.exchange.mask"),
+        *large_kernel_rules("bbox_head.LSKModule", "head.cross_task.large_kernel"),
     ],
     dropped=NEVER_RUN,
 )
