@@ -1,0 +1,74 @@
+"""Packaging of irstd-d2: irstd_d2, auxdet_d2 and bafe_d2.
+
+detectron2 itself is not listed: the package index has no release under its own name. ``tools/setup.sh`` installs it, or
+see README.md for the upstream repository.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "irstd_d2" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+# What detectron2 needs, then what this project adds.
+REQUIRES = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "fvcore>=0.1.5.post20221221",
+    "iopath>=0.1.9",
+    "pycocotools>=2.0.8",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "termcolor",
+    "yacs>=0.1.8",
+    "tabulate",
+    "cloudpickle",
+    "tqdm",
+    "tensorboard",
+    "packaging",
+    "Pillow>=10",
+    "black",
+    "matplotlib>=3.8",
+    "numpy>=1.26",
+    "opencv-python-headless>=4.8",
+    "defusedxml>=0.7",
+    "dadaptation>=3.2",
+    "faster-coco-eval>=1.6",
+    "jinja2>=3.1",
+    "PyYAML>=6",
+]
+
+setup(
+    name="irstd-d2",
+    version=VERSION,
+    description="Infrared small-target detection on detectron2: AuxDet, BAFE-Net, data, evaluation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["irstd_d2*", "auxdet_d2*", "bafe_d2*"]),
+    package_data={"irstd_d2": ["**/*.j2", "**/*.json"]},
+    include_package_data=False,
+    install_requires=REQUIRES,
+    extras_require={
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript"],
+        "report": ["matplotlib>=3.8", "jinja2>=3.1"],
+        "dev": [
+            "pytest>=8",
+            "pytest-cov",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "imagecodecs",
+            "mypy",
+            "ruff",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "License :: OSI Approved :: Apache Software License",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
