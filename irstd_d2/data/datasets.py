@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,45 @@ from .coco import load_coco
 from .faults import get_skip_bad
 from .layout import VocLayout
 from .voc import CLASS_NAMES, load_voc
+
+
+@dataclass(frozen=True)
+class VocSource:
+    """Where a registered set comes from; fields as the arguments of :func:`load_voc`.
+
+    A relative ``builtin_root`` is taken below :func:`datasets_root` at the time of loading.
+    """
+
+    root: str | PathLike | None = None
+    split: str | None = None
+    layout: str | VocLayout | None = None
+    class_names: Sequence[str] = CLASS_NAMES
+    box_convention: str = "half_open"
+    sidecar: str | PathLike | None = None
+    builtin_root: str | None = None
+
+    def resolve_root(self) -> Path:
+        return datasets_root() / self.builtin_root if self.builtin_root else Path(self.root or ".")
+
+    def load(self) -> list[dict[str, Any]]:
+        return load_voc(
+            self.resolve_root(),
+            self.split,
+            layout=self.layout,
+            class_names=self.class_names,
+            box_convention=self.box_convention,
+            sidecar=self.sidecar,
+            skip_bad=get_skip_bad(),
+        )
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Where a registered set comes from; fields as the arguments of :func:`load_coco`."""
+
+    json_file: str | PathLike
+    image_root: str | PathLike
+    class_names: Sequence[str] | None = None
 
 
 def datasets_root() -> Path:
@@ -32,7 +72,7 @@ def register_voc_folder(
     sidecar: str | PathLike | None = None,
 ) -> None:
     """Register a folder of Pascal VOC files under ``name``; arguments as in :func:`load_voc`."""
-    _register_voc(name, lambda: Path(root), split, layout, class_names, box_convention, sidecar)
+    _register_voc(name, VocSource(root, split, layout, tuple(class_names), box_convention, sidecar))
 
 
 def register_coco_folder(
@@ -49,34 +89,20 @@ def register_coco_folder(
         return dicts
 
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(evaluator_type="coco", image_root=str(image_root))
+    MetadataCatalog.get(name).set(
+        evaluator_type="coco", image_root=str(image_root), source=CocoSource(json_file, image_root, class_names)
+    )
     if class_names is not None:
         MetadataCatalog.get(name).set(thing_classes=list(class_names))
 
 
-def _register_voc(
-    name: str,
-    root: Callable[[], Path],
-    split: str | None,
-    layout: str | VocLayout | None,
-    class_names: Sequence[str] = CLASS_NAMES,
-    box_convention: str = "half_open",
-    sidecar: str | PathLike | None = None,
-) -> None:
-    def load() -> list[dict[str, Any]]:
-        return load_voc(
-            root(),
-            split,
-            layout=layout,
-            class_names=class_names,
-            box_convention=box_convention,
-            sidecar=sidecar,
-            skip_bad=get_skip_bad(),
-        )
-
-    DatasetCatalog.register(name, load)
+def _register_voc(name: str, source: VocSource) -> None:
+    DatasetCatalog.register(name, source.load)
     MetadataCatalog.get(name).set(
-        thing_classes=list(class_names), evaluator_type="coco", box_convention=box_convention, split=split
+        thing_classes=list(source.class_names),
+        evaluator_type="coco",
+        box_convention=source.box_convention,
+        source=source,
     )
 
 
@@ -87,18 +113,14 @@ def _register_builtin() -> None:
     sets += [(f"sirstv2_{s}", "open-sirst-v2", f"{s}_full", "sirstv2") for s in splits]
     for name, folder, split, layout in sets:
         for suffix, convention in (("", "half_open"), ("_paper", "paper")):
-            _register_voc(name + suffix, _below_root(folder), split, layout, box_convention=convention)
+            source = VocSource(split=split, layout=layout, box_convention=convention, builtin_root=folder)
+            _register_voc(name + suffix, source)
     for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
         for split in ("train", "val"):
-            _register_voc(f"{name}_{split}", _below_root(folder), split, "wideirstd")
+            _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
     for split in splits:
-        _register_voc(
-            f"synthetic_dense_{split}", _below_root("synthetic_dense/SIRSTdevkit"), f"{split}_v2", "densesirst"
-        )
-
-
-def _below_root(folder: str) -> Callable[[], Path]:
-    return lambda: datasets_root() / folder
+        source = VocSource(split=f"{split}_v2", layout="densesirst", builtin_root="synthetic_dense/SIRSTdevkit")
+        _register_voc(f"synthetic_dense_{split}", source)
 
 
 _register_builtin()

@@ -30,6 +30,7 @@ class FaultKind(StrEnum):
     BAD_IMAGE = "unreadable image"
     BAD_MASK = "unreadable sky mask"
     SIZE_MISMATCH = "size differs from the annotation"
+    BAD_SPLIT = "unreadable split file"
     EMPTY_LINE = "empty split line"
     DUPLICATE_LINE = "duplicate split line"
     BAD_RECORD = "malformed record"

@@ -35,6 +35,11 @@ _PNG_END = b"IEND\xaeB`\x82"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_CMYK = 5
+_INVALID = 2
+_BINARY_TO_LABEL = np.full(256, _INVALID, np.uint8)
+_BINARY_TO_LABEL[[0, 255]] = OTHER, SKY
+_LABEL_TO_LABEL = np.full(256, _INVALID, np.uint8)
+_LABEL_TO_LABEL[[OTHER, SKY, IGNORE]] = OTHER, SKY, IGNORE
 _REWRITE = "copy the file again from its source, or remove it from the split"
 
 
@@ -55,21 +60,28 @@ def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = 
         DatasetError: the file is missing, truncated, of another kind, too large, or holds NaN or infinity.
         ConfigError: ``format`` or ``high_bit_depth`` is not one of the above.
     """
-    if format not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT is {format!r}; use 'RGB' or 'BGR'")
-    if high_bit_depth not in HIGH_BIT_DEPTH_MODES:
-        raise ConfigError(f"INPUT.HIGH_BIT_DEPTH is {high_bit_depth!r}; use one of {', '.join(HIGH_BIT_DEPTH_MODES)}")
-    path = Path(path)
-    image = _decode(_read_bytes(path), path)
-    if image.dtype != np.uint8:
-        image = _to_byte_range(image, high_bit_depth, path)
+    _check_options(format, high_bit_depth)
+    return to_float_image(read_raw(path), path, format, high_bit_depth)
+
+
+def to_float_image(
+    raw: np.ndarray, path: str | PathLike, format: str = "RGB", high_bit_depth: str = "full_range"
+) -> np.ndarray:
+    """Turn what :func:`read_raw` returned for ``path`` into what :func:`read_image` returns."""
+    image = raw if raw.dtype == np.uint8 else _to_byte_range(raw, high_bit_depth, Path(path))
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     elif format == "RGB":
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
     elif image.shape[2] == 4:
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
-    return image.astype(np.float32, copy=False)
+    return np.ascontiguousarray(image, dtype=np.float32)
+
+
+def read_raw(path: str | PathLike) -> np.ndarray:
+    """Read an image in its own number type: gray ``(H, W)``, or BGR or BGRA ``(H, W, 3 | 4)``."""
+    path = Path(path)
+    return _decode(_read_bytes(path), path)
 
 
 def read_sky_mask(path: str | PathLike) -> np.ndarray:
@@ -91,15 +103,17 @@ def read_sky_mask(path: str | PathLike) -> np.ndarray:
         mask = np.ascontiguousarray(mask[:, :, 0])
     if mask.dtype != np.uint8:
         raise DatasetError(path, "pixels", f"a sky mask of type {mask.dtype}", "store it as an 8-bit PNG")
-    counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
-    others = set(np.flatnonzero(counts).tolist()) - {OTHER, SKY, IGNORE}
-    if others:
+    if not is_palette:
+        binary = cv2.LUT(mask, _BINARY_TO_LABEL)
+        if binary.max() <= SKY:
+            return binary
+    labels = cv2.LUT(mask, _LABEL_TO_LABEL)
+    if (labels == _INVALID).any():
+        values = np.setdiff1d(mask, (OTHER, SKY, IGNORE))[:5].tolist()
         raise DatasetError(
-            path, "pixels", f"a sky mask with the values {sorted(others)[:5]}", "use 0 and 255, or 0 other and 1 sky"
+            path, "pixels", f"a sky mask with the values {values}", "use 0 and 255, or 0 other and 1 sky"
         )
-    if not is_palette and counts[SKY] == 0:
-        return cv2.threshold(mask, 0, SKY, cv2.THRESH_BINARY)[1]
-    return mask
+    return labels
 
 
 def read_image_size(path: str | PathLike) -> tuple[int, int]:
@@ -113,6 +127,13 @@ def read_image_size(path: str | PathLike) -> tuple[int, int]:
         if head.startswith(_PNG_SIGNATURE):
             return _png_size(head, path)
         return _decode(head + file.read(), path).shape[:2]
+
+
+def _check_options(format: str, high_bit_depth: str) -> None:
+    if format not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT is {format!r}; use 'RGB' or 'BGR'")
+    if high_bit_depth not in HIGH_BIT_DEPTH_MODES:
+        raise ConfigError(f"INPUT.HIGH_BIT_DEPTH is {high_bit_depth!r}; use one of {', '.join(HIGH_BIT_DEPTH_MODES)}")
 
 
 def _open(path: Path):
@@ -130,7 +151,6 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode(data: bytes, path: Path) -> np.ndarray:
-    """Decode to ``(H, W)`` gray or ``(H, W, 3 | 4)`` BGR or BGRA of the file's own number type."""
     if data.startswith(_PNG_SIGNATURE):
         _png_size(data, path)
         if data.rfind(_PNG_END) < 0:
@@ -144,7 +164,10 @@ def _decode(data: bytes, path: Path) -> np.ndarray:
 
 
 def _decode_with_opencv(data: bytes, path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
     if image is None:
         raise DatasetError(path, "pixels", "a truncated or damaged image", _REWRITE)
     return image

@@ -80,15 +80,21 @@ def scan_voc(
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
     use_cache: bool = True,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """As :func:`load_voc`, but return the dicts of the sound images together with all faults of the others."""
+    """As :func:`load_voc`, but return the dicts of the sound images together with all faults of the others.
+
+    ``names`` are image names to take in place of a split.
+    """
     if box_convention not in BOX_CONVENTIONS:
         raise ConfigError(f"box_convention is {box_convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
     root = Path(root)
     layout = get_layout(layout, root)
     images = FolderIndex(root / layout.images)
     xml = FolderIndex(root / layout.annotations, (".xml",))
-    names, faults = read_split(root / layout.split.format(split=split)) if split else (images.stems(), [])
+    faults: list[Fault] = []
+    if names is None:
+        names, faults = read_split(root / layout.split.format(split=split)) if split else (images.stems(), [])
     image_names, image_faults = _find_images(images, names)
     table, table_faults = _read_tables(root, layout, sidecar)
     xml_names = {name: (xml[name] or [f"{name}.xml"])[0] for name in names}

@@ -1,0 +1,358 @@
+"""Validation of a whole data set: every fault at once, and what the set holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..errors import DatasetError
+from .coco import scan_coco
+from .datasets import CocoSource, VocSource
+from .faults import Fault, FaultKind, count_by_kind
+from .image_io import read_raw, read_sky_mask, to_float_image
+from .layout import FolderIndex, VocLayout, get_layout, list_splits
+from .splits import read_split
+from .statistics import (
+    BRIGHTNESS_EDGES,
+    CONTRAST_EDGES,
+    SIZE_EDGES,
+    DatasetStatistics,
+    ImageStatistics,
+    histogram_rows,
+    measure_image,
+)
+from .voc import scan_voc
+
+# Splits of one version that must not share images.
+_DISJOINT = (("train", "val"), ("train", "test"), ("val", "test"), ("trainval", "test"))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A set as its annotations describe it, before any image is opened.
+
+    Args:
+        title: what was read.
+        dicts: of all sound images, each once.
+        splits: image ids by split.
+        faults: found so far.
+        notes: remarks on what is unusual but sound.
+        target_mask: from a dataset dict to its target mask, where the layout has them.
+    """
+
+    title: str
+    dicts: Sequence[dict[str, Any]]
+    splits: dict[str, list[str]]
+    faults: Sequence[Fault]
+    notes: Sequence[str] = ()
+    target_mask: Callable[[dict[str, Any]], Path | None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Result of :func:`check_collection`."""
+
+    title: str
+    statistics: DatasetStatistics
+    faults: Sequence[Fault]
+    notes: Sequence[str]
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.title, *_statistics_sections(self.statistics), *self._findings()])
+
+    def _findings(self) -> list[str]:
+        sections = []
+        if self.notes:
+            sections.append("\n".join([f"Notes ({len(self.notes)}, no fault):", *(f"  {note}" for note in self.notes)]))
+        if self.faults:
+            counts = ", ".join(f"{count} x {kind}" for kind, count in count_by_kind(self.faults).items())
+            sections.append("\n".join([f"Faults: {counts}", *(f"  {fault}" for fault in self.faults)]))
+        else:
+            sections.append("Faults: none")
+        return sections
+
+
+def collect(
+    source: str | PathLike,
+    *,
+    layout: str | VocLayout | None = None,
+    splits: Sequence[str] | None = None,
+    sidecar: str | PathLike | None = None,
+    image_root: str | PathLike | None = None,
+) -> Collection:
+    """Read the annotations of a set.
+
+    Args:
+        source: the name of a registered set, a folder in a VOC layout, or a COCO file.
+        layout: of a folder; ``None`` finds it out.
+        splits: of a folder; ``None`` takes every split file. Without any split file all images count.
+        sidecar: metadata table of a folder.
+        image_root: of a COCO file; ``None`` takes the folder it is in.
+
+    Raises:
+        DatasetError: there is no such set.
+    """
+    if str(source) in DatasetCatalog.list():
+        return _collect_registered(str(source))
+    path = Path(source)
+    if path.is_file():
+        return _collect_coco(CocoSource(path, image_root if image_root is not None else path.parent), str(path))
+    return _collect_folder(path, get_layout(layout, path), splits, sidecar)
+
+
+def check_collection(
+    collection: Collection, *, high_bit_depth: str = "full_range", workers: int = 1, progress: bool = False
+) -> CheckReport:
+    """Open every image and mask of a set and measure its targets.
+
+    Args:
+        collection: from :func:`collect`.
+        high_bit_depth: see :func:`irstd_d2.data.read_image`.
+        workers: threads.
+        progress: show a progress bar.
+    """
+
+    def inspect(sample: dict[str, Any]) -> _Inspection:
+        return _inspect(sample, collection.target_mask(sample), high_bit_depth)
+
+    faults, notes, images = list(collection.faults), list(collection.notes), []
+    shifted: dict[str, int] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(inspect, collection.dicts)
+        for result in tqdm(results, total=len(collection.dicts), unit="image", disable=not progress):
+            faults += result.faults
+            notes += result.notes
+            if result.statistics is not None:
+                images.append(result.statistics)
+                shifted[result.statistics.name] = len(result.notes)
+    if any(shifted.values()):
+        notes.append(_mismatch_summary(shifted, collection.splits))
+    colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
+    if 0 < len(colour) < len(images):
+        notes.append(
+            f"{len(colour)} of {len(images)} images have colour channels; all are read as three: {_some(colour)}"
+        )
+    return CheckReport(collection.title, DatasetStatistics(images, collection.splits), faults, notes)
+
+
+def _collect_registered(name: str) -> Collection:
+    source = getattr(MetadataCatalog.get(name), "source", None)
+    if isinstance(source, CocoSource):
+        return _collect_coco(source, name)
+    if isinstance(source, VocSource):
+        root = source.resolve_root()
+        layout = get_layout(source.layout, root)
+        dicts, faults = scan_voc(
+            root, source.split, layout=layout, class_names=source.class_names, sidecar=source.sidecar
+        )
+        mask = _target_mask_finder(root, layout)
+        return Collection(f"{name}: {root}", dicts, {name: _ids(dicts)}, faults, target_mask=mask)
+    dicts = DatasetCatalog.get(name)
+    return Collection(name, dicts, {name: _ids(dicts)}, [])
+
+
+def _collect_coco(source: CocoSource, title: str) -> Collection:
+    dicts, _, faults = scan_coco(source.json_file, source.image_root, class_names=source.class_names)
+    present = []
+    for sample in dicts:
+        if Path(sample["file_name"]).is_file():
+            present.append(sample)
+        else:
+            fix = "add the image or give its folder"
+            faults.append(Fault.of(FaultKind.MISSING_IMAGE, sample["file_name"], "file", "no such image", fix))
+    return Collection(title, present, {}, faults)
+
+
+def _collect_folder(
+    root: Path, layout: VocLayout, splits: Sequence[str] | None, sidecar: str | PathLike | None
+) -> Collection:
+    found = list_splits(root, layout) if splits is None else splits
+    named: dict[str, list[str]] = {}
+    faults: list[Fault] = []
+    for split in found:
+        try:
+            named[split], line_faults = read_split(root / layout.split.format(split=split))
+        except DatasetError as error:
+            faults.append(Fault.from_error(FaultKind.BAD_SPLIT, error))
+            continue
+        faults += line_faults
+    names = list(dict.fromkeys(name for split in named.values() for name in split)) if named else None
+    dicts, scan_faults = scan_voc(root, layout=layout, names=names, sidecar=sidecar)
+    notes = _split_overlaps(named)
+    if names is not None:
+        unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))
+        if unused:
+            notes.append(f"{len(unused)} images are in no split: {_some(unused)}")
+    mask = _target_mask_finder(root, layout)
+    return Collection(str(root), dicts, named, [*faults, *scan_faults], notes, mask)
+
+
+def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:
+    """Remarks on splits of one version (``train_v2``, ``test_v2``) that should have no image in common but do."""
+    notes = []
+    for split, names in splits.items():
+        base, underscore, version = split.partition("_")
+        for first, second in _DISJOINT:
+            other = second + underscore + version
+            shared = set(names) & set(splits.get(other, ())) if base == first else set()
+            if shared:
+                notes.append(f"the splits {split} and {other} share {len(shared)} images: {_some(sorted(shared))}")
+    return notes
+
+
+def _target_mask_finder(root: Path, layout: VocLayout) -> Callable[[dict[str, Any]], Path | None]:
+    def find(sample: dict[str, Any]) -> Path | None:
+        candidates = (root / pattern.format(name=sample["image_id"]) for pattern in layout.target_masks)
+        return next((path for path in candidates if path.is_file()), None)
+
+    return find
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    statistics: ImageStatistics | None
+    faults: list[Fault]
+    notes: list[str]
+
+
+def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: str) -> _Inspection:
+    path = sample["file_name"]
+    try:
+        raw = read_raw(path)
+        image = to_float_image(raw, path, high_bit_depth=high_bit_depth)
+    except DatasetError as error:
+        return _Inspection(None, [Fault.from_error(FaultKind.BAD_IMAGE, error)], [])
+    size = (sample["height"], sample["width"])
+    faults, notes = _size_faults(path, raw, size), []
+    if faults:
+        return _Inspection(None, faults, [])
+    if "sem_seg_file_name" in sample:
+        faults += _mask_faults(sample["sem_seg_file_name"], size)
+    if target_mask is not None:
+        mask_faults = _mask_faults(target_mask, size)
+        faults += mask_faults
+        if not mask_faults:
+            notes = _compare_boxes(sample, read_sky_mask(target_mask))
+    return _Inspection(measure_image(sample, image, _pixel_kind(raw)), faults, notes)
+
+
+def _size_faults(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> list[Fault]:
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return []
+    problem = f"{width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
+    fix = "correct <size> in the annotation or replace the file"
+    return [Fault.of(FaultKind.SIZE_MISMATCH, path, "size", problem, fix)]
+
+
+def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
+    try:
+        return _size_faults(path, read_sky_mask(path), size)
+    except DatasetError as error:
+        return [Fault.from_error(FaultKind.BAD_MASK, error)]
+
+
+def _compare_boxes(sample: dict[str, Any], mask: np.ndarray) -> list[str]:
+    """Remarks on boxes that are not the bounds of a connected component of the target mask.
+
+    Boxes inside a larger component are left alone: targets that touch share one.
+    """
+    _, _, rows, _ = cv2.connectedComponentsWithStats((mask == 1).astype(np.uint8), connectivity=8)
+    bounds = rows[1:, :4].copy()
+    bounds[:, 2:] += bounds[:, :2]
+    notes = []
+    for i, obj in enumerate(sample["annotations"]):
+        box = np.array(obj["bbox"])
+        inside = ((bounds[:, :2] <= box[:2]) & (bounds[:, 2:] >= box[2:])).all(axis=1)
+        if inside.any():
+            continue
+        field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(box)}"
+        overlap = _iou(box, bounds)
+        if overlap.size == 0 or overlap.max() == 0:
+            notes.append(f"{field_name} holds no pixel of the target mask")
+        else:
+            best = bounds[overlap.argmax()]
+            shift = box - best
+            manner = f"shifted by {_coordinates(shift[:2])} from" if (shift[:2] == shift[2:]).all() else "differs from"
+            notes.append(
+                f"{field_name} {manner} its mask {_coordinates(best)}, IoU {overlap.max():.2f}; kept as written"
+            )
+    return notes
+
+
+def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:
+    """One line on how many boxes :func:`_compare_boxes` remarked on, in all and by split."""
+    by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
+    shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
+    return f"{sum(counts.values())} boxes are not the bounds of their target mask{f' ({shares})' if shares else ''}"
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared)
+
+
+def _coordinates(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _pixel_kind(raw: np.ndarray) -> str:
+    channels = 1 if raw.ndim == 2 else raw.shape[2]
+    name = {1: "gray", 3: "RGB", 4: "RGB with alpha"}[channels]
+    return f"{name}, {raw.dtype.itemsize * 8} bits{' float' if raw.dtype.kind == 'f' else ''}"
+
+
+def _ids(dicts: Iterable[dict[str, Any]]) -> list[str]:
+    return [str(sample["image_id"]) for sample in dicts]
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _statistics_sections(statistics: DatasetStatistics) -> list[str]:
+    """Tables of a report."""
+    boxes = statistics.boxes()
+    side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    sizes = statistics.sizes()
+    total = statistics.num_targets
+    kinds = ", ".join(f"{count} {kind}" for kind, count in statistics.pixel_kinds().most_common())
+    sections = [
+        f"{len(statistics.images)} images, {total} targets; pixels: {kinds or 'none'}",
+        _table(["split", "images", "targets", "without target"], statistics.split_rows()),
+        _table(["platform", "band", "images", "targets", "sizes", "most common"], statistics.domain_rows()),
+    ]
+    if total:
+        (width, height), count = sizes.most_common(1)[0]
+        top = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sizes.most_common(5))
+        contrast = statistics.contrast()
+        brightest = float((statistics.brightness() >= BRIGHTNESS_EDGES[-2]).mean())
+        sections += [
+            f"Most common target size: {width}x{height} pixels ({count} targets, {count / total:.1%}); all: {top}",
+            _histogram("target side (root of the box area, pixels)", side, SIZE_EDGES),
+            f"Local contrast: {contrast.min():.2f} to {contrast.max():.2f}, {(contrast < 2).mean():.1%} below 2",
+            _histogram("local contrast (target over surroundings)", contrast, CONTRAST_EDGES),
+            f"Brightness: {brightest:.1%} of the targets hold the brightest pixel of their image",
+            _histogram("brightness (peak over the peak of the image)", statistics.brightness(), BRIGHTNESS_EDGES),
+        ]
+    return sections
+
+
+def _histogram(title: str, values: np.ndarray, edges: Sequence[float]) -> str:
+    rows = [(name, count, f"{share:.1%}") for name, count, share in histogram_rows(values, edges)]
+    return _table([title, "targets", "share"], rows)
+
+
+def _table(headers: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
