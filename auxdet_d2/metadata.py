@@ -130,10 +130,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class MetadataVocabulary:
-    """The platforms and bands that a model tells apart."""
+    """The platforms and bands that a model tells apart; by default those of WideIRSTD."""
 
-    platforms: Vocabulary
-    bands: Vocabulary
+    platforms: Vocabulary = Vocabulary("platform", ("Air", "Space", "Land"))
+    bands: Vocabulary = Vocabulary("band", ("LWIR", "NIR", "SWIR"))
 
     @classmethod
     def from_names(

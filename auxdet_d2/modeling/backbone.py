@@ -69,6 +69,7 @@ class FeatureRefinement(nn.Module):
         if visual not in VISUAL_HINTS:
             raise ConfigError(f"MODEL.AUXDET.ENCODER.VISUAL is {visual!r}; known are {list(VISUAL_HINTS)}")
         self.visual = visual
+        self.refined_stages = {*m2dm_stages, *leem_stages}
         conditioned = {*m2dm_stages, *(leem_stages if gated else ())}
         self.conditioned_stages = tuple(stage for stage in self.stages if stage in conditioned)
 
@@ -222,6 +223,9 @@ class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
         out_channels: channels of every level.
         refinement: acts on laterals, which bear the names of ``in_features``.
         out_features, norm, top_block, fuse_type: as in ``SelectiveFPN``.
+
+    Raises:
+        ConfigError: if a refined stage is finer than every level that leaves the neck.
     """
 
     def __init__(
@@ -245,6 +249,11 @@ class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
             top_block=top_block,
             fuse_type=fuse_type,
         )
+        if useless := refinement.refined_stages & set(self.in_features[: self._finest]):
+            raise ConfigError(
+                f"MODEL.AUXDET refines {sorted(useless)}, which feed none of {self._out_features}; take them "
+                "out of M2DM.STAGES and LEEM.STAGES, or add their levels to MODEL.FPN.OUT_FEATURES"
+            )
         self.refinement = refinement
 
     def forward_conditioned(self, x: Tensor, metadata: MetadataBatch) -> dict[str, Tensor]:

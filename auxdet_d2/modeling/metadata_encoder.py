@@ -185,7 +185,8 @@ class AuxiliaryEncoder(nn.Module):
             "band": lambda: encode_names(metadata.band, self.num_bands, self.unknown),
             "size": lambda: encode_sizes(metadata.size, self.size_scale, self.unknown),
         }
-        return torch.cat([embed(codes[name]()) for name, embed in self.fields.items()], dim=1)
+        dtype = next(self.fields.parameters()).dtype  # a model cast to half precision as a whole
+        return torch.cat([embed(codes[name]().to(dtype)) for name, embed in self.fields.items()], dim=1)
 
     def forward(self, metadata: MetadataBatch, visual: Sequence[Tensor] = ()) -> Tensor:
         """Encode a batch for all stages.

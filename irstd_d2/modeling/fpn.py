@@ -32,7 +32,8 @@ class SelectiveFPN(FPN):
     """detectron2's ``FPN`` with selectable outputs, in two steps between which a neck can refine the laterals.
 
     Output convolutions that feed nothing are kept (published checkpoints hold them) but neither run nor trained, so
-    that they cost no time and distributed training sees no unused parameter.
+    that they cost no time and distributed training sees no unused parameter. Laterals finer than every output are not
+    trained either.
 
     Args:
         bottom_up: backbone that gives ``in_features``.
@@ -41,6 +42,8 @@ class SelectiveFPN(FPN):
         out_features: levels that leave the neck, e.g. ``["p2", "p3"]``; ``None`` means all.
         norm, top_block, fuse_type: as in detectron2's ``FPN``.
     """
+
+    _out_features: list[str]  # detectron2 leaves it untyped
 
     def __init__(
         self,
@@ -69,6 +72,10 @@ class SelectiveFPN(FPN):
         for conv, used in zip(reversed(self.output_convs), self._needed):
             if not used:
                 conv.requires_grad_(False)
+        # A lateral feeds its own level and the finer ones.
+        self._finest = self._needed.index(True) if any(self._needed) else len(self._needed)
+        for conv in list(reversed(self.lateral_convs))[: self._finest]:
+            conv.requires_grad_(False)
         if top_block is not None and not self._needs_top:
             top_block.requires_grad_(False)
 

@@ -1,0 +1,101 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from auxdet_d2.modeling.leem import LEEM, ResidualGate, normalize_instance, normalize_std
+from irstd_d2.errors import ConfigError
+
+
+def test_normalisations_written_out():
+    x = torch.tensor([[1.0, 2], [3, 6]]).view(1, 1, 2, 2)
+    unbiased, population = (14 / 3) ** 0.5, 3.5**0.5
+    torch.testing.assert_close(normalize_std(x), (x - 3) / (unbiased + 1e-5))
+    torch.testing.assert_close(normalize_instance(x), (x - 3) / population)
+    torch.testing.assert_close(normalize_instance(x), F.instance_norm(x))
+
+
+@pytest.mark.parametrize("normalize", [normalize_std, normalize_instance])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3)])
+def test_flat_maps_and_single_cells_give_zero(normalize, size):
+    x = torch.full((2, 3, *size), 7.0, requires_grad=True)
+    y = normalize(x)
+    assert y.abs().max() == 0
+    y.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_edges_of_a_point():
+    """The prior without its ReLU is the product of two second differences (Eq. 17)."""
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 2] = 16
+    square = LEEM(1, kernel="3x3")
+    expected = torch.zeros(5, 5)
+    expected[1:4, 1:4] = torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]])
+    torch.testing.assert_close(square.square(x)[0, 0], expected)
+    lines = LEEM(1)
+    torch.testing.assert_close(lines.horizontal(lines.vertical(x))[0, 0], expected)
+
+
+@pytest.mark.parametrize("kernel", ["1d", "3x3"])
+def test_identity_prior_is_the_depthwise_one(kernel):
+    x = torch.randn(2, 4, 6, 5)
+    dense, depthwise = LEEM(4, kernel=kernel, init="laplacian_identity"), LEEM(4, kernel=kernel, connection="depthwise")
+    torch.testing.assert_close(dense(x), depthwise(x))
+
+
+def test_dense_prior_makes_all_channels_alike_and_identity_does_not():
+    x = torch.randn(2, 4, 6, 5)
+    dense = LEEM(4)(x)
+    torch.testing.assert_close(dense, dense[:, :1].expand_as(dense))
+    assert (LEEM(4, init="laplacian_identity")(x).std(dim=1) > 1e-3).all()
+
+
+def test_xavier_has_the_spread_of_the_released_weights():
+    assert LEEM(256, init="xavier").vertical.weight.std().item() == pytest.approx(0.0361, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 2 * 3 * 64 * 64 + 2),
+        ({"kernel": "3x3"}, 9 * 64 * 64 + 2),
+        ({"connection": "depthwise"}, 2 * 3 * 64 + 2),
+        ({"norm": "instance"}, 2 * 3 * 64 * 64 + 1 + 64),
+    ],
+)
+def test_parameters_and_gradients(options, count):
+    leem, x = LEEM(64, **options), torch.randn(2, 64, 4, 4)
+    assert sum(p.numel() for p in leem.parameters()) == count
+    y = leem(x)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in leem.parameters())
+
+
+@pytest.mark.parametrize("norm", ["std", "instance"])
+def test_the_inner_gate_is_cancelled_by_the_norm(norm):
+    leem, x = LEEM(4, norm=norm), torch.randn(2, 4, 6, 5)
+    before = leem(x)
+    torch.nn.init.constant_(leem.response_gate, 3.0)
+    torch.testing.assert_close(leem(x), before, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_stays_near_full():
+    leem, x = LEEM(8, init="laplacian_identity"), torch.randn(2, 8, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = leem(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - leem(x)).abs().mean() < 0.02
+
+
+def test_residual_gate():
+    gate, aux = ResidualGate(6), torch.randn(2, 4, 6)
+    expected = torch.sigmoid(gate.score(F.relu(gate.hidden(aux))))
+    torch.testing.assert_close(gate(aux), expected)
+    assert gate.hidden.out_features == 3
+
+
+@pytest.mark.parametrize("key", ["kernel", "connection", "init", "norm"])
+def test_unknown_options(key):
+    with pytest.raises(ConfigError, match=f"LEEM.{key.upper()} is 'other'"):
+        LEEM(4, **{key: "other"})

@@ -1,0 +1,129 @@
+import logging
+import string
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auxdet_d2.metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, Vocabulary, collate_metadata
+from irstd_d2 import get_config
+from irstd_d2.errors import ConfigError
+
+PLATFORMS, BANDS = ("Air", "Space", "Land"), ("LWIR", "NIR", "SWIR")
+VOCABULARY = MetadataVocabulary.from_names(PLATFORMS, BANDS, {"airborne": "Air", "Near Infrared": "NIR"})
+names = st.one_of(st.none(), st.text(string.printable + "é空", max_size=12))
+lengths = st.one_of(st.none(), st.integers(1, 10_000), st.floats(0.5, 1e4))
+
+
+def test_collates_known_and_unknown_fields():
+    batch = collate_metadata(
+        [
+            {"platform": "Air", "band": "LWIR", "width": 256, "height": 128},
+            {"platform": " space-based ", "band": "near_infrared", "width": 1024, "height": "740"},
+            {"platform": "LAND", "band": "Unknown", "width": None, "height": 512},
+            None,
+            ImagingMetadata(platform="airborne", band="swir", width=8, height=9),
+        ],
+        MetadataVocabulary.from_config(get_config()),
+    )
+    assert batch.platform.tolist() == [0, 1, 2, -1, 0]
+    assert batch.band.tolist() == [0, 1, -1, -1, 2]
+    assert batch.size.tolist() == [[256, 128], [1024, 740], [0, 0], [0, 0], [8, 9]]
+    assert batch.platform.dtype == batch.band.dtype == torch.int64
+    assert batch.size.dtype == torch.float32
+
+
+def test_empty_batch_and_unknown():
+    batch = collate_metadata([], VOCABULARY, device="cpu")
+    assert batch.num_images == 0
+    assert batch.size.shape == (0, 2)
+    unknown = MetadataBatch.unknown(2)
+    for ours, expected in zip(unknown, collate_metadata([{}, None], VOCABULARY)):
+        assert torch.equal(ours, expected)
+        assert ours.dtype == expected.dtype
+
+
+@settings(deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional={"platform": names, "band": names, "width": lengths}), max_size=4))
+def test_any_text_becomes_a_known_position_or_unknown(entries):
+    batch = collate_metadata(entries, VOCABULARY)
+    assert batch.num_images == len(entries)
+    assert all(-1 <= i < 3 for i in batch.platform.tolist() + batch.band.tolist())
+    assert not batch.size.any()  # the height is missing
+
+
+@settings(deadline=None)
+@given(st.sampled_from((*PLATFORMS, "airborne")), st.data())
+def test_case_spaces_and_punctuation_do_not_matter(name, data):
+    noise = st.text(alphabet=" -_.", max_size=2)
+    spelled = "".join(
+        data.draw(noise) + (c.upper() if data.draw(st.booleans()) else c.lower()) for c in name
+    ) + data.draw(noise)
+    assert VOCABULARY.platforms.index(spelled) == VOCABULARY.platforms.index(name) >= 0
+
+
+@settings(deadline=None)
+@given(lengths, lengths)
+def test_sizes_survive(width, height):
+    size = collate_metadata([{"width": width, "height": height}], VOCABULARY).size
+    expected = [width, height] if width is not None and height is not None else [0, 0]
+    torch.testing.assert_close(size, torch.tensor([expected], dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ({"platform": 3}, "platform"),
+        ({"band": b"LWIR"}, "band"),
+        ({"width": 0, "height": 5}, "width"),
+        ({"width": 5, "height": -1}, "height"),
+        ({"width": "wide"}, "width"),
+        ({"height": float("nan")}, "height"),
+        ({"height": [5]}, "height"),
+    ],
+)
+def test_nonsense_is_refused_by_name(entry, field):
+    with pytest.raises(ValueError, match=f"metadata {field} is"):
+        collate_metadata([entry], VOCABULARY)
+
+
+def test_a_foreign_name_is_unknown_and_reported_once(caplog):
+    with caplog.at_level(logging.WARNING, logger="auxdet_d2.metadata"):
+        for _ in range(3):
+            assert collate_metadata([{"platform": "Submarine-7"}], VOCABULARY).platform.tolist() == [-1]
+        assert collate_metadata([{"platform": "unknown"}], VOCABULARY).platform.tolist() == [-1]
+    assert [r.getMessage() for r in caplog.records] == [
+        "platform 'Submarine-7' is not among ('Air', 'Space', 'Land') and is treated as unknown"
+    ]
+
+
+def test_the_default_vocabulary_is_that_of_the_config():
+    default, configured = MetadataVocabulary(), MetadataVocabulary.from_config(get_config())
+    assert default.platforms.names == configured.platforms.names == PLATFORMS
+    assert default.bands.names == configured.bands.names == BANDS
+
+
+def test_larger_vocabularies_from_the_config():
+    cfg = get_config()
+    cfg.MODEL.METADATA.PLATFORMS = ("Air", "Sea", "Drone")
+    cfg.MODEL.METADATA.BANDS = ("MWIR", "LWIR")
+    vocabulary = MetadataVocabulary.from_config(cfg)
+    # "drone=Air" is among the default aliases; a name of its own wins.
+    assert [vocabulary.platforms.index(n) for n in ("sea", "drone", "uav", "Land")] == [1, 2, 0, -1]
+    assert vocabulary.bands.index("mwir") == 0
+    assert len(vocabulary.platforms) == 3
+
+
+@pytest.mark.parametrize("names", [(), ("Air", "AIR"), ("Air", "-")])
+def test_vocabularies_that_cannot_work(names):
+    with pytest.raises(ConfigError, match="platform vocabulary"):
+        Vocabulary("platform", names)
+
+
+@pytest.mark.parametrize("alias", ["airborne", "=Air", "airborne="])
+def test_a_malformed_alias_is_refused(alias):
+    cfg = get_config()
+    cfg.MODEL.METADATA.ALIASES = (alias,)
+    with pytest.raises(ConfigError, match="alias=name"):
+        MetadataVocabulary.from_config(cfg)

@@ -1,0 +1,62 @@
+import cv2
+import numpy as np
+import pytest
+
+from auxdet_d2.data import MetadataDatasetMapper
+from irstd_d2 import get_config
+from irstd_d2.data import build_mapper
+from irstd_d2.errors import ConfigError
+
+KNOWN = {"platform": "Air", "band": "LWIR", "width": 40, "height": 30}
+
+
+@pytest.fixture
+def sample(tmp_path):
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), np.full((30, 40), 9, np.uint8))
+    return {
+        "file_name": str(path),
+        "image_id": "image",
+        "annotations": [],
+        "metadata": {"platform": "Air", "band": "LWIR"},
+    }
+
+
+def mapper(is_train, dropout, **kwargs):
+    return MetadataDatasetMapper(is_train, augmentations=[], metadata_dropout=dropout, **kwargs)
+
+
+def test_the_config_names_it_and_the_original_size_survives_resizing(sample):
+    cfg = get_config(None, ["INPUT.MAPPER", "MetadataDatasetMapper", "INPUT.METADATA_DROPOUT", 0.25])
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.ENABLED = (96,), True
+    built = build_mapper(cfg, is_train=True)
+    assert isinstance(built, MetadataDatasetMapper)
+    assert built.metadata_dropout == 0.25
+    built.metadata_dropout = 0.0
+    mapped = built(sample)
+    assert min(mapped["image"].shape[1:]) == 96
+    assert mapped["metadata"] == KNOWN
+
+
+def test_dropout_takes_whole_fields_at_its_rate(sample):
+    np.random.seed(0)
+    drop = mapper(True, 0.3)
+    seen = [drop.process_metadata(KNOWN) for _ in range(2000)]
+    for field in KNOWN:
+        assert np.mean([m[field] is None for m in seen]) == pytest.approx(0.3, abs=0.04)
+    assert all((m["width"] is None) == (m["height"] is None) for m in seen)
+    # Each field for itself: all eight combinations occur.
+    assert len({(m["platform"], m["band"], m["width"]) for m in seen}) == 8
+    assert KNOWN["platform"] == "Air"
+    assert mapper(True, 1.0)(sample)["metadata"] == dict.fromkeys(KNOWN)
+
+
+def test_nothing_is_dropped_without_training_or_without_dropout(sample):
+    assert mapper(False, 1.0)(sample)["metadata"] == KNOWN
+    assert mapper(True, 0.0)(sample)["metadata"] == KNOWN
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5])
+def test_a_probability_is_needed(dropout):
+    with pytest.raises(ConfigError, match="METADATA_DROPOUT"):
+        mapper(True, dropout)
