@@ -12,6 +12,7 @@ def add_auxdet_config(cfg: CfgNode) -> None:
     """Add the keys of AuxDet to ``cfg``, in place."""
     _add_metadata_keys(cfg)
     _add_refinement_keys(cfg)
+    _add_cascade_rpn_keys(cfg)
 
 
 def _add_metadata_keys(cfg: CfgNode) -> None:
@@ -109,3 +110,42 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
     # Scale the residual per image by a gate on the auxiliary features (published, not in the paper). The rows with
     # LEEM alone (Tables 4, 5) need False: there are no auxiliary features.
     leem.GATED = True
+
+
+def _add_cascade_rpn_keys(cfg: CfgNode) -> None:
+    # Weight of the box head's classification loss.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
+    # For META_ARCHITECTURE MetadataConditionedModel: the registered model that gets a backbone with metadata.
+    cfg.MODEL.METADATA.META_ARCHITECTURE = "RetinaNet"
+
+    cfg.MODEL.CASCADE_RPN = rpn = CfgNode()
+    rpn.IN_FEATURES = ("p2", "p3")
+    # Edge of the one anchor per cell, in strides.
+    rpn.ANCHOR_SCALE = 8.0
+    # One entry per stage: how the 3x3 convolution adapts, "dilation" or "offset" (by the boxes of the stage before).
+    rpn.ADAPTATION = ("dilation", "offset")
+    rpn.DILATION = 3
+    # How anchors find their targets, "region" or "iou"; standard deviations of the four deltas.
+    rpn.ASSIGNMENT = ("region", "iou")
+    rpn.DELTA_STDS = ((0.1, 0.1, 0.5, 0.5), (0.05, 0.05, 0.1, 0.1))
+    # Region assignment: share of a target's width and height whose anchors are positive, and ignored around them.
+    rpn.CENTER_RATIO = 0.2
+    rpn.IGNORE_RATIO = 0.5
+    # Its loss is divided by the number of anchors / this.
+    rpn.REGION_LOSS_DIVISOR = 200.0
+    # IoU assignment.
+    rpn.POSITIVE_IOU = 0.7
+    rpn.NEGATIVE_IOU = 0.7
+    rpn.LOW_QUALITY_IOU = 0.3
+    rpn.BATCH_SIZE_PER_IMAGE = 256
+    rpn.POSITIVE_FRACTION = 0.5
+    rpn.CLS_LOSS_WEIGHT = 0.7
+    rpn.BOX_LOSS_WEIGHT = 7.0
+    # Proposals: kept per level before NMS, IoU of NMS within a level, kept over the levels.
+    rpn.PRE_NMS_TOPK_TRAIN = 2000
+    rpn.PRE_NMS_TOPK_TEST = 1000
+    rpn.NMS_THRESH = 0.8
+    rpn.POST_NMS_TOPK_TRAIN = 300
+    rpn.POST_NMS_TOPK_TEST = 300
+    # Anchors beyond the image, padded to a multiple of this, take no part in training; 0: all take part.
+    rpn.VALID_DIVISOR = 32

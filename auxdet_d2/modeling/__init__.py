@@ -9,21 +9,28 @@ from .backbone import (
     build_auxdet_resnet_fpn_backbone,
     build_auxdet_retinanet_resnet_fpn_backbone,
 )
+from .cascade_rpn import CascadeRPN
 from .dynamic_mlp import DynamicMLP
 from .leem import LEEM
 from .m2dm import M2DM
+from .meta_arch import MetadataConditioned, condition_on_metadata
 from .metadata_encoder import AuxiliaryEncoder
+from .roi_heads import AuxDetROIHeads
 
 __all__ = [
     "LEEM",
     "M2DM",
     "AuxDetBackbone",
     "AuxDetFPN",
+    "AuxDetROIHeads",
     "AuxiliaryEncoder",
+    "CascadeRPN",
     "DynamicMLP",
     "FeatureRefinement",
+    "MetadataConditioned",
     "MetadataConditionedBackbone",
     "build_auxdet_resnet_backbone",
     "build_auxdet_resnet_fpn_backbone",
     "build_auxdet_retinanet_resnet_fpn_backbone",
+    "condition_on_metadata",
 ]

@@ -1,0 +1,72 @@
+"""Meta-architectures whose backbone is conditioned on the metadata of the images.
+
+Every detectron2 meta-architecture calls its own ``preprocess_image(batched_inputs)`` before ``backbone(tensor)``. There
+``MetadataConditioned`` hands the metadata of the batch to the backbone, so that RetinaNet, FCOS, Cascade R-CNN or a
+third party's model can use a conditioned backbone without knowing of metadata.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList
+from torch import nn
+
+from irstd_d2.errors import ConfigError
+
+from ..metadata import MetadataVocabulary, collate_metadata
+from .backbone import MetadataConditionedBackbone
+
+
+class MetadataConditioned(nn.Module):
+    """Mixin, to stand before a meta-architecture: conditions ``self.backbone`` on the metadata of each batch.
+
+    ``vocabulary`` turns names into indices; the default knows AuxDet's platforms and bands.
+    """
+
+    vocabulary = MetadataVocabulary.from_names(("Air", "Space", "Land"), ("LWIR", "NIR", "SWIR"))
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Condition the backbone, then prepare the images as the meta-architecture does."""
+        images = super().preprocess_image(batched_inputs)  # type: ignore[misc]
+        if not isinstance(self.backbone, MetadataConditionedBackbone):
+            raise ConfigError(
+                f"{type(self).__name__} needs a backbone that takes metadata, not {type(self.backbone).__name__}; "
+                "MODEL.BACKBONE.NAME build_auxdet_resnet_fpn_backbone is one"
+            )
+        metadata = [sample.get("metadata") for sample in batched_inputs]
+        self.backbone.condition_on(collate_metadata(metadata, self.vocabulary, images.tensor.device))
+        return images
+
+
+@cache
+def condition_on_metadata(meta_arch: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of a meta-architecture that conditions its backbone on metadata.
+
+    Args:
+        meta_arch: a class with ``preprocess_image`` and ``backbone``.
+    """
+    if issubclass(meta_arch, MetadataConditioned):
+        return meta_arch
+    return type(f"MetadataConditioned{meta_arch.__name__}", (MetadataConditioned, meta_arch), {})
+
+
+def _build(meta_arch: type[nn.Module], cfg: CfgNode) -> nn.Module:
+    model = meta_arch(cfg)
+    model.vocabulary = MetadataVocabulary.from_config(cfg)
+    return model
+
+
+@META_ARCH_REGISTRY.register()
+def AuxDet(cfg: CfgNode) -> nn.Module:  # noqa: N802  registered under the model's name
+    """Build a two-stage detector (``GeneralizedRCNN``) whose backbone takes metadata."""
+    return _build(condition_on_metadata(GeneralizedRCNN), cfg)
+
+
+@META_ARCH_REGISTRY.register()
+def MetadataConditionedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802
+    """Build ``MODEL.METADATA.META_ARCHITECTURE``, any registered name, with a backbone that takes metadata."""
+    return _build(condition_on_metadata(META_ARCH_REGISTRY.get(cfg.MODEL.METADATA.META_ARCHITECTURE)), cfg)
