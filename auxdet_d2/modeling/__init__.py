@@ -8,6 +8,7 @@ from .backbone import (
     build_auxdet_resnet_backbone,
     build_auxdet_resnet_fpn_backbone,
     build_auxdet_retinanet_resnet_fpn_backbone,
+    conditioned_parts,
 )
 from .cascade_rpn import CascadeRPN
 from .dynamic_mlp import DynamicMLP
@@ -33,4 +34,5 @@ __all__ = [
     "build_auxdet_resnet_fpn_backbone",
     "build_auxdet_retinanet_resnet_fpn_backbone",
     "condition_on_metadata",
+    "conditioned_parts",
 ]

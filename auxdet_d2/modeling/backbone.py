@@ -214,6 +214,11 @@ class MetadataConditionedBackbone(Backbone):
         """Compute the feature maps of N images under their metadata, which is on their device."""
 
 
+def conditioned_parts(backbone: nn.Module) -> list[MetadataConditionedBackbone]:
+    """Return the parts of a backbone that take metadata: itself, or one under a neck that knows nothing of it."""
+    return [part for part in backbone.modules() if isinstance(part, MetadataConditionedBackbone)]
+
+
 class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
     """Feature pyramid whose lateral features pass M2DM and LEEM before the top-down sum: AuxDet's neck.
 

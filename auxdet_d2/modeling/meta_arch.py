@@ -18,7 +18,7 @@ from torch import nn
 from irstd_d2.errors import ConfigError
 
 from ..metadata import MetadataVocabulary, collate_metadata
-from .backbone import MetadataConditionedBackbone
+from .backbone import conditioned_parts
 
 
 class MetadataConditioned(nn.Module):
@@ -27,18 +27,22 @@ class MetadataConditioned(nn.Module):
     ``vocabulary`` turns names into indices; the default knows AuxDet's platforms and bands.
     """
 
+    backbone: nn.Module  # the meta-architecture's
     vocabulary = MetadataVocabulary.from_names(("Air", "Space", "Land"), ("LWIR", "NIR", "SWIR"))
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Condition the backbone, then prepare the images as the meta-architecture does."""
         images = super().preprocess_image(batched_inputs)  # type: ignore[misc]
-        if not isinstance(self.backbone, MetadataConditionedBackbone):
+        parts = conditioned_parts(self.backbone)
+        if not parts:
             raise ConfigError(
                 f"{type(self).__name__} needs a backbone that takes metadata, not {type(self.backbone).__name__}; "
                 "MODEL.BACKBONE.NAME build_auxdet_resnet_fpn_backbone is one"
             )
         metadata = [sample.get("metadata") for sample in batched_inputs]
-        self.backbone.condition_on(collate_metadata(metadata, self.vocabulary, images.tensor.device))
+        batch = collate_metadata(metadata, self.vocabulary, images.tensor.device)
+        for part in parts:
+            part.condition_on(batch)
         return images
 
 

@@ -6,7 +6,7 @@ from detectron2.modeling.backbone import FPN
 from published import assert_close
 
 from auxdet_d2.metadata import MetadataBatch
-from auxdet_d2.modeling import AuxDetBackbone, FeatureRefinement
+from auxdet_d2.modeling import AuxDetBackbone, FeatureRefinement, conditioned_parts
 from auxdet_d2.modeling.m2dm import MODES
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
@@ -198,6 +198,7 @@ def test_raw_stages_under_any_neck():
     plain, refined = backbone.bottom_up(x), backbone(x, FOUR)
     assert same(plain, refined) == {"res2": False, "res3": False, "res4": True, "res5": True}
     neck = FPN(backbone, STAGES, 16).eval()  # detectron2's own
+    assert conditioned_parts(neck) == conditioned_parts(backbone) == [backbone]
     backbone.condition_on(FOUR)
     known = neck(x)
     assert not same(known, neck(x))["p2"]

@@ -7,53 +7,16 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from published import Published, assert_close, summary
 
+from auxdet_d2.checkpoint import AUXDET_NAMES
 from auxdet_d2.metadata import MetadataVocabulary, collate_metadata
 from auxdet_d2.modeling import LEEM, AuxDetFPN, AuxiliaryEncoder, FeatureRefinement
 from auxdet_d2.modeling.leem import ResidualGate
 from auxdet_d2.modeling.m2dm import M2DM, build_edge_kernels, spatial_gain
-from irstd_d2.checkpoint import NameMap, fpn_rules
 
 STAGES = ("res2", "res3")
+FIELDS = {"fields.platform": "view", "fields.band": "band", "fields.size": "size", "visual": "sem"}
 SHAPES = {"res2": (256, 4), "res3": (512, 8), "res4": (1024, 16), "res5": (2048, 32)}
 VOCABULARY = MetadataVocabulary.from_names(["Air", "Space", "Land"], ["LWIR", "NIR", "SWIR"])
-
-
-def neck_rules():
-    refinement, meta = "backbone.refinement", "neck.meta_process_with_sem"
-    rules = fpn_rules(2, 4)
-    for i, stage in enumerate(STAGES):
-        mlp, ours = f"neck.dynamic_atts.{i}.loc_att", f"{refinement}.m2dm.{stage}.dynamic_mlp"
-        leem = f"{refinement}.leem.{stage}"
-        rules += [
-            (f"neck.downsamples.{i}.{{p}}", f"{refinement}.detail.{stage}.conv.{{p}}"),
-            (f"{mlp}.conv1.{{p}}", f"{ours}.reduce.{{p}}"),
-            (f"{mlp}.conv2.{{k}}.dynamic_conv.get_weight.{{p}}", f"{ours}.layers.{{k}}.weights.{{p}}"),
-            (f"{mlp}.conv2.{{k}}.dynamic_conv.norm.{{p}}", f"{ours}.layers.{{k}}.norm.{{p}}"),
-            (f"{mlp}.conv3.{{p}}", f"{ours}.expand.{{p}}"),
-            (f"{mlp}.norm3.{{p}}", f"{ours}.expand_norm.{{p}}"),
-            (f"{mlp}.conv4.{{p}}", f"{ours}.project.{{p}}"),
-            (f"{mlp}.norm4.{{p}}", f"{ours}.project_norm.{{p}}"),
-            (f"neck.edge_convs.{i}.alpha", f"{leem}.response_gate"),
-            (f"neck.edge_convs.{i}.beta", f"{leem}.scale"),
-            (f"neck.edge_convs.{i}.conv_vert.{{p}}", f"{leem}.vertical.{{p}}"),
-            (f"neck.edge_convs.{i}.conv_hori.{{p}}", f"{leem}.horizontal.{{p}}"),
-        ]
-    fields = {"view_mlp": "fields.platform", "band_mlp": "fields.band", "size_mlp": "fields.size", "sem_mlp": "visual"}
-    for published, ours in fields.items():
-        rules += [
-            (f"{meta}.{published}.0.{{p}}", f"{refinement}.encoder.{ours}.linear.{{p}}"),
-            (f"{meta}.{published}.2.{{p}}", f"{refinement}.encoder.{ours}.norm.{{p}}"),
-        ]
-    return [
-        *rules,
-        (f"{meta}.aux_fusion_mlp.w{{k}}.{{p}}", f"{refinement}.encoder.metadata_fusion.0.fc{{k}}.{{p}}"),
-        (f"{meta}.fusion_mlp.{{i}}.w{{k}}.{{p}}", f"{refinement}.encoder.fusion.{{i}}.fc{{k}}.{{p}}"),
-        ("neck.mlp.0.{p}", f"{refinement}.gate.hidden.{{p}}"),
-        ("neck.mlp.2.{p}", f"{refinement}.gate.score.{{p}}"),
-    ]
-
-
-NAMES = NameMap(neck_rules(), dropped=("neck.edge_convs.{i}.epsilon",))
 
 
 class GivenFeatures(Backbone):
@@ -96,7 +59,7 @@ def metadata(published):
 def state(published):
     """The weights of the published neck under our names, prefix removed."""
     neck = {k: v for k, v in published.state.items() if k.startswith("neck.")}
-    return {k.removeprefix("backbone."): v for k, v in NAMES.to_ours(neck).values.items()}
+    return {k.removeprefix("backbone."): v for k, v in AUXDET_NAMES.to_ours(neck).values.items()}
 
 
 def part(state, prefix):
@@ -109,6 +72,24 @@ def build_neck(state):
     neck = AuxDetFPN(GivenFeatures(), list(SHAPES), 256, refinement=refinement, out_features=["p2", "p3"])
     neck.load_state_dict(state, strict=True)
     return neck
+
+
+def test_every_published_array_is_compared(parts, whole, capsys):
+    """The arrays that the tests of this file compare are all there are."""
+    statistics = {f"meta_train_after.{m}_mlp.2.running_{s}" for m in FIELDS.values() for s in ("mean", "var")}
+    of_parts = {*statistics, "meta_sem_in", "meta_eval_out", "meta_train_out", "alpha_mlp_out"}
+    of_parts |= {"dmlp_f1", "dmlp_aux", "dmlp0_out", "dmlp1_out", "sm_x", "sm_w", "sm_out", "sm_kernels"}
+    of_parts |= {"edge_x", "edge0_out", "edge1_out", "fcres_x", "fcres_out"}
+    of_parts |= {f"edge_init_{a}" for a in ("vert", "hori", "x", "out")}
+    assert set(parts) == of_parts
+    arrays = [f"{a}{i}" for i in (0, 1) for a in ("aux", "alpha", "mod")]
+    arrays += [f"P{level}_{a}" for level in (2, 3) for a in ("sample", "summary")]
+    of_whole = {f"{mode}_{a}" for mode in ("eval", "train") for a in arrays}
+    assert set(whole) == of_whole | {"grad_sum_abssum", "grad_names", "grad_is_none"}
+    with capsys.disabled():
+        print(
+            f"\nAuxDet neck: {len(of_parts)} + {len(whole.files)} arrays, {len(whole['grad_names'])} gradients compared"
+        )
 
 
 def test_parameters_of_each_part(state):
@@ -127,8 +108,8 @@ def test_encoder(state, parts, metadata, mode):
     encoder.train(mode == "train")
     assert_close(encoder(metadata, [torch.from_numpy(parts["meta_sem_in"])])[0], parts[f"meta_{mode}_out"], 1e-6)
     if mode == "train":
-        norms = {"view": encoder.fields["platform"], "band": encoder.fields["band"], "size": encoder.fields["size"]}
-        for name, embedding in {**norms, "sem": encoder.visual}.items():
+        for ours, name in FIELDS.items():
+            embedding = encoder.get_submodule(ours)
             for statistic in ("running_mean", "running_var"):
                 expected = parts[f"meta_train_after.{name}_mlp.2.{statistic}"]
                 assert_close(getattr(embedding.norm, statistic), expected, 1e-6, name)
@@ -207,7 +188,7 @@ def test_gradients_of_the_whole_neck(published, state, whole, metadata):
     without = {str(name) for name, none in zip(whole["grad_names"], whole["grad_is_none"]) if none}
     assert without == {f"fpn_convs.{i}.conv.{p}" for i in (2, 3) for p in ("weight", "bias")}
     for name, (total, magnitude) in expected.items():
-        (ours,) = NAMES.to_ours({f"neck.{name}": torch.empty(0)}).values
+        (ours,) = AUXDET_NAMES.to_ours({f"neck.{name}": torch.empty(0)}).values
         grad = parameters[ours.removeprefix("backbone.")].grad
         if name in without:
             assert grad is None, name
