@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Check a data set: list every fault at once, print what it holds, and plot it.
 
 Examples:

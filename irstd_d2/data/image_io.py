@@ -27,11 +27,12 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 HIGH_BIT_DEPTH_MODES = ("full_range", "minmax", "percentile")
 SKY, OTHER, IGNORE = 1, 0, 255
 
-# A file that announces more is refused as a decompression bomb before anything is allocated (16384 x 16384).
-MAX_PIXELS = 1 << 28
+# A file that announces more is refused as a decompression bomb before anything is allocated (11585 x 11585).
+MAX_PIXELS = 1 << 27
+# Deflate packs at most 1032 bytes into one; 8 pixels of one bit make a byte. Rounded up.
+_MAX_PIXELS_PER_BYTE = 1 << 14
 _PERCENTILES = (0.1, 99.9)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_CMYK = 5
@@ -40,6 +41,7 @@ _BINARY_TO_LABEL = np.full(256, _INVALID, np.uint8)
 _BINARY_TO_LABEL[[0, 255]] = OTHER, SKY
 _LABEL_TO_LABEL = np.full(256, _INVALID, np.uint8)
 _LABEL_TO_LABEL[[OTHER, SKY, IGNORE]] = OTHER, SKY, IGNORE
+_TILES = "cut the image into tiles"
 _REWRITE = "copy the file again from its source, or remove it from the split"
 
 
@@ -125,7 +127,7 @@ def read_image_size(path: str | PathLike) -> tuple[int, int]:
     with _open(path) as file:
         head = file.read(26)
         if head.startswith(_PNG_SIGNATURE):
-            return _png_size(head, path)
+            return _png_size(head, path, path.stat().st_size)
         return _decode(head + file.read(), path).shape[:2]
 
 
@@ -152,12 +154,12 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path) -> np.ndarray:
     if data.startswith(_PNG_SIGNATURE):
-        _png_size(data, path)
-        if data.rfind(_PNG_END) < 0:
+        _png_size(data, path, len(data))
+        if not _has_all_chunks(data):
             raise DatasetError(path, "pixels", "a truncated PNG", _REWRITE)
         return _decode_with_opencv(data, path)
-    if data.startswith(_TIFF_SIGNATURES):
-        _check_tiff(data, path)
+    # Pillow has no 16-bit colour; OpenCV multiplies 8-bit colour by its alpha.
+    if data.startswith(_TIFF_SIGNATURES) and _check_tiff(data, path) > 8:
         return _decode_with_opencv(data, path)
     image = _decode_with_pillow(data, path)
     return image[:, :, ::-1] if image.ndim == 3 else image
@@ -176,14 +178,16 @@ def _decode_with_opencv(data: bytes, path: Path) -> np.ndarray:
 def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
     """Decode an 8-bit file to gray or palette indices ``(H, W)``, or to RGB ``(H, W, 3)``."""
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "JPEG")) as file:
-            _check_pixel_count(file.height, file.width, path)
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "JPEG", "TIFF")) as file:
+            _check_pixel_count(file.height, file.width, path, len(data))
             image: Image.Image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
             palette_is_labels = file.mode == "P" and file.format == "PNG"
             return np.array(image if image.mode == "L" or palette_is_labels else image.convert(_plain_mode(image)))
     except DatasetError:
         raise
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise DatasetError(path, "header", f"more than {MAX_PIXELS} pixels", _TILES) from None
+    except Exception as error:  # Pillow lets whatever its parsers stumble over through: TypeError, KeyError, ...
         raise DatasetError(path, "pixels", f"not a readable PNG, TIFF, BMP or JPEG ({error})", _REWRITE) from None
 
 
@@ -191,34 +195,48 @@ def _plain_mode(image: Image.Image) -> str:
     return "L" if image.mode == "1" else "RGB"
 
 
-def _png_size(head: bytes, path: Path) -> tuple[int, int]:
+def _png_size(head: bytes, path: Path, file_size: int) -> tuple[int, int]:
     if len(head) < 26:
         raise DatasetError(path, "header", "a truncated PNG", _REWRITE)
     width, height = struct.unpack(">II", head[16:24])
-    _check_pixel_count(height, width, path)
+    _check_pixel_count(height, width, path, file_size)
     return height, width
 
 
-def _check_tiff(data: bytes, path: Path) -> None:
-    """Refuse what OpenCV would misread or allocate without bound; reads the first directory alone."""
+def _has_all_chunks(data: bytes) -> bool:
+    """Whether a PNG is complete up to its end chunk; decoders allocate whatever length a damaged chunk announces."""
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"IEND":
+            return length == 0
+        position += 12 + length
+    return False
+
+
+def _check_tiff(data: bytes, path: Path) -> int:
+    """Refuse what would be misread or allocate without bound; return the bits per channel."""
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         stream = io.BytesIO(data)
         stream.seek(directory.next)
         directory.load(stream)
-        width, height, colours = directory[256], directory[257], directory.get(262)
+        width, height, colours = int(directory[256]), int(directory[257]), directory.get(262)
+        bits = int(max(directory.get(258, (1,))))
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
         raise DatasetError(path, "header", "a damaged TIFF directory", _REWRITE) from None
-    _check_pixel_count(int(height), int(width), path)
+    _check_pixel_count(height, width, path, len(data))
     if colours == _TIFF_CMYK:
         raise DatasetError(path, "header", "a CMYK image", "convert it to gray or RGB")
+    return bits
 
 
-def _check_pixel_count(height: int, width: int, path: Path) -> None:
+def _check_pixel_count(height: int, width: int, path: Path, file_size: int) -> None:
+    """Refuse sizes beyond any image or beyond what a file of so many bytes can hold."""
     if not 0 < height * width <= MAX_PIXELS:
-        raise DatasetError(
-            path, "header", f"{width}x{height} pixels, beyond 1 to {MAX_PIXELS}", "cut the image into tiles"
-        )
+        raise DatasetError(path, "header", f"{width}x{height}, not 1 to {MAX_PIXELS} pixels", _TILES)
+    if height * width > _MAX_PIXELS_PER_BYTE * file_size:
+        raise DatasetError(path, "header", f"{width}x{height} pixels in {file_size} bytes: truncated", _REWRITE)
 
 
 def _to_byte_range(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
