@@ -1,0 +1,377 @@
+"""From folders in VOC layouts to dataset dicts: exact content, exact counts on the real sets, every fault."""
+
+import logging
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from voc_files import VocSet, voc_xml
+
+from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
+from irstd_d2.data.faults import FaultKind, refuse_or_skip
+from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
+from irstd_d2.data.voc import scan_voc
+from irstd_d2.errors import ConfigError, DatasetError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images; 'b' is first in the split, 'c' in none."""
+    voc = VocSet(tmp_path / "set")
+    for name in "abc":
+        voc.add(name, boxes=((3, 4, 6, 8), (10, 11, 12, 14)))
+    voc.split("train", "b\na\n")
+    return voc
+
+
+@pytest.fixture
+def registered():
+    """Names registered by a test, removed behind it."""
+    names = []
+    yield names
+    set_skip_bad(False)
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_dataset_dict(folder):
+    dicts = load_voc(folder.root, "train")
+    assert [sample["image_id"] for sample in dicts] == ["b", "a"]
+    assert dicts[0] == {
+        "file_name": str(folder.image("b")),
+        "image_id": "b",
+        "height": 24,
+        "width": 32,
+        "metadata": {"platform": None, "band": None, "width": 32, "height": 24},
+        "annotations": [
+            {"bbox": [3, 4, 6, 8], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0},
+            {"bbox": [10, 11, 12, 14], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0},
+        ],
+    }
+
+
+def test_without_split_all_images_by_name(folder):
+    assert [sample["image_id"] for sample in load_voc(folder.root)] == ["a", "b", "c"]
+
+
+def test_paper_convention(folder):
+    exact = load_voc(folder.root, "train")
+    paper = load_voc(folder.root, "train", box_convention="paper")
+    for one, other in zip(exact, paper):
+        boxes = [np.array([obj["bbox"] for obj in sample["annotations"]]) for sample in (one, other)]
+        np.testing.assert_array_equal(boxes[0] - 1, boxes[1])
+    with pytest.raises(ConfigError, match="box_convention is 'voc'; use one of half_open, paper"):
+        load_voc(folder.root, "train", box_convention="voc")
+
+
+def test_paper_boxes_at_the_border_are_sound(folder):
+    folder.add("a", boxes=((0, 0, 32, 24),))
+    dicts = load_voc(folder.root, "train", box_convention="paper")
+    assert dicts[1]["annotations"][0]["bbox"] == [-1, -1, 31, 23]
+
+
+def test_classes_and_difficult(folder):
+    folder.xml("a").write_text(voc_xml(name="DRONE", difficult=1))
+    folder.xml("b").write_text(voc_xml(name="Bird"))
+    bird, drone = load_voc(folder.root, "train", class_names=("bird", "drone"))
+    assert [(s["annotations"][0]["category_id"], s["annotations"][0]["iscrowd"]) for s in (bird, drone)] == [
+        (0, 0),
+        (1, 1),
+    ]
+
+
+def test_tags_and_table(folder):
+    folder.xml("a").write_text(voc_xml(extra="<view>Air</view><band_type>LWIR</band_type>"))
+    assert load_voc(folder.root, "train")[1]["metadata"] == {
+        "platform": "Air",
+        "band": "LWIR",
+        "width": 32,
+        "height": 24,
+    }
+    (folder.root / "metadata.csv").write_text("id,platform,width,height\na,Space,640,512\n")
+    expected = {"platform": "Space", "band": "LWIR", "width": 640, "height": 512}
+    sample = load_voc(folder.root, "train")[1]
+    assert sample["metadata"] == expected
+    assert (sample["width"], sample["height"]) == (32, 24)
+    (folder.root / "metadata.tsv").write_text("b\tLand\n")
+    table = folder.root.parent / "other.tsv"
+    table.write_text("a\tLand\tNIR\n")
+    dicts = load_voc(folder.root, "train")
+    assert [sample["metadata"]["platform"] for sample in dicts] == ["Land", "Air"]
+    dicts = load_voc(folder.root, "train", sidecar=table)
+    assert [sample["metadata"]["platform"] for sample in dicts] == [None, "Land"]
+
+
+def test_missing_table(folder):
+    with pytest.raises(DatasetError, match=r"none\.tsv.*check the path of the table"):
+        load_voc(folder.root, "train", sidecar=folder.root / "none.tsv")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_found_out_and_loaded(tmp_path, layout):
+    voc = VocSet(tmp_path, layout).add("x", suffix=".tif")
+    voc.split("train", "x\n")
+    assert get_layout(None, tmp_path) is LAYOUTS[layout]
+    assert list_splits(tmp_path, LAYOUTS[layout]) == ["train"]
+    sample = load_voc(tmp_path, "train")[0]
+    assert sample["file_name"] == str(voc.image("x", ".tif"))
+    for pattern in reversed(LAYOUTS[layout].sky_masks):  # the first pattern wins over the others
+        mask = tmp_path / pattern.format(name="x")
+        mask.parent.mkdir(parents=True)
+        mask.touch()
+        assert load_voc(tmp_path, "train", layout=layout)[0]["sem_seg_file_name"] == str(mask)
+
+
+def test_own_layout(tmp_path):
+    layout = VocLayout(images="img", annotations="ann", split="{split}.list")
+    (tmp_path / "img").mkdir()
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "img" / "q.bmp").touch()
+    (tmp_path / "ann" / "q.XML").write_text(voc_xml())
+    (tmp_path / "all.list").write_text("q.bmp")
+    assert len(load_voc(tmp_path, "all", layout=layout)) == 1
+
+
+def test_unknown_layouts(tmp_path):
+    with pytest.raises(DatasetError, match="unknown layout 'coco'"):
+        load_voc(tmp_path, layout="coco")
+    with pytest.raises(DatasetError, match="no known layout"):
+        load_voc(tmp_path)
+    with pytest.raises(DatasetError, match=r"no such folder.*DETECTRON2_DATASETS"):
+        load_voc(tmp_path / "none")
+    with pytest.raises(DatasetError, match=r"PNGImages: folder: cannot be listed"):
+        load_voc(tmp_path, layout="densesirst")
+
+
+def test_non_ascii_names_in_either_unicode_form(tmp_path):
+    composed = unicodedata.normalize("NFC", "été-紅外")
+    decomposed = unicodedata.normalize("NFD", composed)
+    voc = VocSet(tmp_path).add(decomposed)
+    voc.split("train", composed + "\r\n")
+    sample = load_voc(tmp_path, "train")[0]
+    assert sample["image_id"] == composed
+    assert sample["file_name"] == str(voc.image(decomposed))
+
+
+def damage_missing_xml(voc):
+    voc.xml("a").unlink()
+
+
+def damage_bomb(voc):
+    voc.xml("a").write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>')
+
+
+def damage_box_outside(voc):
+    voc.xml("a").write_text(voc_xml(boxes=[(1, 2, 40, 5)]))
+
+
+def damage_zero_size(voc):
+    voc.xml("a").write_text(voc_xml(boxes=[(1, 2, 1, 5)]))
+
+
+def damage_nan(voc):
+    voc.xml("a").write_text(voc_xml(boxes=[("nan", 2, 3, 5)]))
+
+
+def damage_class(voc):
+    voc.xml("a").write_text(voc_xml(name="plane"))
+
+
+def damage_traversal(voc):
+    voc.xml("a").write_text(voc_xml(filename="../../x.png"))
+
+
+def damage_image_missing(voc):
+    voc.image("a").unlink()
+
+
+def damage_image_twice(voc):
+    voc.image("a", ".bmp").touch()
+
+
+def damage_empty_line(voc):
+    voc.split("train", "b\n\n")
+
+
+def damage_duplicate_line(voc):
+    voc.split("train", b"b\r\nb\r\n")
+
+
+def damage_split_traversal(voc):
+    voc.split("train", "b\n../a\n")
+
+
+def damage_table(voc):
+    (voc.root / "metadata.tsv").write_text("a\tAir\tLWIR\t-3\t5\n")
+    voc.split("train", "b\n")
+
+
+DAMAGES = {
+    damage_missing_xml: (FaultKind.MISSING_XML, "a.xml: file"),
+    damage_bomb: (FaultKind.BAD_XML, "a.xml: file"),
+    damage_box_outside: (FaultKind.BOX_OUTSIDE, r"a.xml: object\[0\].bndbox"),
+    damage_zero_size: (FaultKind.BAD_BOX, r"a.xml: object\[0\].bndbox"),
+    damage_nan: (FaultKind.MISSING_FIELD, r"a.xml: object\[0\].bndbox.xmin"),
+    damage_class: (FaultKind.UNKNOWN_CLASS, r"a.xml: object\[0\].name"),
+    damage_traversal: (FaultKind.UNSAFE_NAME, "a.xml: filename"),
+    damage_image_missing: (FaultKind.MISSING_IMAGE, "PNGImages/a: file"),
+    damage_image_twice: (FaultKind.AMBIGUOUS_IMAGE, "PNGImages/a.bmp: file"),
+    damage_empty_line: (FaultKind.EMPTY_LINE, "train.txt: line 2"),
+    damage_duplicate_line: (FaultKind.DUPLICATE_LINE, "train.txt: line 2"),
+    damage_split_traversal: (FaultKind.UNSAFE_NAME, "train.txt: line 2"),
+    damage_table: (FaultKind.BAD_RECORD, "metadata.tsv: line 1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_fault_is_refused_or_skipped(folder, damage, caplog):
+    damage(folder)
+    kind, where = DAMAGES[damage]
+    with pytest.raises(DatasetError, match=rf"{where}: .*\. Fix: "):
+        load_voc(folder.root, "train")
+    caplog.set_level(logging.WARNING, logger="irstd_d2")
+    dicts = load_voc(folder.root, "train", skip_bad=True)
+    assert [sample["image_id"] for sample in dicts] == ["b"]
+    assert len(caplog.records) == 1
+    assert f"1 x {kind}" in caplog.text
+
+
+def test_all_faults_together(folder, caplog):
+    for damage in (damage_box_outside, damage_image_missing):
+        damage(folder)
+    folder.xml("b").write_text("<")
+    folder.split("train", "a\nb\nc\n\n")
+    dicts, faults = scan_voc(folder.root, "train")
+    assert [sample["image_id"] for sample in dicts] == ["c"]
+    assert Counter(fault.kind for fault in faults) == Counter(
+        [FaultKind.MISSING_IMAGE, FaultKind.BAD_XML, FaultKind.EMPTY_LINE]
+    )
+    with pytest.raises(DatasetError, match=r"2 more faults, listed by tools/check_dataset\.py"):
+        load_voc(folder.root, "train")
+    load_voc(folder.root, "train", skip_bad=True)
+    assert "1 x unreadable XML" in caplog.text
+
+
+def test_a_fault_of_one_image_does_not_take_others(folder):
+    folder.xml("a").write_text(voc_xml(boxes=[(1, 1, 2, 2), (5, 5, 5, 5)]))
+    assert [s["image_id"] for s in load_voc(folder.root, "train", skip_bad=True)] == ["b"]
+
+
+def test_nothing_to_refuse():
+    refuse_or_skip([], skip_bad=False, source="x")
+
+
+def test_changes_are_seen_through_the_cache(folder):
+    load_voc(folder.root, "train")
+    folder.xml("a").write_text(voc_xml(boxes=[(7, 7, 9, 9)]))
+    assert load_voc(folder.root, "train")[1]["annotations"][0]["bbox"] == [7, 7, 9, 9]
+
+
+def test_folder_index_ignores_hidden_and_other_files(tmp_path):
+    for name in (".a.png", "a.txt", "b.PNG", "b.tiff", "c"):
+        (tmp_path / name).touch()
+    index = FolderIndex(tmp_path)
+    assert index.stems() == ["b"]
+    assert index["b"] == ["b.PNG", "b.tiff"]
+    assert index["none"] == []
+
+
+def test_registration(folder, registered):
+    registered.append("voc_loading_test")
+    register_voc_folder("voc_loading_test", folder.root, "train", box_convention="paper", class_names=["Target"])
+    metadata = MetadataCatalog.get("voc_loading_test")
+    assert (metadata.thing_classes, metadata.evaluator_type, metadata.box_convention) == (["Target"], "coco", "paper")
+    assert DatasetCatalog.get("voc_loading_test")[0]["annotations"][0]["bbox"] == [2, 3, 5, 7]
+    folder.xml("a").unlink()
+    with pytest.raises(DatasetError):
+        DatasetCatalog.get("voc_loading_test")
+    set_skip_bad(True)
+    assert len(DatasetCatalog.get("voc_loading_test")) == 1
+
+
+def test_builtin_names():
+    names = DatasetCatalog.list()
+    splits = ("train", "val", "trainval", "test")
+    for version in ("densesirst_v1", "densesirst_v2", "sirstv2", "synthetic_dense"):
+        assert {f"{version}_{split}" for split in splits} <= set(names)
+    assert {"wideirstd_train", "wideirstd_val", "synthetic_omni_train", "synthetic_omni_val"} <= set(names)
+    assert MetadataCatalog.get("densesirst_v2_test_paper").box_convention == "paper"
+    assert MetadataCatalog.get("densesirst_v2_test").thing_classes == ["Target"]
+
+
+def test_missing_builtin_set_says_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(
+        DatasetError, match=r"SIRSTdevkit/PNGImages: folder.*check the data root \(DETECTRON2_DATASETS\)"
+    ):
+        DatasetCatalog.get("densesirst_v2_train")
+
+
+SPLITS = {
+    "densesirst_v1_train": (256, 3613),
+    "densesirst_v1_val": (85, 1119),
+    "densesirst_v1_trainval": (341, 4732),
+    "densesirst_v1_test": (86, 1209),
+    "densesirst_v2_train": (512, 6749),
+    "densesirst_v2_val": (256, 3452),
+    "densesirst_v2_trainval": (768, 10201),
+    "densesirst_v2_test": (256, 3454),
+}
+
+
+def test_real_densesirst_counts(real_densesirst, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(real_densesirst))
+    sets = {name: DatasetCatalog.get(name) for name in SPLITS}
+    assert {name: (len(d), sum(len(s["annotations"]) for s in d)) for name, d in sets.items()} == SPLITS
+    everything = load_voc(real_densesirst / "SIRSTdevkit")
+    assert len(everything) == 1024
+    boxes = np.array([obj["bbox"] for sample in everything for obj in sample["annotations"]])
+    assert len(boxes) == 13655
+    sizes = Counter(map(tuple, (boxes[:, 2:] - boxes[:, :2]).astype(int).tolist()))
+    assert sizes.most_common(1) == [((3, 3), 3681)]
+    assert all("sem_seg_file_name" in sample for sample in everything)
+    assert all(set(sample["metadata"]) == {"platform", "band", "width", "height"} for sample in everything)
+    first = (real_densesirst / "SIRSTdevkit" / "Splits" / "test_v2.txt").read_text().split()
+    assert [sample["image_id"] for sample in sets["densesirst_v2_test"]] == first
+    paper = DatasetCatalog.get("densesirst_v2_test_paper")
+    assert paper[0]["annotations"][0]["bbox"] == [
+        v - 1 for v in sets["densesirst_v2_test"][0]["annotations"][0]["bbox"]
+    ]
+
+
+def test_real_boxes_are_exact_in_half_open_coordinates(real_densesirst):
+    root = real_densesirst / "SIRSTdevkit"
+    inside = outside = total = 0
+    for sample in load_voc(root, "val_v1"):
+        mask = read_sky_mask(root / "SIRST" / "BinaryMask" / f"{sample['image_id']}_pixels0.png")
+        for obj in sample["annotations"]:
+            x1, y1, x2, y2 = map(int, obj["bbox"])
+            area = mask[y1:y2, x1:x2]
+            tight = area.any(0)[[0, -1]].all() and area.any(1)[[0, -1]].all()
+            inside += int(tight)
+            outside += int(not tight)
+            total += 1
+    assert total == 1119
+    assert outside == 6  # off by one in the set itself
+
+
+def test_real_omni_counts(omni_mini, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sets = {split: load_voc(omni_mini, split) for split in ("train", "val")}
+    assert {split: len(dicts) for split, dicts in sets.items()} == {"train": 210, "val": 90}
+    everything = sets["train"] + sets["val"]
+    assert sum(len(sample["annotations"]) for sample in everything) == 407
+    assert sum(not sample["annotations"] for sample in everything) == 7
+    domains = Counter((s["metadata"]["platform"], s["metadata"]["band"]) for s in everything)
+    assert domains == {("Air", "LWIR"): 170, ("Land", "LWIR"): 130}
+
+
+def test_wideirstd_name_reads_the_same_layout(omni_mini, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "WideIRSTD-Full").symlink_to(omni_mini)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert len(DatasetCatalog.get("wideirstd_val")) == 90

@@ -1,0 +1,283 @@
+"""The XML reader: exact values, every fault named, nothing hostile let in."""
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from voc_files import voc_xml
+
+from irstd_d2.data import read_voc_xml
+from irstd_d2.data.faults import FaultKind
+from irstd_d2.data.voc_xml import (
+    MAX_XML_BYTES,
+    VocObject,
+    VocRecord,
+    find_box_faults,
+    is_plain_name,
+    parse_voc_xml,
+    to_convention,
+)
+from irstd_d2.errors import ConfigError, DatasetError
+
+fresh_file = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def parse(tmp_path):
+    def run(text):
+        path = tmp_path / "a.xml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return parse_voc_xml(path)
+
+    return run
+
+
+def test_reads_everything(parse):
+    extra = "<view> Air </view><band_type>LWIR</band_type>"
+    record, faults = parse(voc_xml(320, 240, [(1, 2, 3, 4), (5.5, 6, 7, 8)], extra=extra, difficult=1))
+    assert faults == []
+    objects = (VocObject("Target", True, (1, 2, 3, 4)), VocObject("Target", True, (5.5, 6, 7, 8)))
+    assert record == VocRecord(320, 240, "Air", "LWIR", objects)
+
+
+def test_without_objects_tags_and_filename(parse):
+    record, _ = parse("<annotation><size><width>9</width><height>8</height></size><view/></annotation>")
+    assert record == VocRecord(9, 8, None, None, ())
+
+
+def test_real_file(omni_mini):
+    record = read_voc_xml(omni_mini / "VOC2007" / "Annotations" / "00003.xml")
+    assert (record.width, record.height, record.platform, record.band) == (286, 186, "Land", "LWIR")
+    assert [obj.box for obj in record.objects] == [(208, 116, 213, 119), (198, 118, 201, 121)]
+
+
+def kinds(faults):
+    return [fault.kind for fault in faults]
+
+
+def test_missing_file(tmp_path):
+    record, faults = parse_voc_xml(tmp_path / "no.xml")
+    assert record is None
+    assert kinds(faults) == [FaultKind.MISSING_XML]
+    with pytest.raises(DatasetError, match=r"no\.xml: file: no such annotation\. Fix: add the XML"):
+        read_voc_xml(tmp_path / "no.xml")
+
+
+def test_unreadable_file(tmp_path):
+    (tmp_path / "folder.xml").mkdir()
+    _, faults = parse_voc_xml(tmp_path / "folder.xml")
+    assert kinds(faults) == [FaultKind.BAD_XML]
+    assert "Is a directory" in faults[0].problem
+
+
+ENTITIES = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
+HOSTILE = {
+    "billion laughs": f'<!DOCTYPE a [<!ENTITY l0 "ha">{ENTITIES}]><annotation>&l9;</annotation>',
+    "quadratic blow-up": f'<!DOCTYPE a [<!ENTITY b "{"x" * 9999}">]><annotation>{"&b;" * 999}</annotation>',
+    "external entity": '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation><view>&e;</view></annotation>',
+    "external DTD": '<!DOCTYPE a SYSTEM "http://localhost:9/a.dtd"><annotation/>',
+    "parameter entity": '<!DOCTYPE a [<!ENTITY % p SYSTEM "file:///etc/passwd"> %p;]><annotation/>',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_xml_is_refused(parse, name):
+    record, faults = parse(HOSTILE[name])
+    assert record is None
+    assert kinds(faults) == [FaultKind.BAD_XML]
+    assert "a DTD or entities, refused" in faults[0].problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"   ",
+        b"<annotation>",
+        b"\xff\xfe\x00",
+        b"<?xml version='1.0' encoding='no-such'?><annotation/>",
+        b"\0" * 9,
+    ],
+)
+def test_not_well_formed(parse, text):
+    record, faults = parse(text)
+    assert record is None
+    assert kinds(faults) == [FaultKind.BAD_XML]
+    assert "not well-formed" in faults[0].problem
+
+
+def test_other_root(parse):
+    assert kinds(parse("<svg/>")[1]) == [FaultKind.BAD_XML]
+
+
+def test_too_large(parse):
+    record, faults = parse(b"<annotation>" + b" " * MAX_XML_BYTES + b"</annotation>")
+    assert record is None
+    assert "larger than 16 MiB" in faults[0].problem
+
+
+def test_deep_nesting_does_not_overflow(parse):
+    record, faults = parse("<annotation>" + "<a>" * 100_000 + "</a>" * 100_000 + "</annotation>")
+    assert record is None
+    assert kinds(faults) == [FaultKind.MISSING_FIELD, FaultKind.MISSING_FIELD]  # width and height
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf", "1e999", "", "abc", "1_0", "0x10", "１", "1 2"])
+def test_coordinates_that_are_no_numbers(parse, value):
+    record, faults = parse(voc_xml(boxes=[(1, 2, value, 4)]))
+    assert record is None
+    assert kinds(faults) == [FaultKind.MISSING_FIELD]
+    assert faults[0].field == "object[0].bndbox.xmax"
+
+
+def test_all_faults_of_one_file_at_once(parse):
+    text = voc_xml("wide", 0, [("a", 2, 3, 4), (1, 2, 3, "nan")], name="", filename="../../etc/passwd")
+    _, faults = parse(text)
+    assert [fault.field for fault in faults] == [
+        "filename",
+        "size.width",
+        "size.height",
+        "object[0].name",
+        "object[0].bndbox.xmin",
+        "object[1].name",
+        "object[1].bndbox.ymax",
+    ]
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "3.5", "nan", ""])
+def test_sizes_that_are_no_pixel_counts(parse, value):
+    record, faults = parse(voc_xml(width=value))
+    assert record is None
+    assert [fault.field for fault in faults] == ["size.width"]
+
+
+def test_missing_size_and_box(parse):
+    _, faults = parse("<annotation><object><name>Target</name></object></annotation>")
+    assert [f.field for f in faults][:2] == ["size.width", "size.height"]
+    assert [f.field for f in faults][2:] == [f"object[0].bndbox.{c}" for c in ("xmin", "ymin", "xmax", "ymax")]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "a/b.png", "..", "C:\\a.png", "..\\a.png", "c:a.png"])
+def test_path_traversal_in_filename(parse, name):
+    record, faults = parse(voc_xml(filename=name))
+    assert record is None
+    assert kinds(faults) == [FaultKind.UNSAFE_NAME]
+    assert "leads out of the image folder" in str(faults[0])
+
+
+@pytest.mark.parametrize("name", ["a.png", "Misc_1", "a..b", "紅外.png", "with space.png", ".hidden"])
+def test_plain_names(name):
+    assert is_plain_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/", "/a", "a\0b"])
+def test_names_that_are_not_plain(name):
+    assert not is_plain_name(name)
+
+
+def faults_of(*boxes, name="Target"):
+    record = VocRecord(32, 24, None, None, tuple(VocObject(name, False, box) for box in boxes))
+    return find_box_faults(record, "a.xml", {"target": 0})
+
+
+def test_sound_boxes():
+    assert faults_of((0, 0, 32, 24), (31, 23, 32, 24), (0.5, 0.5, 0.75, 0.75)) == []
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 5, 5, 5)])
+def test_boxes_without_area(box):
+    faults = faults_of((1, 1, 2, 2), box)
+    assert kinds(faults) == [FaultKind.BAD_BOX]
+    assert faults[0].field == "object[1].bndbox"
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -0.5, 4, 4), (30, 0, 33, 4), (0, 20, 4, 24.5)])
+def test_boxes_outside(box):
+    faults = faults_of(box)
+    assert kinds(faults) == [FaultKind.BOX_OUTSIDE]
+    assert "leaves the image of 32x24" in faults[0].problem
+
+
+def test_unknown_class_and_case():
+    assert faults_of((1, 1, 2, 2), name="TARGET") == []
+    faults = faults_of((1, 1, 2, 2), name="bird")
+    assert kinds(faults) == [FaultKind.UNKNOWN_CLASS]
+    assert faults[0].field == "object[0].name"
+
+
+def test_conventions():
+    assert to_convention((3, 4, 6, 8), "half_open") == [3, 4, 6, 8]
+    assert to_convention((3, 4, 6, 8), "paper") == [2, 3, 5, 7]
+    with pytest.raises(ConfigError, match="half_open, paper"):
+        to_convention((3, 4, 6, 8), "voc")
+
+
+NUMBERS = st.one_of(st.integers(-10, 60), st.floats(-5, 60, allow_nan=False).map(lambda v: round(v, 3)))
+
+
+@fresh_file
+@given(boxes=st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=5))
+def test_boxes_come_back_as_written_and_are_judged_right(tmp_path, boxes):
+    path = tmp_path / "a.xml"
+    path.write_text(voc_xml(50, 40, boxes))
+    record, faults = parse_voc_xml(path)
+    assert faults == []
+    assert [obj.box for obj in record.objects] == boxes
+    bad = {i for i, (x1, y1, x2, y2) in enumerate(boxes) if not (0 <= x1 < x2 <= 50 and 0 <= y1 < y2 <= 40)}
+    found = find_box_faults(record, path, {"target": 0})
+    assert {int(fault.field.split("[")[1].split("]")[0]) for fault in found} == bad
+    assert len(found) == len(bad)
+    for box in boxes:
+        shifted = to_convention(box, "paper")
+        assert all(math.isclose(a - b, -1, abs_tol=1e-9) for a, b in zip(shifted, box))
+
+
+XML_WORDS = st.sampled_from(
+    [
+        "<annotation>",
+        "</annotation>",
+        "<size>",
+        "</size>",
+        "<width>",
+        "</width>",
+        "<object>",
+        "</object>",
+        "<bndbox>",
+        "</bndbox>",
+        "<xmin>",
+        "</xmin>",
+        "<name>",
+        "</name>",
+        "12",
+        "nan",
+        "-1e99",
+        "&amp;",
+        "&x;",
+        "<!DOCTYPE\xa0a>",
+        "]]>",
+        "<!--",
+        "-->",
+        "<![CDATA[",
+        "é",
+        "\x00",
+        "<view>",
+        "</view>",
+        "<?xml?>",
+        "<filename>",
+        "</filename>",
+        "../x",
+    ]
+)
+
+
+@settings(fresh_file, max_examples=300)
+@given(data=st.one_of(st.binary(max_size=200), st.lists(XML_WORDS, max_size=40).map(lambda w: "".join(w).encode())))
+def test_any_bytes_give_a_record_or_faults(tmp_path, data):
+    path = tmp_path / "a.xml"
+    path.write_bytes(data)
+    record, faults = parse_voc_xml(path)
+    assert (record is None) == bool(faults)
+    for fault in faults:
+        assert fault.file == str(path)
+        assert fault.fix
