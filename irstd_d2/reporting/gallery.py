@@ -15,12 +15,10 @@ from ..data import read_image
 from ..evaluation.detection_probability import match_by_centre
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.matching import NO_TARGET, DetectionTable
+from ..visualization import FALSE_COLOUR, TARGET_COLOUR, TRUE_COLOUR, draw_brackets, enlarge, to_bytes
 
 CROP = 48  # pixels of the original image on each side of a crop
 ZOOM = 5
-TARGET_COLOUR = (80, 220, 80)  # RGB
-FALSE_COLOUR = (255, 90, 60)
-TRUE_COLOUR = (90, 170, 255)
 
 
 @dataclass(frozen=True)
@@ -98,26 +96,15 @@ def _case(
     corner = np.round((box[:2] + box[2:] - CROP) / 2).astype(int)
     corner = np.clip(corner, 0, np.maximum(np.array(image.shape[1::-1]) - CROP, 0))
     crop = image[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP]
-    low, high = crop.min(), crop.max()
-    crop = ((crop - low) * (255 / max(high - low, 1))).astype(np.uint8)
-    canvas = np.ascontiguousarray(np.repeat(np.repeat(crop, ZOOM, 0), ZOOM, 1))
+    canvas = enlarge(to_bytes(crop), ZOOM)
+    shift = np.tile(corner, 2)
     for target in truth.targets.boxes[truth.targets.image == image_index]:
-        _brackets(canvas, target, corner, TARGET_COLOUR, gap=2)
+        draw_brackets(canvas, target - shift, TARGET_COLOUR, zoom=ZOOM)
     for index in np.flatnonzero(detections.image == image_index):
         if detections.scores[index] >= 0.05:
             colour = FALSE_COLOUR if matched[index] == NO_TARGET else TRUE_COLOUR
-            _brackets(canvas, detections.boxes[index], corner, colour, gap=6)
+            draw_brackets(canvas, detections.boxes[index] - shift, colour, zoom=ZOOM, gap=6)
     return Case(kind, Path(file_name).name, text, _data_uri(canvas))
-
-
-def _brackets(canvas: np.ndarray, box: np.ndarray, corner: np.ndarray, colour: tuple[int, int, int], gap: int) -> None:
-    """Mark a box by its corners, ``gap`` canvas pixels outside, so that the target itself stays visible."""
-    x1, y1 = np.round((box[:2] - corner) * ZOOM).astype(int) - gap
-    x2, y2 = np.round((box[2:] - corner) * ZOOM).astype(int) + gap - 1
-    arm = max(4, min(x2 - x1, y2 - y1) // 4)
-    for x, y, dx, dy in ((x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1)):
-        cv2.line(canvas, (int(x), int(y)), (int(x + dx * arm), int(y)), colour, 1)
-        cv2.line(canvas, (int(x), int(y)), (int(x), int(y + dy * arm)), colour, 1)
 
 
 def _data_uri(canvas: np.ndarray) -> str:
