@@ -19,8 +19,6 @@ from torch import Tensor
 
 from irstd_d2.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
 UNKNOWN_INDEX = -1
 # Ways in which tables and tags say that a value is missing.
 _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})

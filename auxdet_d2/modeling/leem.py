@@ -27,6 +27,8 @@ def normalize_std(x: Tensor, eps: float = 1e-5) -> Tensor:
         x: (N, C, H, W).
         eps: guards flat maps.
     """
+    # Centring first and averaging squares is faster on a CPU, but the gradients of the scale and of the gate behind it,
+    # sums of terms that cancel, then lose a digit.
     std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
     return (x - mean) / (std + eps)
 
