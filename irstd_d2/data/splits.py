@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,8 @@ from .image_io import IMAGE_SUFFIXES
 from .voc_xml import is_plain_name
 
 MAX_SPLIT_BYTES = 64 << 20
+
+_IMAGE_SUFFIX = re.compile("(?:" + "|".join(map(re.escape, IMAGE_SUFFIXES)) + ")$", re.IGNORECASE)
 
 
 def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
@@ -32,8 +35,7 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     for number, line in enumerate(_read_lines(path), start=1):
         field = f"line {number}"
         name = unicodedata.normalize("NFC", line.strip())
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            name = name[: -len(Path(name).suffix)]
+        name = _IMAGE_SUFFIX.sub("", name)
         if not name:
             faults.append(Fault.of(FaultKind.EMPTY_LINE, path, field, "empty", "delete the line"))
         elif not is_plain_name(name):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +25,18 @@ CLASS_NAMES = ("Target",)
 
 _UNKNOWN = SidecarEntry(None, None, None, None)
 _logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Tens of thousands of small objects, none of them garbage, would start collections that walk all of memory."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def load_voc(
@@ -71,6 +86,7 @@ def load_voc(
     return dicts
 
 
+@_without_garbage_collection()
 def scan_voc(
     root: str | PathLike,
     split: str | None = None,
@@ -103,17 +119,18 @@ def scan_voc(
 
     class_ids = {name.lower(): i for i, name in enumerate(class_names)}
     find_mask = _mask_finder(root, layout.sky_masks)
+    image_prefix, xml_prefix = (os.path.join(index.folder, "") for index in (images, xml))  # noqa: PTH118
     dicts = []
     for name in names:
         record = records.get(xml_names[name])
         if record is None or name not in image_names:
             continue
-        box_faults = find_box_faults(record, xml.folder / xml_names[name], class_ids)
+        box_faults = find_box_faults(record, xml_prefix + xml_names[name], class_ids)
         if box_faults:
             faults += box_faults
             continue
         sample = {
-            "file_name": str(images.folder / image_names[name]),
+            "file_name": image_prefix + image_names[name],
             "image_id": name,
             "height": record.height,
             "width": record.width,
@@ -153,19 +170,20 @@ def _read_tables(
     return {}, []
 
 
-def _mask_finder(root: Path, patterns: tuple[str, ...]):
+def _mask_finder(root: Path, patterns: tuple[str, ...]) -> Callable[[str], str | None]:
     """Return a function from an image name to the path of its first existing mask, or ``None``."""
     available = []
     for pattern in patterns:
         folder = (root / pattern).parent
         if folder.is_dir():
-            available.append((folder, PurePosixPath(pattern), FolderIndex(folder, (PurePosixPath(pattern).suffix,))))
+            stem, suffix = PurePosixPath(pattern).stem, PurePosixPath(pattern).suffix
+            available.append((os.path.join(folder, ""), stem, FolderIndex(folder, (suffix,))))  # noqa: PTH118
 
     def find(name: str) -> str | None:
-        for folder, pattern, index in available:
-            files = index[pattern.stem.format(name=name)]
+        for prefix, stem, index in available:
+            files = index[stem.format(name=name)]
             if files:
-                return str(folder / files[0])
+                return prefix + files[0]
         return None
 
     return find

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from os import PathLike
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
@@ -21,6 +21,7 @@ BOX_CONVENTIONS = ("half_open", "paper")
 MAX_XML_BYTES = 16 << 20  # some 60,000 targets
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LEADS_ELSEWHERE = re.compile(r"[/\\\0]|^[A-Za-z]:")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 Box = tuple[float, float, float, float]
@@ -56,12 +57,13 @@ def read_voc_xml(path: str | PathLike) -> VocRecord:
     return record
 
 
-def parse_voc_xml(path: Path) -> tuple[VocRecord | None, list[Fault]]:
+def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
     """Read one annotation file and list all that is wrong with it.
 
     Returns:
         The record and no fault, or ``None`` and at least one fault.
     """
+    path = Path(path)
     root, faults = _parse_tree(path)
     if root is None:
         return None, faults
@@ -129,9 +131,7 @@ def to_convention(box: Box, convention: str) -> list[float]:
 
 def is_plain_name(name: str) -> bool:
     """Whether a file name from a data file names a file in a folder, and nothing outside of it."""
-    if not name or name in (".", "..") or "\0" in name:
-        return False
-    return PurePosixPath(name).name == name and PureWindowsPath(name).name == name
+    return name not in ("", ".", "..") and not _LEADS_ELSEWHERE.search(name)
 
 
 def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from pathlib import Path
 
 import pytest
 from voc_files import voc_xml
@@ -38,7 +39,7 @@ def parsed(monkeypatch):
     original = cache.parse_voc_xml
 
     def spy(path):
-        names.append(path.name)
+        names.append(Path(path).name)
         return original(path)
 
     monkeypatch.setattr(cache, "parse_voc_xml", spy)
@@ -225,7 +226,9 @@ def test_nine_thousand_files_are_parsed_once(tmp_path, parsed, monkeypatch):
         (folder / name).write_text(text)
     age(folder)
     expected = cache.parse_voc_xml(folder / file_names[0])
-    monkeypatch.setattr(cache, "parse_voc_xml", lambda path: (parsed.append(path.name), expected)[1])  # keep it fast
+    monkeypatch.setattr(
+        cache, "parse_voc_xml", lambda path: (parsed.append(Path(path).name), expected)[1]
+    )  # keep it fast
     parsed.clear()
     first, _ = read_annotations(folder, file_names)
     assert len(parsed) == 9000
