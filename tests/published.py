@@ -29,7 +29,7 @@ class Published:
         self._fill = load_fill(oracle_dir)
         self.manifest = json.loads((oracle_dir / manifest).read_text())
         state = self._fill.regenerate(self.manifest)
-        self.state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in state.items()}
+        self.state = {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
 
     def image(self, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.from_numpy(self._fill.image(seed, shape))

@@ -63,7 +63,9 @@ def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel
     y = torch.arange(height, device=device, dtype=dtype).view(1, height, 1, 1)
     offset_x = spread[..., 0] * taps.repeat(kernel) + (centre[..., 0] - x)
     offset_y = spread[..., 1] * taps.repeat_interleave(kernel) + (centre[..., 1] - y)
-    return torch.stack([offset_y, offset_x], dim=-1).flatten(3).permute(0, 3, 1, 2).contiguous()
+    offsets = torch.stack([offset_y, offset_x], dim=-1).flatten(3).permute(0, 3, 1, 2)
+    # The operator reads memory at the place that an offset names; one that is not a number must not reach it.
+    return offsets.nan_to_num(0.0, 0.0, 0.0).contiguous()
 
 
 class AdaptiveConv(nn.Module):

@@ -1,9 +1,10 @@
 """Conversion between published checkpoints and this project's."""
 
 from .files import read_state_dict, write_checkpoint
-from .naming import NameMap, NamingError, Renamed, fpn_rules, resnet_rules
+from .naming import RESNET_NAMES, NameMap, NamingError, Renamed, fpn_rules, resnet_rules
 
 __all__ = [
+    "RESNET_NAMES",
     "NameMap",
     "NamingError",
     "Renamed",

@@ -123,3 +123,7 @@ def fpn_rules(first_level: int, num_levels: int) -> list[tuple[str, str]]:
         for i in range(num_levels)
         for published, ours in (("lateral", "lateral"), ("fpn", "output"))
     ]
+
+
+# An ImageNet ResNet of torchvision; its classifier has no place in a detector.
+RESNET_NAMES = NameMap(resnet_rules(published=""), dropped=("fc.{p}",))

@@ -1,0 +1,112 @@
+"""Checkpoint conversion: both ways, strict, and deaf to code in files."""
+
+import os
+import runpy
+import sys
+
+import pytest
+import torch
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from published import Published
+
+from irstd_d2 import get_config
+from irstd_d2.checkpoint import NameMap, NamingError, read_state_dict
+from irstd_d2.errors import DatasetError
+
+
+@pytest.fixture
+def convert(repo_root, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+        runpy.run_path(str(repo_root / "tools" / "convert_checkpoint.py"), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "manifest", "config", "never_run"),
+    [
+        ("auxdet", "auxdet_r50.manifest.json", "configs/auxdet/auxdet_r50_fpn.yaml", 2),
+        ("bafe", "bafe_r50.manifest.json", "configs/bafe/bafe_r50_fpn.yaml", 850_339),
+    ],
+)
+def test_published_file_to_model_and_back(
+    convert, oracle_dir, repo_root, tmp_path, caplog, model, manifest, config, never_run
+):
+    published = Published(oracle_dir, manifest)
+    torch.save({"state_dict": published.state, "meta": {"epoch": 12}}, tmp_path / "in.pth")
+    with caplog.at_level("INFO"):
+        convert(model, tmp_path / "in.pth", tmp_path / "out.pth")
+    dropped = int(caplog.text.split(" numbers that never run")[0].rsplit(" ", 1)[1])
+    assert dropped >= never_run  # with the statistics of their norms
+    detector = build_model(get_config(repo_root / config, ["MODEL.DEVICE", "cpu"]))
+    with caplog.at_level("WARNING"):
+        caplog.clear()
+        DetectionCheckpointer(detector).load(str(tmp_path / "out.pth"))
+    assert "not found" not in caplog.text
+    assert "Unexpected" not in caplog.text
+    weight = detector.backbone.bottom_up.res4[2].conv2.weight
+    assert torch.equal(weight, published.state["backbone.layer3.2.conv2.weight"])
+    convert(model, tmp_path / "out.pth", tmp_path / "back.pth", "--reverse")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    assert back.items()
+    assert all(torch.equal(value, published.state[key]) for key, value in back.items())
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_torchvision_resnet_becomes_the_backbone(convert, repo_root, tmp_path, depth):
+    source = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    torch.save(source.state_dict(), tmp_path / "in.pth")
+    convert("resnet", tmp_path / "in.pth", tmp_path / "out.pth")
+    config = get_config(repo_root / f"configs/auxdet/auxdet_r{depth}_fpn.yaml", ["MODEL.DEVICE", "cpu"])
+    detector = build_model(config).eval()
+    DetectionCheckpointer(detector).load(str(tmp_path / "out.pth"))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        x = source.maxpool(source.relu(source.bn1(source.conv1(image))))
+        x = source.layer4(source.layer3(source.layer2(source.layer1(x))))
+        torch.testing.assert_close(detector.backbone.bottom_up(image)["res5"], x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_another_model_is_refused(convert, tmp_path, capsys):
+    torch.save({"state_dict": {"encoder.weight": torch.zeros(2)}}, tmp_path / "in.pth")
+    with pytest.raises(SystemExit):
+        convert("bafe", tmp_path / "in.pth", tmp_path / "out.pth")
+    assert "1 tensors have no counterpart: encoder.weight" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
+
+
+class Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Evil(tmp_path / "trace")}, tmp_path / "in.pth")
+    with pytest.raises(DatasetError, match="not plain tensors"):
+        read_state_dict(tmp_path / "in.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_damaged_files_are_named(tmp_path, content):
+    (tmp_path / "in.pth").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"in\.pth"):
+        read_state_dict(tmp_path / "in.pth")
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "in.pth")
+    with pytest.raises(DatasetError, match="holds no tensors"):
+        read_state_dict(tmp_path / "in.pth")
+
+
+def test_two_tensors_of_one_name_are_refused():
+    names = NameMap([("a.{p}", "c.{p}"), ("b.{p}", "c.{p}")])
+    with pytest.raises(NamingError, match=r"two tensors become 'c\.w'"):
+        names.to_ours({"a.w": torch.zeros(1), "b.w": torch.zeros(1)})
