@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import get_config
+from ..data import set_skip_bad
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -25,6 +26,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if no_cuda:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    set_skip_bad(cfg.DATASETS.SKIP_BAD)
     default_setup(cfg, args)
     setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="irstd_d2")
     if no_cuda:

@@ -7,13 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 from detectron2.structures import BoxMode
 from voc_files import VocSet, voc_xml
 
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
-from irstd_d2.data.faults import FaultKind, refuse_or_skip
+from irstd_d2.data.faults import FaultKind, get_skip_bad, refuse_or_skip
 from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
 from irstd_d2.data.voc import scan_voc
+from irstd_d2.engine.setup import setup
 from irstd_d2.errors import ConfigError, DatasetError
 
 
@@ -291,6 +293,13 @@ def test_registration(folder, registered):
         DatasetCatalog.get("voc_loading_test")
     set_skip_bad(True)
     assert len(DatasetCatalog.get("voc_loading_test")) == 1
+
+
+def test_the_configuration_chooses_skipping(registered, tmp_path):  # `registered` resets the choice
+    args = default_argument_parser().parse_args(["DATASETS.SKIP_BAD", "True", "OUTPUT_DIR", str(tmp_path)])
+    assert not get_skip_bad()
+    setup(args)
+    assert get_skip_bad()
 
 
 def test_builtin_names():
