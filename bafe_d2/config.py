@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 def add_bafe_config(cfg: CfgNode) -> None:
     """Add the keys of BAFE-Net to ``cfg``, in place."""
     _add_model_keys(cfg)
+    _add_data_keys(cfg)
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
@@ -25,3 +26,24 @@ def _add_model_keys(cfg: CfgNode) -> None:
     exchange.FRACTION = 0.5
     # Hidden units of the adapter, 0 for none (Tables IV and V).
     exchange.ADAPTER_WIDTH = 64
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    cfg.INPUT.BAG_CP = bag_cp = CfgNode()
+    # Needs INPUT.MAPPER BackgroundDatasetMapper.
+    bag_cp.ENABLED = False
+    # Share of the training images that get pasted targets.
+    bag_cp.PROB = 1.0
+    # Dense areas per image, targets per area, edge of an area and gaps between targets in network pixels.
+    bag_cp.AREAS = (1, 3)
+    bag_cp.TARGETS = (8, 12)
+    bag_cp.AREA_EDGE = 20
+    bag_cp.GAPS = (1, 2)
+    # lambda of Eq. 1; shift and standard deviations of the Gaussian, Eq. 2.
+    bag_cp.BRIGHTNESS = (0.5, 1.0)
+    bag_cp.OFFSET = (0.0, 0.2)
+    bag_cp.SIGMA = (0.3, 0.6)
+    # The parts of Table III.
+    bag_cp.CLUSTERS = True
+    bag_cp.GAUSSIAN = True
+    bag_cp.BACKGROUND_AWARE = True

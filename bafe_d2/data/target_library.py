@@ -1,0 +1,133 @@
+"""A library of small targets, cut from the training images and resized to what can be pasted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+from tqdm import tqdm
+
+from irstd_d2.data import read_image
+from irstd_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+EDGE = 5  # pixels; pasted targets fit into 5x5 (section III-B)
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TargetLibrary:
+    """Targets of at most 5x5 pixels.
+
+    Attributes:
+        patches: (T, 5, 5) float32 brightness in [0, 1], zero beyond a target's size.
+        sizes: (T, 2) width and height in pixels.
+    """
+
+    patches: np.ndarray
+    sizes: np.ndarray
+
+    def __post_init__(self):
+        if len(self.patches) == 0:
+            raise ValueError("a target library without targets; is the data set annotated?")
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    @classmethod
+    def from_crops(cls, crops: Iterable[np.ndarray]) -> TargetLibrary:
+        """Build from crops (h, w) in [0, 1]; larger ones are shrunk, aspect ratio kept, smaller ones stay."""
+        patches, sizes = [], []
+        for crop in crops:
+            height, width = crop.shape
+            scale = EDGE / max(height, width)
+            if scale < 1:
+                shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+                crop = cv2.resize(crop.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
+                height, width = crop.shape
+            patch = np.zeros((EDGE, EDGE), np.float32)
+            patch[:height, :width] = crop
+            patches.append(patch)
+            sizes.append((width, height))
+        return cls(np.array(patches, np.float32).reshape(-1, EDGE, EDGE), np.array(sizes, np.int64).reshape(-1, 2))
+
+    @classmethod
+    def from_dicts(cls, dicts: Sequence[dict[str, Any]], *, progress: bool = False) -> TargetLibrary:
+        """Cut every target that is not difficult out of the images of data set dicts."""
+        crops = []
+        for record in tqdm(dicts, desc="target library", disable=not progress):
+            annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
+            if not annotations:
+                continue
+            image = read_image(record["file_name"]).mean(2) / 255
+            for annotation in annotations:
+                box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+                x1, y1 = (max(0, int(np.floor(v))) for v in box[:2])
+                x2, y2 = (int(np.ceil(v)) for v in box[2:])
+                crop = image[y1:y2, x1:x2]
+                if crop.size:
+                    crops.append(crop)
+        return cls.from_crops(crops)
+
+    @classmethod
+    def from_datasets(cls, names: Sequence[str], cache_dir: str | PathLike | None = None) -> TargetLibrary:
+        """Build from registered data sets, or read the library that an earlier run stored.
+
+        Args:
+            names: registered names.
+            cache_dir: where the library is kept; the file's name changes with the images and boxes it was made from.
+                ``None`` keeps nothing.
+        """
+        dicts = [record for name in names for record in DatasetCatalog.get(name)]
+        if cache_dir is None:
+            return cls.from_dicts(dicts, progress=True)
+        path = Path(cache_dir) / f"targets-{_fingerprint(dicts)}.npz"
+        if path.exists():
+            return cls.load(path)
+        library = cls.from_dicts(dicts, progress=True)
+        library.save(path)
+        logger.info("library of %d targets saved to %s", len(library), path)
+        return library
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the library; a complete file, old or new, exists at every moment."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial.npz")
+        np.savez_compressed(partial, patches=self.patches, sizes=self.sizes)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> TargetLibrary:
+        """Read a library.
+
+        Raises:
+            DatasetError: for a file that is not one.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["patches"], arrays["sizes"])
+        except (OSError, ValueError, KeyError) as error:
+            raise DatasetError(path, "file", f"is no target library ({error})", "remove it; it is made anew") from error
+
+
+def _fingerprint(dicts: Sequence[dict[str, Any]]) -> str:
+    """Changes when an image file or a box changes."""
+    digest = hashlib.sha256(str(_VERSION).encode())
+    for record in dicts:
+        stat = Path(record["file_name"]).stat()
+        boxes = [(a["bbox"], int(a["bbox_mode"]), a.get("iscrowd", 0)) for a in record.get("annotations", [])]
+        row = [record["file_name"], stat.st_size, stat.st_mtime_ns, boxes]
+        digest.update(json.dumps(row, default=float).encode())
+    return digest.hexdigest()[:16]
