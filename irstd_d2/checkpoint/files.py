@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from os import PathLike
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
+from ..files import write_atomically
 
 
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
@@ -46,11 +46,4 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
 
 def write_checkpoint(content: Mapping[str, object], path: str | PathLike) -> None:
     """Write a checkpoint so that a complete file, old or new, exists at every moment."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, lambda file: torch.save(dict(content), file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -10,46 +9,58 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from ..errors import ConfigError
+from ..files import write_atomically
 
 # What torch raises for a file that is empty, cut off or not a checkpoint.
 _TORN = (EOFError, RuntimeError, pickle.UnpicklingError, KeyError, OSError)
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Write a file so that at every moment either the old or the new one is complete.
+class IRSTDCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer with atomic writes, weights-only reading and a way back from a torn file.
+
+    A resume takes ``model_NNNNNNN.pth`` or ``model_final.pth``; files of other names (``model_best.pth``) are for use
+    as ``MODEL.WEIGHTS``.
 
     Args:
-        path: the file.
-        write: called with the open binary file.
+        model: the trained model.
+        save_dir: folder of the checkpoints.
+        deployed: the module whose weights are the file's ``model``, when it is not ``model`` itself: averaged weights.
+        checkpointables: state to save and restore beside the weights.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
-
-class IRSTDCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with atomic writes, weights-only reading and a way back from a torn file."""
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, deployed: nn.Module | None = None, **checkpointables: Any
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self.deployed = self.model if deployed is None else deployed
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save model and state as ``NAME.pth`` and make it the one that a resume takes."""
+        """Save weights and state as ``NAME.pth``; a resume takes it from then on if the name says so.
+
+        Raises:
+            OSError: it cannot be written; earlier checkpoints are untouched.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.deployed.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(data, file))
-        self.tag_last_checkpoint(path.name)
+        if iteration_of(path) is not None:
+            self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = Path(self.save_dir) / "last_checkpoint"
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume from, be it only checkpoints whose pointer file was lost."""
+        return bool(self.save_dir) and bool(self.resume_candidates())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the newest readable checkpoint of the folder, else load the weights at ``path``.
@@ -57,30 +68,36 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         Raises:
             RuntimeError: when the folder has checkpoints but none can be read.
         """
-        if not (resume and self.has_checkpoint()):
-            return self.load(path, checkpointables=[])
-        candidates = self._newest_first()
+        candidates = self.resume_candidates() if resume else []
         for candidate in candidates:
             try:
                 torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
             except _TORN as error:
-                self.logger.warning("%s cannot be read (%s); going back to the one before", candidate, error)
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.logger.warning("%s cannot be read (%s); going back to the one before", candidate, reason)
                 continue
             return self.load(str(candidate))
-        raise RuntimeError(
-            f"none of the {len(candidates)} checkpoints in {self.save_dir} can be read; "
-            "remove the folder to start again, or restore one of them"
-        )
+        if candidates:
+            raise RuntimeError(
+                f"none of the {len(candidates)} checkpoints in {self.save_dir} can be read; "
+                "remove the folder to start again, or restore one of them"
+            )
+        return self.load(path, checkpointables=[])
 
-    def _newest_first(self) -> list[Path]:
-        def iteration(path: Path) -> int:
-            number = re.fullmatch(r"model_(\d+)", path.stem)
-            return int(number[1]) if number else -1
+    def resume_candidates(self) -> list[Path]:
+        """The checkpoints a resume tries in turn: the one that ``last_checkpoint`` names, then older ones.
 
+        Checkpoints beyond the named one are left over from an earlier run in the same folder and are not tried.
+        """
+        folder = Path(self.save_dir)
+        found = {
+            path: iteration for path in folder.glob("model_*.pth") if (iteration := iteration_of(path)) is not None
+        }
+        newest_first = sorted(found, key=lambda path: found[path], reverse=True)
         tagged = Path(self.get_checkpoint_file())
-        others = [Path(file) for file in self.get_all_checkpoint_files() if not Path(file).name.startswith(".")]
-        others.sort(key=iteration, reverse=True)
-        return [path for path in (tagged, *(p for p in others if p != tagged)) if path.exists()]
+        if tagged not in found:
+            return newest_first
+        return [tagged, *(path for path in newest_first if found[path] < found[tagged])]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
@@ -92,3 +109,11 @@ class IRSTDCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         return torch.load(f, map_location="cpu", weights_only=True)
+
+
+def iteration_of(path: Path) -> float | None:
+    """The iteration in the name of a checkpoint to resume from, infinite for the final one; ``None`` for others."""
+    if path.name == "model_final.pth":
+        return float("inf")
+    number = re.fullmatch(r"model_(\d+)\.pth", path.name)
+    return int(number[1]) if number else None

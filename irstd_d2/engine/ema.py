@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+
+def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Return torch's multi-tensor averaging function with a warm-up: early averages follow the weights closely.
 
-    At update t the average keeps ``min(decay, (1 + t) / (10 + t))`` of itself.
+    At update t the average keeps ``min(decay, (1 + t) / (10 + t))`` of itself. Counters, such as the number of batches
+    a batch norm has seen, are copied.
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
+    def update(averages: Tensors, weights: Tensors, updates: Tensor | int) -> None:
         t = float(updates)
         keep = min(decay, (1 + t) / (10 + t))
         for average, weight in zip(averages, weights):
             if average.is_floating_point():
                 average.lerp_(weight.to(average.dtype), 1 - keep)
-            else:  # counters such as num_batches_tracked
+            else:
                 average.copy_(weight)
 
     return update
@@ -33,30 +37,38 @@ def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | i
 class EMAHook(HookBase):
     """Average the weights after every step.
 
+    A checkpoint holds the average as the model, so that whoever loads it gets the weights that were evaluated; the
+    weights in training are part of this hook's state.
+
     Args:
         model: the trained model, not wrapped for distribution.
         decay: share of the average that is kept per step.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = model, decay
-        self.average = self._start()
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=ema_update(decay), use_buffers=True)
 
-    def _start(self) -> AveragedModel:
-        return AveragedModel(self.model, multi_avg_fn=ema_update(self.decay), use_buffers=True)
+    @property
+    def updates(self) -> int:
+        """Steps averaged so far."""
+        return int(self.average.n_averaged)
 
     def restart(self) -> None:
-        """Take the model's present weights as the average, after they were loaded."""
-        self.average.load_state_dict(self._start().state_dict())
+        """Take the model's present weights as the average, once they were loaded."""
+        self.average.module.load_state_dict(self.model.state_dict())
 
     def after_step(self) -> None:
         self.average.update_parameters(self.model)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.average.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained": self.model.state_dict(), "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.average.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on; the model holds the average, as it comes out of a checkpoint, and gets its own weights back."""
+        self.average.module.load_state_dict(self.model.state_dict())
+        self.average.n_averaged.fill_(state["updates"])
+        self.model.load_state_dict(state["trained"])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

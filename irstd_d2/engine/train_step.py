@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
-from torch import nn
+from detectron2.utils import comm
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .sampling import seed_everything
@@ -57,14 +59,26 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
         self.after_backward()
-        try:
-            self._write_metrics({name: loss.float() for name, loss in losses.items()}, data_time)
-        except FloatingPointError as error:
-            names = [str(sample.get("file_name", "?")) for sample in batch]
-            raise NonFiniteLossError(f"{error}\nimages of the batch on this process: {names}") from error
+        self._check_finite(total.detach(), losses, batch)
+        self._write_metrics({name: loss.float() for name, loss in losses.items()}, data_time)
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
+        """Stop all processes together when the loss of any of them is not finite."""
+        finite = torch.isfinite(total).to(torch.uint8)
+        if comm.get_world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if finite:
+            return
+        mine = {
+            "losses": {name: loss.item() for name, loss in losses.items()},
+            "images": [str(sample.get("file_name", "?")) for sample in batch],
+        }
+        parts = comm.all_gather(mine)
+        lines = [f"process {rank}: losses {part['losses']}, images {part['images']}" for rank, part in enumerate(parts)]
+        raise NonFiniteLossError("\n".join([f"the loss of iteration {self.iter} is not finite", *lines]))
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
@@ -20,16 +22,19 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..data import build_mapper
 from ..errors import ConfigError
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, format_results
 from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer
 from .ema import EMAHook
+from .hooks import WINDOW, BestCheckpointer, PeriodicCheckpointer, RunLog, weights_are_finite
 from .sampling import ResumableTrainingSampler, SeededMapDataset
 from .train_step import NonFiniteLossError, TrainStep
 
@@ -41,28 +46,24 @@ _RUNNING_NORMALIZER = "loss_normalizer"
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class BestCheckpointer(hooks.BestCheckpointer):
-    """detectron2's hook that also remembers the best metric over a resume."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
-
-
 class IRSTDTrainer(DefaultTrainer):
     """detectron2's ``DefaultTrainer`` with this project's data, solver, evaluators and exact resume.
 
     With ``SEED`` >= 0 the samples, their augmentations and every random draw of the model depend only on the seed and
-    the iteration, so a training that was killed and resumed gives the weights of one that was not (bit for bit on a
-    CPU with the same number of threads).
+    the iteration, so a training that was killed and resumed gives the weights, logs and best checkpoint of one that
+    was not: bit for bit on a CPU with the same number of threads, for one process. Precise batch norm
+    (``TEST.PRECISE_BN``) reads a stream of its own, which starts anew.
     """
+
+    iter: int
+    max_iter: int
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        cfg = with_iteration_schedule(cfg, len(self._train_dicts(cfg)))
+        _refuse_ignored_keys(cfg)
+        dicts = self.train_dicts(cfg)
+        cfg = with_iteration_schedule(cfg, len(dicts))
         if cfg.SEED >= 0:
             # The weights start alike on every process and in every run.
             seed_all_rng(cfg.SEED)
@@ -72,35 +73,30 @@ class IRSTDTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        loader = self.build_train_loader(cfg)
         amp = cfg.SOLVER.AMP
-        if amp.ENABLED and amp.DTYPE not in AMP_DTYPES:
-            raise ConfigError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; known are {sorted(AMP_DTYPES)}")
         self._trainer = TrainStep(
-            create_ddp_model(model, broadcast_buffers=False),
-            loader,
+            # Some published modules never run; a head may see no target on one process.
+            create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=True, **_ddp_device(cfg)),
+            self.build_train_loader(cfg, dicts),
             optimizer,
             seed=cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else -1,
             amp_dtype=AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None,
             device=cfg.MODEL.DEVICE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = IRSTDCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        if self.ema:
-            self.checkpointer.add_checkpointable("ema", self.ema)
+        self.checkpointer = IRSTDCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            deployed=self.ema.average.module if self.ema else None,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def _train_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=False
-        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start at iteration 0."""
         super().resume_or_load(resume)
-        if self.ema and self.start_iter == 0:
+        if self.ema and not self.ema.updates:
             self.ema.restart()
         sampler = self._trainer.data_loader.sampler
         if isinstance(sampler, ResumableTrainingSampler):
@@ -120,21 +116,33 @@ class IRSTDTrainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         return build_optimizer(cfg, model)
 
+    @staticmethod
+    def train_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
+        """Load the training sets."""
+        return get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=False
+        )
+
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
-        """Build the loader of the training stream (``sampling``); batches are split evenly over the processes."""
+    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> DataLoader:
+        """Build the loader of the training stream (``sampling``); batches are split evenly over the processes.
+
+        Args:
+            cfg: configuration.
+            dicts: of the training sets, when they are loaded already.
+        """
         world_size = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % world_size:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, not a multiple of {world_size} processes"
             )
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        dicts = DatasetFromList(cls._train_dicts(cfg), copy=False)
+        images = DatasetFromList(cls.train_dicts(cfg) if dicts is None else dicts, copy=False)
         workers = cfg.DATALOADER.NUM_WORKERS
         return DataLoader(
-            SeededMapDataset(dicts, build_mapper(cfg, is_train=True), seed),
+            SeededMapDataset(images, build_mapper(cfg, is_train=True), seed),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
-            sampler=ResumableTrainingSampler(len(dicts), seed=seed),
+            sampler=ResumableTrainingSampler(len(images), seed=seed),
             num_workers=workers,
             drop_last=True,
             collate_fn=_as_list,
@@ -150,35 +158,111 @@ class IRSTDTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
 
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> OrderedDict[str, Any]:
+        """Evaluate on every set of ``DATASETS.TEST`` and log the results as tables.
+
+        Returns:
+            detectron2's results: evaluator -> metric -> value, below the data set's name if there are several.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = cfg.DATASETS.TEST
+            for name, of_set in [(names[0], results)] if len(names) == 1 else results.items():
+                logger.info("Results on %s:\n%s", name, format_results(of_set))
+        return results
+
     def build_hooks(self) -> list[hooks.HookBase]:
-        cfg, built = self.cfg, [hook for hook in super().build_hooks() if hook is not None]
-        result: list[hooks.HookBase] = []
-        for hook in built:
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook = hooks.PeriodicCheckpointer(
-                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.SOLVER.CHECKPOINT_KEEP or None
-                )
-            if isinstance(hook, hooks.EvalHook):
-                hook = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)
-            result.append(hook)
-            if isinstance(hook, hooks.EvalHook) and cfg.TEST.BEST_METRIC and comm.is_main_process():
-                result.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC))
-        if self.ema:
-            result.insert(0, self.ema)  # averages before anything saves or evaluates
-        return result
+        cfg = self.cfg
+        built: list[hooks.HookBase] = [self.ema] if self.ema else []  # averages before anything saves or evaluates
+        built += [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader = self.build_train_loader(cfg)
+            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            if cfg.TEST.BEST_METRIC:
+                built.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC))
+            built.append(RunLog(cfg.OUTPUT_DIR))
+            built.append(
+                PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, keep=cfg.SOLVER.CHECKPOINT_KEEP)
+            )
+        return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build the console, JSON and TensorBoard writers; called when the first iteration is known."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            CommonMetricPrinter(self.max_iter, window_size=WINDOW),
+            JSONWriter(str(folder / "metrics.json"), WINDOW),
+            TensorboardXWriter(str(folder), window_size=WINDOW, purge_step=self.start_iter),
+        ]
 
     def _evaluate(self) -> OrderedDict[str, Any]:
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self._last_eval_results = self.test(self.cfg, self.model)
+        """Evaluate during training; if that fails, the training until here is saved first."""
+        try:
+            with self.ema.applied() if self.ema else contextlib.nullcontext():
+                _share_buffers(self.checkpointer.model)
+                self._last_eval_results = self.test(self.cfg, self.model)
+        except Exception:
+            if self.iter < self.max_iter:
+                self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            raise
         return self._last_eval_results
 
     def train(self) -> Any:
-        """Train to the end; a loss that is not finite first saves the state from before the step."""
+        """Train to the end.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite; the state from before the step is saved, so that a resume starts
+                with it.
+        """
         try:
             return super().train()
         except NonFiniteLossError:
-            self.checkpointer.save(f"model_{self.iter:07d}_nonfinite", iteration=self.iter)
+            self._save_before_step()
             raise
+
+    def after_train(self) -> None:
+        # A resume of a finished training counts one iteration too many.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
+    def _save_before_step(self) -> None:
+        self.iter -= 1
+        if weights_are_finite(self.checkpointer) and self.iter >= 0:
+            name = f"model_{self.iter:07d}"
+        else:
+            name = "model_nonfinite"  # worth a look, not a resume
+        self.checkpointer.save(name, iteration=self.iter)
+
+
+def _refuse_ignored_keys(cfg: CfgNode) -> None:
+    """Refuse keys of detectron2 that this training would not follow, and values that cannot work."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; only 'TrainingSampler' can be resumed "
+            "exactly. To see images more often per epoch, set SOLVER.REPEAT_DATASET"
+        )
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: a grouped stream cannot be resumed exactly")
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
+        raise ConfigError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; known are {sorted(AMP_DTYPES)}")
+
+
+def _ddp_device(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of ``create_ddp_model`` beyond detectron2's own: on the CPU there are no devices to name."""
+    return {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's running statistics, which are the ones that are saved."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

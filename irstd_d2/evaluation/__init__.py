@@ -3,6 +3,7 @@
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
+from .results import format_results
 from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "IRSTDCOCOEvaluator",
     "VOCDetectionEvaluator",
     "build_evaluator",
+    "format_results",
 ]

@@ -22,7 +22,12 @@ A registered function is called as ``build(cfg, dataset_name, output_folder)``.
 
 @EVALUATOR_REGISTRY.register()
 def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return IRSTDCOCOEvaluator(dataset_name, output_dir=output_folder, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
+    return IRSTDCOCOEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        group_by=cfg.TEST.GROUP_BY,
+    )
 
 
 @EVALUATOR_REGISTRY.register()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +19,17 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from ..files import write_atomically
+from .ground_truth import GroundTruth
+
 logger = logging.getLogger(__name__)
 
-# Square pixels of the original image; upper bounds are part of the range, as in COCO.
-AREA_RANGES = {
-    "all": (0, 1e10),
-    "<9": (0, 9),
-    "9-25": (9, 25),
-    "25-81": (25, 81),
-    "81-1024": (81, 1024),
-}
+# Square pixels of the original image: from the first, up to but not including the second. COCO's own rule includes the
+# upper bound, which would count the most common target, of 3x3 pixels, twice.
+AREA_BOUNDS = {"<9": (0, 9), "9-25": (9, 25), "25-81": (25, 81), "81-1024": (81, 1024)}
+# detectron2 and COCO average over the last ten.
 IOU_THRESHOLDS = np.array([0.25, *np.linspace(0.5, 0.95, 10)])
+_AREA_RANGES = {"all": (0, 1e10), **{name: (low, math.nextafter(up, 0)) for name, (low, up) in AREA_BOUNDS.items()}}
 
 
 def _coco_api(use_faster: bool | None) -> tuple[Any, Any]:
@@ -89,8 +92,30 @@ def coco_metrics(
 
     Returns:
         ``AP`` (IoU 0.5 to 0.95), ``AP25``, ``AP50``, ``AP75``, ``AR`` (0.5 to 0.95), ``recall50``, and ``AP50-AREA``
-        and ``recall50-AREA`` of each range of ``AREA_RANGES``; NaN where there is no target.
+        and ``recall50-AREA`` of each range of ``AREA_BOUNDS``; NaN where there is no target.
     """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
+        precision, recall = _accumulate(ground_truth, detections, max_detections, use_faster)
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]
+        return 100 * float(values.mean()) if values.size else float("nan")
+
+    at = {25: 0, 50: 1, 75: 6}
+    metrics = {"AP": mean(precision[1:, :, :, 0])}
+    metrics.update({f"AP{iou}": mean(precision[index, :, :, 0]) for iou, index in at.items()})
+    metrics["AR"] = mean(recall[1:, :, 0])
+    metrics["recall50"] = mean(recall[at[50], :, 0])
+    for index, name in enumerate(AREA_BOUNDS, 1):
+        metrics[f"AP50-{name}"] = mean(precision[at[50], :, :, index])
+        metrics[f"recall50-{name}"] = mean(recall[at[50], :, index])
+    return metrics
+
+
+def _accumulate(
+    ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], max_detections: int, use_faster: bool | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match and accumulate: precision (thresholds, recalls, classes, areas), recall (thresholds, classes, areas)."""
     coco_class, eval_class = _coco_api(use_faster)
     truth = coco_class()
     truth.dataset = ground_truth
@@ -105,36 +130,25 @@ def coco_metrics(
     params = evaluation.params
     params.iouThrs = IOU_THRESHOLDS
     params.maxDets = [1, 10, max_detections]
-    params.areaRng = [list(bounds) for bounds in AREA_RANGES.values()]
-    params.areaRngLbl = list(AREA_RANGES)
+    params.areaRng = [list(bounds) for bounds in _AREA_RANGES.values()]
+    params.areaRngLbl = list(_AREA_RANGES)
     evaluation.evaluate()
     evaluation.accumulate()
-    # precision is (thresholds, recalls, classes, areas, max detections), recall the same without recalls.
-    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
-
-    def mean(values: np.ndarray) -> float:
-        values = values[values > -1]
-        return 100 * float(values.mean()) if values.size else float("nan")
-
-    at = {25: 0, 50: 1, 75: 6}
-    metrics = {"AP": mean(precision[1:, :, :, 0])}
-    metrics.update({f"AP{iou}": mean(precision[index, :, :, 0]) for iou, index in at.items()})
-    metrics["AR"] = mean(recall[1:, :, 0])
-    metrics["recall50"] = mean(recall[at[50], :, 0])
-    for index, name in enumerate(AREA_RANGES):
-        if index:
-            metrics[f"AP50-{name}"] = mean(precision[at[50], :, :, index])
-            metrics[f"recall50-{name}"] = mean(recall[at[50], :, index])
-    return metrics
+    return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
 
 
 class IRSTDCOCOEvaluator(DatasetEvaluator):
-    """COCO box metrics of a registered data set; saves the detections as ``coco_instances_results.json``.
+    """COCO box metrics of a registered data set (``coco_metrics``), in ``bbox`` of the results.
+
+    Saves the detections as ``coco_instances_results.json``: COCO's result format with the data set's image ids and
+    class indices.
 
     Args:
         dataset_name: registered name.
         output_dir: where the detections are saved; ``None`` saves nothing.
         max_detections: per image.
+        group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
+        use_faster: see ``coco_metrics``.
         distributed: gather from all processes; the main one reports.
     """
 
@@ -144,12 +158,15 @@ class IRSTDCOCOEvaluator(DatasetEvaluator):
         *,
         output_dir: str | None = None,
         max_detections: int = 100,
+        group_by: Sequence[str] = (),
+        use_faster: bool | None = None,
         distributed: bool = True,
     ):
         self._dicts = DatasetCatalog.get(dataset_name)
         self._class_names = MetadataCatalog.get(dataset_name).thing_classes
         self._number = {record["image_id"]: i for i, record in enumerate(self._dicts, 1)}
-        self._output_dir, self._max_detections, self._distributed = output_dir, max_detections, distributed
+        self._output_dir, self._max_detections, self._group_by = output_dir, max_detections, tuple(group_by)
+        self._use_faster, self._distributed = use_faster, distributed
         self.reset()
 
     def reset(self) -> None:
@@ -157,6 +174,8 @@ class IRSTDCOCOEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for sample, output in zip(inputs, outputs):
+            if sample["image_id"] not in self._number:
+                raise ValueError(f"image {sample['image_id']!r} is not in the evaluated data set")
             self._rows += instances_to_coco_json(output["instances"].to("cpu"), sample["image_id"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -170,11 +189,22 @@ class IRSTDCOCOEvaluator(DatasetEvaluator):
         rows = sorted(rows, key=lambda row: self._number[row["image_id"]])
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(json.dumps(rows), encoding="utf-8")
-            partial.replace(path)
+            write_atomically(path, lambda file: file.write(json.dumps(rows).encode()))
             logger.info("%d detections saved to %s", len(rows), path)
-        truth = coco_ground_truth(self._dicts, self._class_names)
-        numbered = [{**row, "image_id": self._number[row["image_id"]]} for row in rows]
-        return OrderedDict(bbox=coco_metrics(truth, numbered, max_detections=self._max_detections))
+        metrics = self._metrics(self._dicts, rows)
+        for key in self._group_by:
+            for group, images in GroundTruth.from_dicts(self._dicts, self._class_names).image_groups(key).items():
+                for metric, value in self._metrics([self._dicts[i] for i in np.flatnonzero(images)], rows).items():
+                    metrics[f"{key}/{group}/{metric}"] = value
+        return OrderedDict(bbox=metrics)
+
+    def _metrics(self, dicts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Metrics over some images; detections on others are left out."""
+        number = {record["image_id"]: i for i, record in enumerate(dicts, 1)}
+        numbered = [{**row, "image_id": number[row["image_id"]]} for row in rows if row["image_id"] in number]
+        return coco_metrics(
+            coco_ground_truth(dicts, self._class_names),
+            numbered,
+            max_detections=self._max_detections,
+            use_faster=self._use_faster,
+        )

@@ -42,9 +42,10 @@ class GroundTruth:
         boxes, classes, ignored = [], [], []
         for record in dicts:
             annotations = record.get("annotations", [])
-            boxes.append([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations])
-            classes.append([a["category_id"] for a in annotations])
-            ignored.append([bool(a.get("iscrowd", 0)) for a in annotations])
+            corners = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+            boxes.append(np.array(corners, float).reshape(-1, 4))
+            classes.append(np.array([a["category_id"] for a in annotations], int))
+            ignored.append(np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool))
         return cls(
             image_ids=tuple(record["image_id"] for record in dicts),
             targets=target_table(boxes, classes, ignored),

@@ -58,7 +58,7 @@ class DetectionTable:
 
 def _columns(rows: Sequence[np.ndarray], width: int | None, dtype: type) -> np.ndarray:
     shape = (-1,) if width is None else (-1, width)
-    arrays = [np.asarray(r, dtype).reshape(shape) for r in rows]
+    arrays: list[np.ndarray] = [np.asarray(r, dtype).reshape(shape) for r in rows]
     return np.concatenate(arrays) if arrays else np.zeros(0 if width is None else (0, width), dtype)
 
 

@@ -7,6 +7,8 @@ parameters, so that published checkpoints load and published parameter counts ca
 
 from __future__ import annotations
 
+from typing import Any
+
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -103,7 +105,7 @@ def make_stages(
     channels = res2_channels or (256 if block is BottleneckBlock else 64)
     stages, in_channels = [], stem_channels
     for stage, num_blocks in enumerate(blocks_per_stage[: last_stage - 1]):
-        kwargs = {"norm": norm}
+        kwargs: dict[str, Any] = {"norm": norm}
         if block is BottleneckBlock:
             kwargs.update(
                 bottleneck_channels=bottleneck_channels * 2**stage, num_groups=num_groups, stride_in_1x1=stride_in_1x1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 
 import torch
@@ -40,7 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     elif solver.OPTIMIZER == "DADAPT_ADAM":
         if solver.BIAS_LR_FACTOR != 1.0:
             raise ConfigError("SOLVER.BIAS_LR_FACTOR must be 1.0 with DADAPT_ADAM: it adapts one rate for all")
-        optimizer = DAdaptAdam(params, lr=solver.BASE_LR, betas=solver.BETAS, decouple=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports by printing
+            optimizer = DAdaptAdam(params, lr=solver.BASE_LR, betas=solver.BETAS, decouple=True)
     else:
         raise ConfigError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; known are 'SGD', 'ADAMW', 'DADAPT_ADAM'")
     return maybe_add_gradient_clipping(cfg, optimizer)

@@ -1,0 +1,59 @@
+"""Files that are complete at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import IO
+
+
+def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a reader, or a run after a crash, finds the old or the new one, never a part of it.
+
+    Missing folders are made. What an interrupted write leaves behind is one hidden file beside the target, which the
+    next write replaces.
+
+    Args:
+        path: the file.
+        write: called with the open binary file.
+
+    Raises:
+        OSError: the disk is full, the folder is read-only or the like; names the file, whose old content remains.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        reason = _root_cause(error)
+        raise OSError(
+            f"{path} could not be written: {reason}. Free space or make {path.parent} writable and start again; "
+            "what was written before is untouched"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself survive a power failure, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while isinstance(error.__context__, OSError):
+        error = error.__context__
+    return error
