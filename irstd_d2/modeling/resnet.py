@@ -7,9 +7,8 @@ parameters, so that published checkpoints load and published parameter counts ca
 
 from __future__ import annotations
 
-from typing import Any
-
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
