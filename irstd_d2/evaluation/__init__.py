@@ -1,9 +1,10 @@
-"""Evaluation: COCO, Pascal VOC in the exact and the papers' protocol, Pd and Fa."""
+"""Evaluation: COCO, Pascal VOC in the exact and the papers' protocol, Pd and Fa, sky."""
 
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
 from .results import format_results
+from .sky import SkyEvaluator
 from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "DetectionProbabilityEvaluator",
     "GroundTruth",
     "IRSTDCOCOEvaluator",
+    "SkyEvaluator",
     "VOCDetectionEvaluator",
     "build_evaluator",
     "format_results",

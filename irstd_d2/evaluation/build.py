@@ -11,6 +11,7 @@ from fvcore.common.registry import Registry
 from .average_precision import EXACT, PAPER
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
+from .sky import SkyEvaluator
 from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -47,6 +48,11 @@ def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvalua
         score_threshold=cfg.TEST.SCORE_THRESHOLD,
         group_by=cfg.TEST.GROUP_BY,
     )
+
+
+@EVALUATOR_REGISTRY.register()
+def sky(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+    return SkyEvaluator(dataset_name, group_by=cfg.TEST.GROUP_BY)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:

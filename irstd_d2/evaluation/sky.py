@@ -1,0 +1,117 @@
+"""Background metrics: how well the sky is told from everything else, in the pixels of the original images."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ..data.image_io import IGNORE, read_sky_mask
+from .ground_truth import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+
+def confusion(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Count pixels by true and predicted label.
+
+    Args:
+        predicted: (H, W) 0 other, 1 sky.
+        truth: (H, W) the same, or 255 for pixels that do not count.
+
+    Returns:
+        (2, 2) int64: rows are the true label, columns the predicted one.
+    """
+    counted = truth != IGNORE
+    pairs = 2 * truth[counted].astype(np.int64) + predicted[counted]
+    return np.bincount(pairs, minlength=4).reshape(2, 2)
+
+
+def sky_metrics(matrix: np.ndarray) -> dict[str, float]:
+    """Metrics of a confusion matrix, in percent; NaN where there are no such pixels.
+
+    Args:
+        matrix: (2, 2) of ``confusion``, summed over images.
+
+    Returns:
+        ``IoU`` of sky, ``IoU_other``, ``mIoU`` of both, ``pixel_accuracy``.
+    """
+    hits = matrix.diagonal().astype(float)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    with np.errstate(invalid="ignore"):
+        other, sky = 100 * hits / union
+        accuracy = 100 * hits.sum() / matrix.sum()
+    return {"IoU": sky, "IoU_other": other, "mIoU": (sky + other) / 2, "pixel_accuracy": float(accuracy)}
+
+
+class SkyEvaluator(DatasetEvaluator):
+    """Sky metrics (``sky_metrics``) over all pixels of a registered data set, in ``sky`` of the results.
+
+    Models give ``sem_seg`` (2, height, width) in the original size: scores of other and of sky. Images without a sky
+    mask do not count.
+
+    Args:
+        dataset_name: registered name.
+        group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
+        distributed: gather from all processes; the main one reports.
+    """
+
+    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = (), distributed: bool = True):
+        dicts = DatasetCatalog.get(dataset_name)
+        self._ground_truth = GroundTruth.from_dicts(dicts)
+        self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
+        if not any(self._masks.values()):
+            logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
+        self._group_by, self._distributed = tuple(group_by), distributed
+        self.reset()
+
+    def reset(self) -> None:
+        self._confusion: dict[Any, np.ndarray] = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count the pixels of a batch.
+
+        Raises:
+            ValueError: for an image that the data set does not have, or a result without ``sem_seg`` or of another
+                size than the mask.
+        """
+        for sample, output in zip(inputs, outputs):
+            image_id = sample["image_id"]
+            if image_id not in self._masks:
+                raise ValueError(f"image {image_id!r} is not in the evaluated data set")
+            if self._masks[image_id] is None:
+                continue
+            if "sem_seg" not in output:
+                raise ValueError(
+                    "the model gives no sem_seg: take 'sky' out of TEST.EVALUATORS or use a background model"
+                )
+            truth = read_sky_mask(self._masks[image_id])
+            predicted = output["sem_seg"].argmax(0).cpu().numpy()
+            if predicted.shape != truth.shape:
+                raise ValueError(
+                    f"image {image_id!r}: the prediction is {predicted.shape}, the mask {truth.shape} (height, width)"
+                )
+            self._confusion[image_id] = confusion(predicted, truth)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        matrices = self._confusion
+        if self._distributed and comm.get_world_size() > 1:
+            comm.synchronize()
+            parts = comm.gather(matrices, dst=0)
+            if not comm.is_main_process():
+                return None
+            matrices = {image_id: matrix for part in parts for image_id, matrix in part.items()}
+        none = np.zeros((2, 2), np.int64)
+        per_image = np.stack([matrices.get(image_id, none) for image_id in self._ground_truth.image_ids])
+        metrics = sky_metrics(per_image.sum(0))
+        for key in self._group_by:
+            for group, images in self._ground_truth.image_groups(key).items():
+                for metric, value in sky_metrics(per_image[images].sum(0)).items():
+                    metrics[f"{key}/{group}/{metric}"] = value
+        return OrderedDict(sky=metrics)
