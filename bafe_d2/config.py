@@ -15,6 +15,11 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.BAFE = bafe = CfgNode()
     # Weight of the background-segmentation loss.
     bafe.SKY_LOSS_WEIGHT = 1.0
+    # Two-stage detectors (ROI_HEADS.NAME ExchangeROIHeads): the heads that follow the exchange, and the convolutions
+    # and norm of the segmentation tower. BAFENet takes the latter two from MODEL.FCOS.
+    bafe.ROI_HEADS = "StandardROIHeads"
+    bafe.SEG_NUM_CONVS = 4
+    bafe.SEG_NORM = "GN"
     bafe.EXCHANGE = exchange = CfgNode()
     # Large selective kernel, task convolutions and exchange; without them the two tasks share the pyramid (Table IV).
     exchange.ENABLED = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from irstd_d2.modeling.fcos import ConvTower, FCOSHead, Predictions, init_head
@@ -47,6 +48,19 @@ class CrossTask(nn.Module):
         """(N, C, H, W) features of background segmentation and of classification -> the same, exchanged."""
         seg, cls = self.large_kernel(torch.cat([seg, cls])).chunk(2)
         return self.exchange(self.seg_convs(seg), self.cls_convs(cls))
+
+
+def cross_task_arguments(cfg: CfgNode) -> dict[str, Any] | None:
+    """The arguments of ``CrossTask`` from ``MODEL.BAFE.EXCHANGE``, without the channels; ``None`` if it is off."""
+    exchange = cfg.MODEL.BAFE.EXCHANGE
+    if not exchange.ENABLED:
+        return None
+    return {
+        "fraction": exchange.FRACTION,
+        "mechanism": exchange.MECHANISM,
+        "selection": exchange.SELECTION,
+        "adapter_width": exchange.ADAPTER_WIDTH,
+    }
 
 
 class BAFEHead(FCOSHead):

@@ -21,25 +21,17 @@ Selection = Literal["dynamic", "straight_through", "fixed", "random"]
 Mechanism = Literal["channel", "spatial", "channel+spatial", "spatial+channel"]
 
 
-def exchange(first: Tensor, second: Tensor, first_index: Tensor, second_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Swap rows of two tensors: row ``first_index[n, k]`` of one with row ``second_index[n, k]`` of the other.
-
-    Args:
-        first, second: (N, R, ...) of equal shape.
-        first_index, second_index: (N, K) without repetition in a row.
-    """
-    a, b = _expand(first_index, first), _expand(second_index, second)
-    return first.scatter(1, a, second.gather(1, b)), second.scatter(1, b, first.gather(1, a))
-
-
-def _expand(index: Tensor, like: Tensor) -> Tensor:
-    shape = index.shape + (1,) * (like.ndim - 2)
-    return index.view(shape).expand(*index.shape, *like.shape[2:])
-
-
 def top_k_sorted(scores: Tensor, count: int) -> Tensor:
     """Indices of the ``count`` highest scores of each row, in ascending order: (N, R) -> (N, count)."""
     return scores.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def frozen_draw(size: int, device: torch.device) -> Tensor:
+    """Numbers that look random and are the same everywhere: (size,) int64, an integer hash of the position."""
+    x = torch.arange(1, size + 1, device=device)
+    for _ in range(2):
+        x = (x ^ x >> 16) * 0x45D9F3B % 2**32
+    return x ^ x >> 16
 
 
 class ChannelAdapter(nn.Module):
@@ -99,6 +91,8 @@ class FeatureExchange(nn.Module):
             raise ConfigError(f"a fraction of {fraction} of {channels} channels is none; use at least {1 / channels}")
         learned = selection in ("dynamic", "straight_through")
         self.mask = LargeSelectiveKernel(channels) if learned else None
+        if self.mask is not None and selection == "dynamic":
+            self.mask.requires_grad_(False)
         with_adapter = adapter_width > 0 and "channel" in self.steps
         self.adapter = ChannelAdapter(self.num_exchanged, adapter_width) if with_adapter else None
 
@@ -110,11 +104,10 @@ class FeatureExchange(nn.Module):
         Returns:
             The two with exchanged parts, same shapes.
         """
+        both = torch.cat([first, second])
         for step in self.steps:
-            if step == "channel":
-                first, second = self._exchange_channels(first, second)
-            else:
-                first, second = self._exchange_columns(first, second)
+            both = self._exchange_channels(both) if step == "channel" else self._exchange_columns(both)
+        first, second = both.chunk(2)
         return first, second
 
     def importance(self, x: Tensor, dim: int = 1) -> Tensor:
@@ -125,15 +118,24 @@ class FeatureExchange(nn.Module):
             dim: the dimension that is kept.
 
         Returns:
-            (N, size of ``dim``)
+            (N, size of ``dim``) in float32: at initialisation the probabilities differ by less than bfloat16 resolves.
         """
         if self.mask is None:
             raise RuntimeError(f"{self.selection} selection has no importance")
         others = [d for d in (1, 2, 3) if d != dim]
-        return (x * self.mask(x)).mean(others).sigmoid()
+        return (x.float() * self.mask(x).float()).mean(others).sigmoid()
+
+    def _exchange_channels(self, both: Tensor) -> Tensor:
+        """Exchange channels between the two halves of the batch; here and below (2 N, C, H, W) -> the same."""
+        index, importance = self._choose(both, 1, self.num_exchanged)
+        return _swap_halves(both, 1, index, importance, self.adapter)
+
+    def _exchange_columns(self, both: Tensor) -> Tensor:
+        index, importance = self._choose(both, 3, max(1, int(both.shape[3] * self.fraction)))
+        return _swap_halves(both, 3, index, importance)
 
     def _choose(self, both: Tensor, dim: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Indices (N, count) along ``dim`` and, for straight-through, their importance (N, count)."""
+        """Sorted indices (2 N, count) along ``dim`` and, for straight-through, their importance (2 N, count)."""
         num_rows, size = both.shape[0], both.shape[dim]
         if self.selection == "fixed":
             index = torch.arange(count, device=both.device) * size // count
@@ -142,8 +144,7 @@ class FeatureExchange(nn.Module):
             if self.training:
                 order = torch.rand(num_rows, size, device=both.device)
             else:
-                draw = torch.Generator().manual_seed(0)
-                order = torch.rand(1, size, generator=draw).to(both.device).expand(num_rows, -1)
+                order = frozen_draw(size, both.device).expand(num_rows, -1)
             return top_k_sorted(order, count), None
         learns = self.selection == "straight_through"
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
@@ -151,27 +152,29 @@ class FeatureExchange(nn.Module):
         index = top_k_sorted(importance, count)
         return index, importance.gather(1, index) if learns else None
 
-    def _exchange_channels(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([first, second])
-        index, importance = self._choose(both, 1, self.num_exchanged)
-        own = both.gather(1, _expand(index, both))
-        moved = self.adapter(own) if self.adapter is not None else own
-        moved = torch.cat(moved.chunk(2)[::-1])  # each task receives the other's
-        return self._put(both, index, own, moved.to(both.dtype), importance).chunk(2)
 
-    def _exchange_columns(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([first, second]).transpose(1, 3)
-        count = max(1, int(both.shape[1] * self.fraction))
-        index, importance = self._choose(both.transpose(1, 3), 3, count)
-        own = both.gather(1, _expand(index, both))
-        moved = torch.cat(own.chunk(2)[::-1])
-        return self._put(both, index, own, moved, importance).transpose(1, 3).chunk(2)
+def _swap_halves(
+    both: Tensor, dim: int, index: Tensor, importance: Tensor | None, adapter: nn.Module | None = None
+) -> Tensor:
+    """Replace the chosen slices of each half of a batch by the chosen slices of the other half.
 
-    @staticmethod
-    def _put(both: Tensor, index: Tensor, own: Tensor, moved: Tensor, importance: Tensor | None) -> Tensor:
-        """Write the moved rows; with an importance its gradient says whether each exchange helped."""
-        if importance is not None:
-            weight = importance.view(*importance.shape, 1, 1)
-            # The difference is zero in value and carries the gradient of a soft exchange.
-            moved = moved + (weight - weight.detach()) * (moved - own)
-        return both.scatter(1, _expand(index, both), moved)
+    Args:
+        both: (2 N, C, H, W)
+        dim: of the slices.
+        index: (2 N, K) slices of each row, sorted: the k-th receives the other's k-th.
+        importance: (2 N, K) lets the gradient say whether receiving helped; the values stay as they are.
+        adapter: applied to what is sent.
+    """
+    shape = [len(index), 1, 1, 1]
+    shape[dim] = -1
+    sizes = list(both.shape)
+    sizes[dim] = index.shape[1]
+    index = index.view(shape).expand(sizes)
+    own = both.gather(dim, index)
+    sent = own if adapter is None else adapter(own)
+    received = torch.cat(sent.chunk(2)[::-1])
+    if importance is not None:
+        weight = importance.view(shape)
+        # The difference is zero in value and carries the gradient of a soft exchange.
+        received = received + (weight - weight.detach()) * (received - own)
+    return both.scatter(dim, index, received.to(both.dtype))

@@ -1,57 +1,33 @@
-"""BAFE-Net as a meta-architecture: FCOS that also tells sky from everything else."""
+"""Detectors with a background-segmentation task, one-stage (BAFE-Net) and two-stage, as meta-architectures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 from irstd_d2.modeling.fcos_targets import Points
 
-from .bafe_head import BAFEHead
-
-IGNORE = 255
-
-
-def sky_loss(logits: list[Tensor], sky: Tensor) -> Tensor:
-    """Binary cross entropy of sky, averaged over the pixels of all levels together.
-
-    Args:
-        logits: per level (N, 1, h, w).
-        sky: (N, H, W) int64 in the size of the padded batch: 1 sky, 0 other, 255 ignore. It is resized to every level
-            by the nearest pixel. Ignored pixels add nothing and still count in the mean, as in the published model.
-    """
-    levels, targets = [], []
-    for level in logits:
-        resized = F.interpolate(sky[:, None].float(), size=level.shape[-2:], mode="nearest")
-        levels.append(level.float().flatten())
-        targets.append(resized.flatten())
-    target = torch.cat(targets)
-    counted = target != IGNORE
-    loss = F.binary_cross_entropy_with_logits(torch.cat(levels), target * counted, reduction="none")
-    return (loss * counted).mean()
+from .background import add_sky, sky_loss, stack_sky_masks
+from .bafe_head import BAFEHead, cross_task_arguments
 
 
 @META_ARCH_REGISTRY.register()
 class BAFENet(IRSTDFCOS):
     """FCOS with a background-segmentation task.
 
-    Samples carry ``sem_seg`` (H, W) in training; a sample without it adds nothing to the sky loss. At test time
-    each result has, beside ``instances``, ``sem_seg`` (2, height, width): the probabilities of other and of sky in the
-    original image, from the finest level.
+    Samples carry ``sem_seg`` (H, W) in training; a sample without it adds nothing to the sky loss. At test time each
+    result has ``sem_seg`` beside ``instances`` (see ``background``).
 
     Args:
         sky_loss_weight: of the segmentation loss.
-        fcos: arguments of ``IRSTDFCOS``.
+        fcos: arguments of ``IRSTDFCOS``; its ``head`` is a ``BAFEHead``.
     """
 
     @configurable
@@ -65,38 +41,16 @@ class BAFENet(IRSTDFCOS):
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> nn.Module:
-        exchange = cfg.MODEL.BAFE.EXCHANGE
-        cross_task = {
-            "fraction": exchange.FRACTION,
-            "mechanism": exchange.MECHANISM,
-            "selection": exchange.SELECTION,
-            "adapter_width": exchange.ADAPTER_WIDTH,
-        }
-        return BAFEHead(**head_arguments(cfg, shapes), cross_task=cross_task if exchange.ENABLED else None)
+        return BAFEHead(**head_arguments(cfg, shapes), cross_task=cross_task_arguments(cfg))
 
     def losses(
         self, points: Points, predictions: Predictions, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """The losses of FCOS and ``loss_sky``."""
-        predictions = dict(predictions)
-        sky_logits = predictions.pop("sky")
+        sky = stack_sky_masks(batched_inputs, self._covered(predictions), self.device)
         losses = super().losses(points, predictions, batched_inputs)
-        losses["loss_sky"] = self.sky_loss_weight * sky_loss(sky_logits, self._sky_targets(batched_inputs, sky_logits))
+        losses["loss_sky"] = self.sky_loss_weight * sky_loss(predictions["sky"], sky)
         return losses
-
-    def _sky_targets(self, batched_inputs: list[dict[str, Any]], sky_logits: list[Tensor]) -> Tensor:
-        """Sky masks of the batch (N, H, W), padded with ignore to the size that the finest level covers."""
-        stride = self.strides[0]
-        height, width = (size * stride for size in sky_logits[0].shape[-2:])
-        masks = [
-            sample["sem_seg"].to(self.device)
-            if "sem_seg" in sample
-            else torch.full(sample["image"].shape[-2:], IGNORE, device=self.device)
-            for sample in batched_inputs
-        ]
-        return torch.stack(
-            [F.pad(mask, (0, width - mask.shape[1], 0, height - mask.shape[0]), value=IGNORE) for mask in masks]
-        )
 
     def outputs(
         self,
@@ -107,10 +61,49 @@ class BAFENet(IRSTDFCOS):
     ) -> list[dict[str, Any]]:
         """The results of FCOS, each with ``sem_seg``."""
         results = super().outputs(points, predictions, images, batched_inputs)
-        sky = predictions["sky"][0].float().sigmoid()
-        sky = F.interpolate(sky, scale_factor=self.strides[0], mode="bilinear", align_corners=False)
-        for result, sample, size, probability in zip(results, batched_inputs, images.image_sizes, sky):
-            both = torch.cat([1 - probability, probability])
-            height, width = sample.get("height", size[0]), sample.get("width", size[1])
-            result["sem_seg"] = sem_seg_postprocess(both, size, height, width)
+        add_sky(results, predictions["sky"][0], self._covered(predictions), images.image_sizes, batched_inputs)
+        return results
+
+    def _covered(self, predictions: Predictions) -> tuple[int, int]:
+        """Size of the padded batch, as the finest level covers it."""
+        height, width = predictions["sky"][0].shape[-2:]
+        return height * self.strides[0], width * self.strides[0]
+
+
+@META_ARCH_REGISTRY.register()
+class BackgroundRCNN(GeneralizedRCNN):
+    """``GeneralizedRCNN`` that gives sky masks to its region-of-interest heads and returns their prediction.
+
+    For ``ROI_HEADS.NAME`` ``ExchangeROIHeads``; samples and results as of ``BAFENet``.
+    """
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Return the losses in training, else one dict per image with ``instances`` and ``sem_seg``."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        instances = [sample["instances"].to(self.device) for sample in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, instances)
+        height, width = images.tensor.shape[-2:]
+        sky = stack_sky_masks(batched_inputs, (height, width), self.device)
+        _, detector_losses = self.roi_heads(images, features, proposals, instances, sky)
+        return {**losses, **detector_losses}
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[dict[str, Any]] | list[Instances]:
+        """As ``GeneralizedRCNN``; post-processed results of its own detections also have ``sem_seg``."""
+        if detected_instances is not None or not do_postprocess:
+            return super().inference(batched_inputs, detected_instances, do_postprocess)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        instances, extra = self.roi_heads(images, features, proposals)
+        results = self._postprocess(instances, batched_inputs, images.image_sizes)
+        height, width = images.tensor.shape[-2:]
+        add_sky(results, extra["sky"], (height, width), images.image_sizes, batched_inputs)
         return results

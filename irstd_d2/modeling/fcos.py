@@ -239,11 +239,14 @@ class IRSTDFCOS(DenseDetector):
         instances = [sample["instances"].to(self.device) for sample in batched_inputs]
         boxes, classes = pad_instances(instances)
         targets = assign_targets(points, boxes, classes, self.num_classes, self.centre_radius)
-        flat = {name: torch.cat([flatten_level(x).float() for x in levels], 1) for name, levels in predictions.items()}
+        logits, distances, centerness = (
+            torch.cat([flatten_level(x).float() for x in predictions[name]], dim=1)
+            for name in ("logits", "distances", "centerness")
+        )
         return fcos_losses(
-            flat["logits"],
-            flat["distances"],
-            flat["centerness"].squeeze(-1),
+            logits,
+            distances,
+            centerness.squeeze(-1),
             targets,
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,

@@ -7,7 +7,6 @@ no centre sampling, -log IoU weighted by centreness, no stride in the distances.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,24 +15,43 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-# Targets compared with all points at a time: bounds the memory of dense scenes to P x _CHUNK.
-_CHUNK = 128
+# Pairs of a point and a target that are compared at a time, one byte each: bounds the memory of dense scenes.
+_PAIRS = 2**26
+
+
+@dataclass(frozen=True)
+class Level:
+    """The grid of points of one pyramid level.
+
+    Attributes:
+        height, width: points per column and per row.
+        stride: pixels between points.
+        low, high: a target belongs to a point when its largest side distance is within, ends included.
+    """
+
+    height: int
+    width: int
+    stride: int
+    low: float
+    high: float
+
+    def axes(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Coordinates (index + 0.5) * stride in network pixels: y of the rows (height,), x of the columns (width,)."""
+        y, x = (torch.arange(n, device=device, dtype=torch.float32) for n in (self.height, self.width))
+        return (y + 0.5) * self.stride, (x + 0.5) * self.stride
 
 
 @dataclass(frozen=True)
 class Points:
-    """Where the predictions of all levels sit, level after level.
+    """Where the predictions of all levels sit, level after level, in row order.
 
     Attributes:
+        levels: the grids.
         centre: (P, 2) x and y in network pixels.
-        stride: (P,) of the point's level.
-        low, high: (P,) a target belongs to the point when its largest side distance is within, ends included.
     """
 
+    levels: tuple[Level, ...]
     centre: Tensor
-    stride: Tensor
-    low: Tensor
-    high: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,23 +67,13 @@ class Targets:
     distances: Tensor
 
 
-def level_points(height: int, width: int, stride: int, device: torch.device) -> Tensor:
-    """Points of one level in row order, at ((column + 0.5) * stride, (row + 0.5) * stride): (height * width, 2)."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
-    return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
-
-
 def all_points(
     sizes: Sequence[tuple[int, int]],
     strides: Sequence[int],
     ranges: Sequence[tuple[float, float]],
     device: torch.device,
 ) -> Points:
-    """Concatenate the points of all levels.
+    """Build the points of all levels.
 
     Args:
         sizes: (height, width) of each level.
@@ -73,13 +81,9 @@ def all_points(
         ranges: per level the smallest and largest side distance that it is responsible for.
         device: of the result.
     """
-    counts = torch.tensor([h * w for h, w in sizes], device=device)
-    per_level = torch.tensor(
-        [[s, low, high] for s, (low, high) in zip(strides, ranges)], device=device, dtype=torch.float32
-    )
-    stride, low, high = per_level.repeat_interleave(counts, dim=0, output_size=sum(h * w for h, w in sizes)).unbind(1)
-    centre = torch.cat([level_points(h, w, s, device) for (h, w), s in zip(sizes, strides)])
-    return Points(centre, stride, low, high)
+    levels = tuple(Level(*size, stride, *bounds) for size, stride, bounds in zip(sizes, strides, ranges))
+    grids = [torch.meshgrid(*level.axes(device), indexing="ij") for level in levels]
+    return Points(levels, torch.cat([torch.stack([x, y], dim=-1).reshape(-1, 2) for y, x in grids]))
 
 
 def pad_instances(instances: Sequence[Instances]) -> tuple[Tensor, Tensor]:
@@ -101,35 +105,54 @@ def assign_targets(
         num_classes: K, also the label of background.
         centre_radius: above 0, points must also lie within so many strides of the target's centre.
     """
-    num_images, num_targets = classes.shape
-    num_points = len(points.centre)
-    best_area = boxes.new_full((num_images, num_points), math.inf)
-    best = torch.zeros(num_images, num_points, dtype=torch.long, device=boxes.device)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    for start in range(0, num_targets, _CHUNK):
-        part = boxes[:, None, start : start + _CHUNK]  # (N, 1, m, 4)
-        centre = points.centre[None, :, None]  # (1, P, 1, 2)
-        distances = torch.cat([centre - part[..., :2], part[..., 2:] - centre], dim=-1)
-        largest = distances.amax(-1)
-        fits = (distances.amin(-1) > 0) & (largest >= points.low[:, None]) & (largest <= points.high[:, None])
-        if centre_radius > 0:
-            offset = (centre - (part[..., :2] + part[..., 2:]) / 2).abs().amax(-1)
-            fits &= offset < centre_radius * points.stride[:, None]
-        chunk_area = torch.where(fits, area[:, None, start : start + _CHUNK], math.inf)
-        smallest, index = chunk_area.min(dim=2)
-        # Of equal targets the first one wins, within a chunk by min, between chunks by the strict comparison.
-        better = smallest < best_area
-        best = torch.where(better, index + start, best)
-        best_area = torch.where(better, smallest, best_area)
-    positive = torch.isfinite(best_area)
-    if num_targets:
-        labels = torch.where(positive, classes.gather(1, best), num_classes)
-        chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-    else:
-        labels = torch.full_like(best, num_classes)
-        chosen = boxes.new_zeros(num_images, num_points, 4)
+    if not classes.shape[1]:
+        boxes, classes = boxes.new_zeros(len(boxes), 1, 4), classes.new_zeros(len(classes), 1)
+    # From small to large: of the targets that fit a point, the first is the answer.
+    order = (boxes[..., 2:] - boxes[..., :2]).prod(-1).argsort(dim=1, stable=True)
+    boxes, classes = boxes.gather(1, order[..., None].expand(-1, -1, 4)), classes.gather(1, order)
+    firsts = [_first_fit(level, boxes, centre_radius) for level in points.levels]
+    positive, index = (torch.cat(column, dim=1) for column in zip(*firsts))
+    labels = torch.where(positive, classes.gather(1, index), num_classes)
+    chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
     distances = torch.cat([points.centre - chosen[..., :2], chosen[..., 2:] - points.centre], dim=-1)
     return Targets(labels, torch.where(positive[..., None], distances, 0.0))
+
+
+def _first_fit(level: Level, boxes: Tensor, centre_radius: float) -> tuple[Tensor, Tensor]:
+    """Find the first of the boxes (N, M, 4) that fits each point: whether there is one and its index, (N, P) each.
+
+    A point's conditions are those of its row and of its column, so only their conjunction is formed for every point.
+    """
+    y, x = level.axes(boxes.device)
+    inside_x, long_x = _fit_axis(x, boxes[..., 0], boxes[..., 2], level, centre_radius)
+    inside_y, long_y = _fit_axis(y, boxes[..., 1], boxes[..., 3], level, centre_radius)
+    found = boxes.new_zeros(len(boxes), level.height, level.width, dtype=torch.bool)
+    index = torch.zeros_like(found, dtype=torch.long)
+    step = max(1, _PAIRS // max(1, found.numel()))
+    for start in range(0, boxes.shape[1], step):
+        part = slice(start, start + step)
+        fits = inside_y[:, :, None, part] & inside_x[:, None, :, part]
+        fits &= long_y[:, :, None, part] | long_x[:, None, :, part]
+        any_fits, first = fits.max(dim=-1)  # the first of the largest, here of the true ones
+        index = torch.where(any_fits & ~found, first + start, index)
+        found |= any_fits
+    return found.flatten(1), index.flatten(1)
+
+
+def _fit_axis(
+    position: Tensor, start: Tensor, end: Tensor, level: Level, centre_radius: float
+) -> tuple[Tensor, Tensor]:
+    """Compare positions (L,) with the extents (N, M) of boxes along one axis.
+
+    Returns:
+        Whether the position is inside, no side is too far and the centre near enough; whether a side is as far as the
+        level asks for, which one axis must fulfil. (N, L, M) each.
+    """
+    before, after = position[:, None] - start[:, None], end[:, None] - position[:, None]
+    inside = (torch.minimum(before, after) > 0) & (torch.maximum(before, after) <= level.high)
+    if centre_radius > 0:
+        inside &= (before - after).abs() / 2 < centre_radius * level.stride
+    return inside, torch.maximum(before, after) >= level.low
 
 
 def centreness(distances: Tensor) -> Tensor:

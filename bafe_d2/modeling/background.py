@@ -1,0 +1,79 @@
+"""Background segmentation: sky masks of a batch, the loss over all levels, and the prediction per image.
+
+A model of this package segments the background into sky and everything else from several pyramid levels at once. Its
+result for an image has ``sem_seg`` (2, height, width) in the original size: the probabilities of other (0) and of sky
+(1), so that ``argmax(0)`` is the mask, as detectron2 has it.
+
+Letters in shapes: N images, (H, W) size of the padded batch, (h, w) of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = 255
+
+
+def stack_sky_masks(batched_inputs: Sequence[dict[str, Any]], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Stack the masks of a batch; what lies outside an image, and images without ``sem_seg``, are to be ignored.
+
+    Args:
+        batched_inputs: samples, of which some have ``sem_seg`` (height, width): 1 sky, 0 other, 255 ignore.
+        size: (H, W)
+        device: of the result.
+
+    Returns:
+        (N, H, W) int64
+    """
+    stacked = torch.full((len(batched_inputs), *size), IGNORE, device=device)
+    for target, sample in zip(stacked, batched_inputs):
+        if "sem_seg" in sample:
+            mask = sample["sem_seg"]
+            target[: mask.shape[0], : mask.shape[1]] = mask.to(device, non_blocking=True)
+    return stacked
+
+
+def sky_loss(logits: Sequence[Tensor], sky: Tensor) -> Tensor:
+    """Binary cross entropy of sky, averaged over the pixels of all levels together.
+
+    Args:
+        logits: per level (N, 1, h, w).
+        sky: (N, H, W): 1 sky, 0 other, 255 ignore. It is resized to every level by the nearest pixel. Ignored pixels
+            add nothing and still count in the mean, as in the published model.
+    """
+    masks = sky[:, None].float()
+    target = torch.cat([F.interpolate(masks, size=level.shape[-2:], mode="nearest").flatten() for level in logits])
+    counted = target != IGNORE
+    loss = F.binary_cross_entropy_with_logits(
+        torch.cat([level.float().flatten() for level in logits]), target * counted, reduction="none"
+    )
+    return (loss * counted).mean()
+
+
+def add_sky(
+    results: Sequence[dict[str, Any]],
+    logits: Tensor,
+    size: tuple[int, int],
+    image_sizes: Sequence[tuple[int, int]],
+    batched_inputs: Sequence[dict[str, Any]],
+) -> None:
+    """Add ``sem_seg`` to the results of a batch, in place.
+
+    Args:
+        results: per image.
+        logits: (N, 1, h, w) of the level that is shown, the finest.
+        size: (H, W) that the level covers.
+        image_sizes: (height, width) of each image in the batch, without padding.
+        batched_inputs: samples with the original ``height`` and ``width``.
+    """
+    sky = F.interpolate(logits.float().sigmoid(), size=size, mode="bilinear", align_corners=False)
+    for result, sample, image_size, probability in zip(results, batched_inputs, image_sizes, sky):
+        both = torch.cat([1 - probability, probability])
+        height, width = sample.get("height", image_size[0]), sample.get("width", image_size[1])
+        result["sem_seg"] = sem_seg_postprocess(both, image_size, height, width)

@@ -1,0 +1,139 @@
+"""Background semantics for two-stage detectors: the exchange before a region-of-interest box head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.fcos import ConvTower, init_head
+
+from .background import sky_loss
+from .bafe_head import CrossTask, cross_task_arguments
+
+
+class ExchangeSegHead(nn.Module):
+    """Segment sky on every level and exchange features with those that the box head pools.
+
+    The box head's side has no tower of its own: the pyramid's features enter the exchange.
+
+    Args:
+        in_channels: channels of every level.
+        num_convs: convolutions of the segmentation tower.
+        norm: of the tower.
+        cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the two tasks apart.
+    """
+
+    def __init__(
+        self, in_channels: int, *, num_convs: int = 4, norm: str = "GN", cross_task: dict[str, Any] | None = None
+    ):
+        super().__init__()
+        self.seg_tower = ConvTower(in_channels, num_convs, norm)
+        self.sky_logits = nn.Conv2d(in_channels, 1, 3, padding=1)
+        init_head(self)
+        self.cross_task = None if cross_task is None else CrossTask(in_channels, **cross_task)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """
+        Args:
+            features: per level (N, C, H, W).
+
+        Returns:
+            Features for the box head and logits of sky (N, 1, H, W), per level.
+        """
+        box_features, logits = [], []
+        for x in features:
+            seg = self.seg_tower(x)
+            if self.cross_task is not None:
+                seg, x = self.cross_task(seg, x)
+            box_features.append(x)
+            logits.append(self.sky_logits(seg))
+        return box_features, logits
+
+
+@ROI_HEADS_REGISTRY.register()
+class ExchangeROIHeads(nn.Module):
+    """Any region-of-interest heads on features that were exchanged with a background-segmentation task.
+
+    ``BackgroundRCNN`` hands over the sky masks and returns the prediction. The proposal generator keeps the pyramid's
+    own features.
+
+    Args:
+        roi_heads: detectron2's ``ROIHeads`` or a subclass.
+        seg_head: see ``ExchangeSegHead``.
+        in_features: names of the levels that take part, finest first.
+        sky_loss_weight: of the segmentation loss.
+    """
+
+    @configurable
+    def __init__(
+        self, *, roi_heads: ROIHeads, seg_head: nn.Module, in_features: Sequence[str], sky_loss_weight: float = 1.0
+    ):
+        super().__init__()
+        self.roi_heads, self.seg_head = roi_heads, seg_head
+        self.in_features, self.sky_loss_weight = list(in_features), sky_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        bafe, in_features = cfg.MODEL.BAFE, cfg.MODEL.ROI_HEADS.IN_FEATURES
+        if bafe.ROI_HEADS == "ExchangeROIHeads":
+            raise ConfigError("MODEL.BAFE.ROI_HEADS is ExchangeROIHeads itself; name the heads that it should extend")
+        channels = {input_shape[name].channels for name in in_features}
+        if len(channels) != 1:
+            raise ConfigError(f"MODEL.ROI_HEADS.IN_FEATURES have {sorted(channels)} channels; they must be equal")
+        return {
+            "roi_heads": ROI_HEADS_REGISTRY.get(bafe.ROI_HEADS)(cfg, input_shape),
+            "seg_head": ExchangeSegHead(
+                channels.pop(),
+                num_convs=bafe.SEG_NUM_CONVS,
+                norm=bafe.SEG_NORM,
+                cross_task=cross_task_arguments(cfg),
+            ),
+            "in_features": in_features,
+            "sky_loss_weight": bafe.SKY_LOSS_WEIGHT,
+        }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: Mapping[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+        sem_seg: Tensor | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """See ``ROIHeads.forward``.
+
+        Args:
+            images: the batch.
+            features: level name -> (N, C, H, W).
+            proposals: per image.
+            targets: per image, in training.
+            sem_seg: (N, H, W) sky masks, in training; see ``background.stack_sky_masks``.
+
+        Returns:
+            As the inner heads, with ``loss_sky`` among the losses; at test time the second value holds ``sky``, the
+            logits (N, 1, h, w) of the finest level.
+        """
+        exchanged, sky = self._exchange(features)
+        results, losses = self.roi_heads(images, exchanged, proposals, targets)
+        if not self.training:
+            return results, {"sky": sky[0]}
+        if sem_seg is None:
+            raise ValueError("ExchangeROIHeads trains on sky masks: set MODEL.META_ARCHITECTURE to BackgroundRCNN")
+        losses["loss_sky"] = self.sky_loss_weight * sky_loss(sky, sem_seg)
+        return results, losses
+
+    def forward_with_given_boxes(self, features: Mapping[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """See ``ROIHeads.forward_with_given_boxes``."""
+        exchanged, _ = self._exchange(features)
+        return self.roi_heads.forward_with_given_boxes(exchanged, instances)
+
+    def _exchange(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        box_features, sky = self.seg_head([features[name] for name in self.in_features])
+        return {**features, **dict(zip(self.in_features, box_features))}, sky
