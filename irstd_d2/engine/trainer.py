@@ -6,6 +6,7 @@ import contextlib
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from detectron2.data import (
 from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -160,19 +161,29 @@ class IRSTDTrainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None
     ) -> OrderedDict[str, Any]:
-        """Evaluate on every set of ``DATASETS.TEST`` and log the results as tables.
+        """Evaluate on every set of ``DATASETS.TEST`` and log the results as one table per set.
+
+        Args:
+            cfg: configuration.
+            model: with the weights to evaluate.
+            evaluators: one per set; by default those of ``TEST.EVALUATORS``.
 
         Returns:
-            detectron2's results: evaluator -> metric -> value, below the data set's name if there are several.
+            evaluator -> metric -> value, below the data set's name if there are several sets; empty on all processes
+            but the main one.
         """
-        results = super().test(cfg, model, evaluators)
-        if comm.is_main_process():
-            names = cfg.DATASETS.TEST
-            for name, of_set in [(names[0], results)] if len(names) == 1 else results.items():
-                logger.info("Results on %s:\n%s", name, format_results(of_set))
-        return results
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        if given is not None and len(given) != len(cfg.DATASETS.TEST):
+            raise ValueError(f"{len(given)} evaluators for the {len(cfg.DATASETS.TEST)} sets of DATASETS.TEST")
+        results: OrderedDict[str, Any] = OrderedDict()
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = cls.build_evaluator(cfg, name) if given is None else given[index]
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logger.info("Results on %s:\n%s", name, format_results(results[name]))
+        return results.popitem()[1] if len(results) == 1 else results
 
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg

@@ -205,10 +205,12 @@ def fcos_losses(
     # Outside the positives the ratio is 0/0; it is replaced before it can reach a loss.
     weight = torch.where(positive, centreness(torch.where(positive[..., None], targets.distances, 1.0)), 0.0)
     totals = torch.stack([positive.sum().to(logits.dtype), weight.sum()])
+    processes = 1
     if mean_over_processes:
         torch.distributed.all_reduce(totals)
-        totals = totals / torch.distributed.get_world_size()
-    num_positive, weight_sum = totals[0].clamp(min=1.0), totals[1].clamp(min=1e-6)
+        processes = torch.distributed.get_world_size()
+    # The bounds hold for the whole batch, so that its division among processes changes nothing.
+    num_positive, weight_sum = totals[0].clamp(min=1.0) / processes, totals[1].clamp(min=1e-6) / processes
 
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
