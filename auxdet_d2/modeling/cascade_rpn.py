@@ -108,6 +108,7 @@ class CascadeRPNStage(nn.Module):
     def __init__(self, channels: int, *, adaptation: str, dilation: int, with_logits: bool):
         super().__init__()
         self.conv = AdaptiveConv(channels, adaptation, dilation)
+        self.uses_offsets = self.conv.uses_offsets
         self.deltas = Conv2d(channels, 4, 1)
         self.logits = Conv2d(channels, 1, 1) if with_logits else None
         for layer in (self.deltas, self.logits):
@@ -291,7 +292,7 @@ class CascadeRPN(nn.Module):
         logits: list[Tensor] = []
         for number, stage in enumerate(self.stages):
             offsets: list[Tensor | None] = [None] * len(levels)
-            if stage.conv.uses_offsets:
+            if stage.uses_offsets:
                 parts = anchors.split(counts, dim=1)
                 offsets = [adaptive_offsets(a, size, s) for a, size, s in zip(parts, sizes, self.strides)]
             outputs = [stage(x, offset) for x, offset in zip(levels, offsets)]

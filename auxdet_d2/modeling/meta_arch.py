@@ -59,7 +59,7 @@ def condition_on_metadata(meta_arch: type[nn.Module]) -> type[nn.Module]:
 
 
 def _build(meta_arch: type[nn.Module], cfg: CfgNode) -> nn.Module:
-    model = meta_arch(cfg)
+    model: Any = meta_arch(cfg)
     model.vocabulary = MetadataVocabulary.from_config(cfg)
     return model
 

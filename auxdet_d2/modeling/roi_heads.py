@@ -22,6 +22,12 @@ class AuxDetROIHeads(StandardROIHeads):
     proposals, not behind them; this matters only to a sampler that is not random.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Here, and not once more by detectron2.
+        self.targets_first: bool = self.proposal_append_gt
+        self.proposal_append_gt: bool = False
+
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         result = super()._init_box_head(cfg, input_shape)
@@ -33,14 +39,10 @@ class AuxDetROIHeads(StandardROIHeads):
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Label and sample the ground-truth boxes and proposals of each image; see detectron2's ``ROIHeads``."""
-        if self.proposal_append_gt:
-            proposals = [_targets_first(t, p) for t, p in zip(targets, proposals)]
-            self.proposal_append_gt = False
-            try:
-                return super().label_and_sample_proposals(proposals, targets)
-            finally:
-                self.proposal_append_gt = True
-        return super().label_and_sample_proposals(proposals, targets)
+        if not self.targets_first:
+            return super().label_and_sample_proposals(proposals, targets)
+        known = [_targets_first(t, p) for t, p in zip(targets, proposals)]
+        return super().label_and_sample_proposals(known, targets)
 
 
 def _targets_first(targets: Instances, proposals: Instances) -> Instances:

@@ -165,8 +165,8 @@ class BAGCopyPaste(T.Augmentation):
 
     def _free_pixels(self, shape: tuple[int, int], boxes: np.ndarray | None, sem_seg: np.ndarray | None) -> np.ndarray:
         """(H, W) uint8, 1 where a target may lie: in the sky, not on a target nor right beside one."""
-        aware = self.rule.background_aware and sem_seg is not None
-        free = (sem_seg == 1).astype(np.uint8) if aware else np.ones(shape, np.uint8)
+        aware = self.rule.background_aware
+        free = np.equal(sem_seg, 1).astype(np.uint8) if aware and sem_seg is not None else np.ones(shape, np.uint8)
         if boxes is not None and len(boxes):
             gap = self.rule.gaps[0]
             low = np.maximum(np.floor(boxes[:, :2]).astype(int) - gap, 0).tolist()

@@ -49,7 +49,9 @@ def gaussian_weights(
 def target_window(sizes: np.ndarray, edge: int) -> np.ndarray:
     """(T, S, S) bool, true inside each target's width and height (T, 2) at the upper left."""
     pixel = np.arange(edge)
-    return (pixel < sizes[:, 1, None])[:, :, None] & (pixel < sizes[:, 0, None])[:, None, :]
+    inside_y = pixel[None, :, None] < sizes[:, 1, None, None]
+    inside_x = pixel[None, None, :] < sizes[:, 0, None, None]
+    return np.logical_and(inside_y, inside_x)
 
 
 def tight_boxes(counted: np.ndarray, corners: np.ndarray) -> np.ndarray:
@@ -63,7 +65,7 @@ def tight_boxes(counted: np.ndarray, corners: np.ndarray) -> np.ndarray:
         (T, 4) float32 x1 y1 x2 y2, half-open
     """
     edge = counted.shape[-1]
-    columns, rows = counted.any(1), counted.any(2)
+    columns, rows = np.logical_or.reduce(counted, axis=1), np.logical_or.reduce(counted, axis=2)
     low = np.stack([columns.argmax(1), rows.argmax(1)], 1)
     high = edge - np.stack([columns[:, ::-1].argmax(1), rows[:, ::-1].argmax(1)], 1)
     return np.concatenate([corners + low, corners + high], 1).astype(np.float32)
