@@ -13,7 +13,11 @@ TARGET_COLOUR = (80, 220, 80)  # RGB
 TRUE_COLOUR = (90, 170, 255)
 FALSE_COLOUR = (255, 90, 60)
 SKY_COLOUR = (120, 160, 255)
+FRAME_COLOUR = (235, 235, 235)
+TEXT_COLOUR = (255, 255, 120)
 INSET_PIXELS = 32  # edge of an inset in pixels of the image
+INSET_ZOOM = 8  # at least; a target of 3x3 pixels then covers 24x24
+_FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
@@ -27,8 +31,15 @@ def enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
     return np.ascontiguousarray(np.repeat(np.repeat(image, zoom, 0), zoom, 1))
 
 
+def _scaled(image: np.ndarray, zoom: float) -> np.ndarray:
+    if zoom >= 1:
+        return enlarge(image, int(zoom))
+    size = max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
 def draw_brackets(
-    canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], *, zoom: int = 1, gap: int = 2
+    canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], *, zoom: float = 1, gap: int = 2
 ) -> None:
     """Mark a box by its corners, ``gap`` canvas pixels outside of it, in place.
 
@@ -58,17 +69,17 @@ def draw_detections(
     edge: int = 512,
     insets: int = 3,
 ) -> np.ndarray:
-    """Draw targets and detections on an enlarged image, with insets beside it.
+    """Draw targets and detections on an enlarged image, with numbered insets beside it.
 
     Args:
         image: (H, W, 3) RGB in any range.
         targets: (G, 4) ground truth, or ``None``.
         boxes: (D, 4) detections, or ``None``.
-        scores: (D,) written in the insets.
+        scores: (D,) written in the insets, best first, where they do not cover another.
         correct: (D,) bool, colours detections; all count as correct by default.
         sky: (H, W) bool, its outline is drawn.
-        edge: the enlarged image is at most about this long, and never smaller than the image.
-        insets: number of zoomed parts, around the best detections and the targets without one.
+        edge: the whole image is drawn about this long: enlarged by a whole number, or reduced if it is longer by half.
+        insets: number of zoomed parts with every pixel, around the best detections and the targets without one.
 
     Returns:
         (height, width, 3) uint8 RGB
@@ -77,59 +88,79 @@ def draw_detections(
     boxes = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, float).reshape(-1, 4)
     scores = np.ones(len(boxes)) if scores is None else np.asarray(scores)
     correct = np.ones(len(boxes), bool) if correct is None else np.asarray(correct)
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores, correct = boxes[order], scores[order], correct[order]
     height, width = image.shape[:2]
-    zoom = max(1, edge // max(height, width))
+    scale = edge / max(height, width)
+    zoom = scale if scale < 2 / 3 else max(1, round(scale))
     pixels = to_bytes(image)
 
-    def draw(canvas: np.ndarray, zoom: int, corner: np.ndarray) -> np.ndarray:
+    def draw(canvas: np.ndarray, zoom: float, corner: np.ndarray) -> None:
         for box in targets:
             draw_brackets(canvas, box - np.tile(corner, 2), TARGET_COLOUR, zoom=zoom, gap=1)
-        for box, right in zip(boxes, correct):
+        # The weakest first, so that the best stays on top.
+        for box, right in zip(boxes[::-1], correct[::-1]):
             colour = TRUE_COLOUR if right else FALSE_COLOUR
-            draw_brackets(canvas, box - np.tile(corner, 2), colour, zoom=zoom, gap=4)
-        return canvas
+            draw_brackets(canvas, box - np.tile(corner, 2), colour, zoom=zoom, gap=min(4, int(zoom) + 1))
 
-    canvas = enlarge(pixels, zoom)
+    canvas = _scaled(pixels, zoom)
     if sky is not None:
-        outline, _ = cv2.findContours(enlarge(sky.astype(np.uint8), zoom), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        outline, _ = cv2.findContours(_scaled(sky.astype(np.uint8), zoom), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outline, -1, SKY_COLOUR, 1)
-    canvas = draw(canvas, zoom, np.zeros(2))
-    centres = _inset_centres(targets, boxes, scores, insets)
-    if not len(centres):
+    draw(canvas, zoom, np.zeros(2))
+    corners = _inset_corners(targets, boxes, insets, (height, width))
+    if not corners:
         return canvas
-    inset_edge = max(canvas.shape[0] // insets, 2 * INSET_PIXELS)
-    inset_zoom = max(2, inset_edge // INSET_PIXELS)
+    inset_zoom = max(INSET_ZOOM, canvas.shape[0] // (insets * INSET_PIXELS))
     column = []
-    for centre in centres:
-        corner = np.clip(
-            np.round(centre - INSET_PIXELS / 2), 0, np.maximum([width, height] - np.array(INSET_PIXELS), 0)
-        )
-        x, y = corner.astype(int)
+    for number, (x, y) in enumerate(corners, 1):
         part = enlarge(pixels[y : y + INSET_PIXELS, x : x + INSET_PIXELS], inset_zoom)
-        part = draw(part, inset_zoom, corner)
-        _write_scores(part, boxes, scores, corner, inset_zoom)
+        draw(part, inset_zoom, np.array([x, y]))
+        _write_scores(part, boxes, scores, np.array([x, y]), inset_zoom)
         frame = np.zeros((INSET_PIXELS * inset_zoom, INSET_PIXELS * inset_zoom, 3), np.uint8)
         frame[: part.shape[0], : part.shape[1]] = part
-        column.append(frame)
+        _write(frame, str(number), 5, 14, FRAME_COLOUR)
+        column.append(np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=90))
+        left, top = int(x * zoom), int(y * zoom)
+        right, bottom = int(min(x + INSET_PIXELS, width) * zoom) - 1, int(min(y + INSET_PIXELS, height) * zoom) - 1
+        cv2.rectangle(canvas, (left, top), (right, bottom), FRAME_COLOUR, 1)
+        # Beside the frame when it is too small to hold the number.
+        _write(canvas, str(number), left + 3 if right - left > 24 else right + 3, top + 13, FRAME_COLOUR)
     return _beside(canvas, np.concatenate(column))
 
 
-def _inset_centres(targets: np.ndarray, boxes: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
-    """Centres of the parts worth a look: best detections first, then targets, none close to another."""
-    order = np.argsort(-scores, kind="stable")
-    candidates = np.concatenate([boxes[order], targets])
+def _inset_corners(
+    targets: np.ndarray, boxes: np.ndarray, count: int, image_size: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Upper left pixels of the parts worth a look: around detections in their order, then targets, none close."""
     chosen: list[np.ndarray] = []
-    for centre in (candidates[:, :2] + candidates[:, 2:]) / 2:
+    for box in np.concatenate([boxes, targets]):
+        centre = (box[:2] + box[2:]) / 2
         if len(chosen) < count and all(np.abs(centre - c).max() > INSET_PIXELS / 2 for c in chosen):
             chosen.append(centre)
-    return np.array(chosen)
+    last = np.maximum(np.array(image_size[::-1]) - INSET_PIXELS, 0)
+    corners = (np.clip(np.round(centre - INSET_PIXELS / 2), 0, last).astype(int) for centre in chosen)
+    return [(int(x), int(y)) for x, y in corners]
+
+
+def _write(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int, int, int]) -> None:
+    for ink, width in (((0, 0, 0), 3), (colour, 1)):
+        cv2.putText(canvas, text, (x, y), _FONT, _FONT_SCALE, ink, width, cv2.LINE_AA)
 
 
 def _write_scores(part: np.ndarray, boxes: np.ndarray, scores: np.ndarray, corner: np.ndarray, zoom: int) -> None:
-    for box, score in zip(boxes, scores):
-        x, y = ((box[[0, 3]] - corner) * zoom).astype(int)
-        if 0 <= x < part.shape[1] and 0 <= y < part.shape[0]:
-            cv2.putText(part, f"{score:.2f}", (int(x), int(y) + 16), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 90), 1)
+    """Write scores below their boxes, best first, leaving out those that would cover a score or another box."""
+    (text_width, text_height), _ = cv2.getTextSize("0.00", _FONT, _FONT_SCALE, 1)
+    on_canvas = (boxes - np.tile(corner, 2)) * zoom
+    taken = on_canvas.copy()
+    for box, score in zip(on_canvas, scores):
+        x, y = int(box[0]), int(box[3]) + 7 + text_height
+        label = np.array([x, y - text_height, x + text_width, y], float)
+        inside = (label[:2] >= 0).all() and (label[2:] < part.shape[1::-1]).all()
+        free = ((label[2:] <= taken[:, :2]) | (taken[:, 2:] <= label[:2])).any(1).all()
+        if inside and free:
+            _write(part, f"{score:.2f}", x, y, TEXT_COLOUR)
+            taken = np.concatenate([taken, label[None]])
 
 
 def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -140,15 +171,14 @@ def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Lay out (h, w, 3) pictures in rows, top left aligned on black."""
-    height = max(p.shape[0] for p in pictures) + 6
-    width = max(p.shape[1] for p in pictures) + 6
-    rows = -(-len(pictures) // columns)
-    sheet = np.zeros((rows * height, min(columns, len(pictures)) * width, 3), np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = (i // columns) * height, (i % columns) * width
-        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-    return sheet
+    """Lay out (h, w, 3) pictures in rows as high as their highest, on black."""
+    rows = []
+    for start in range(0, len(pictures), columns):
+        row = pictures[start : start + columns]
+        height = max(len(p) for p in row) + 6
+        rows.append(np.concatenate([np.pad(p, ((0, height - len(p)), (0, 6), (0, 0))) for p in row], axis=1))
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
 def write_picture(path: str | PathLike, picture: np.ndarray) -> None:

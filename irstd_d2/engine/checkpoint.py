@@ -11,7 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from ..files import write_atomically
 
 # What torch raises for a file that is empty, cut off or not a checkpoint.
@@ -73,8 +73,7 @@ class IRSTDCheckpointer(DetectionCheckpointer):
             try:
                 torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
             except _TORN as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.logger.warning("%s cannot be read (%s); going back to the one before", candidate, reason)
+                self.logger.warning("%s cannot be read (%s); going back to the one before", candidate, _reason(error))
                 continue
             return self.load(str(candidate))
         if candidates:
@@ -99,6 +98,17 @@ class IRSTDCheckpointer(DetectionCheckpointer):
             return newest_first
         return [tagged, *(path for path in newest_first if found[path] < found[tagged])]
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights and, of ``checkpointables``, the state; see detectron2.
+
+        Raises:
+            ConfigError: there is no such file, or it is a pickle.
+            DatasetError: the file is damaged or holds more than tensors and plain data.
+        """
+        if path and "://" not in path and not Path(path).is_file():
+            raise ConfigError(f"MODEL.WEIGHTS is {path}, which is not a file; check the path")
+        return super().load(path, checkpointables=checkpointables)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
             raise ConfigError(
@@ -108,7 +118,20 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return torch.load(f, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except _TORN as error:
+            raise DatasetError(
+                f,
+                "checkpoint",
+                f"cannot be read ({_reason(error)})",
+                "fetch or train it again; if it holds objects of an author you trust, convert it with "
+                "tools/convert_checkpoint.py",
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def iteration_of(path: Path) -> float | None:

@@ -1,5 +1,6 @@
-"""Inference beyond one image at the training size."""
+"""Inference: one image file, and images beyond the training size."""
 
+from .predictor import Predictor
 from .tiling import TiledPredictor, tile_grid
 
-__all__ = ["TiledPredictor", "tile_grid"]
+__all__ = ["Predictor", "TiledPredictor", "tile_grid"]

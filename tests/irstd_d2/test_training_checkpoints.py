@@ -12,7 +12,7 @@ from toy_training import assert_same_tensors, train
 
 from irstd_d2.engine import IRSTDCheckpointer
 from irstd_d2.engine.hooks import PeriodicCheckpointer
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.files import write_atomically
 
 
@@ -90,12 +90,23 @@ class Evil:
 def test_a_checkpoint_cannot_run_code(tmp_path):
     model = nn.Linear(1, 1)
     torch.save({"model": model.state_dict(), "extra": Evil(tmp_path / "trace")}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match=r"(?i)weights.only"):
+    with pytest.raises(DatasetError, match=r"(?i)weights.only"):
         IRSTDCheckpointer(model, str(tmp_path)).load(str(tmp_path / "evil.pth"))
     (tmp_path / "model.pkl").write_bytes(b"")
     with pytest.raises(ConfigError, match="pickle files can run code"):
         IRSTDCheckpointer(model, str(tmp_path)).load(str(tmp_path / "model.pkl"))
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, ConfigError), (b"", DatasetError), (b"PK\x03\x04", DatasetError)]
+)
+def test_weights_that_cannot_be_loaded_are_named(tmp_path, content, error):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=r"weights\.pth"):
+        IRSTDCheckpointer(nn.Linear(1, 1)).load(str(path))
 
 
 def test_an_evil_checkpoint_is_passed_over_at_a_resume(toy_config, tmp_path):

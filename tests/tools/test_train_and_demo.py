@@ -1,0 +1,97 @@
+"""The command lines: train, evaluate, resume, detect."""
+
+import json
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import toy_training as toy
+from toy_training import TEST, TRAIN
+
+CONFIG = "configs/baselines/tiny/fcos_tiny.yaml"
+SMALL = [
+    *("DATASETS.TRAIN", str((TRAIN,)), "DATASETS.TEST", str((TEST,)), "INPUT.FIXED_SIZE", "(64, 64)"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "DATALOADER.NUM_WORKERS", "0"),
+]
+
+
+@pytest.fixture
+def tool(repo_root, tmp_path, monkeypatch):
+    """Run a tool as a script would, in this process."""
+    monkeypatch.chdir(repo_root)
+    images = tmp_path / "images"
+    images.mkdir()
+    toy.register(images)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(f"tools/{name}.py", run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    yield run
+    toy.unregister()
+
+
+def test_train_evaluate_and_detect(tool, tmp_path, caplog):
+    out = tmp_path / "out"
+    options = [*SMALL, "OUTPUT_DIR", out]
+    assert tool("train_net", "--config-file", CONFIG, *options) == 0
+    assert (out / "config.yaml").exists()
+    assert any(out.glob("events.out.tfevents.*"))
+    predictions = out / "inference" / TEST / "coco_instances_results.json"
+    trained = predictions.read_text()
+    predictions.unlink()
+    weights = out / "model_final.pth"
+    assert tool("train_net", "--config-file", CONFIG, "--eval-only", *options, "MODEL.WEIGHTS", weights) == 0
+    assert predictions.read_text() == trained
+    assert tool("train_net", "--config-file", CONFIG, "--resume", *options, "SOLVER.MAX_ITER", "5") == 0
+    assert torch.load(weights, weights_only=True)["iteration"] == 4
+
+    found = tmp_path / "found"
+    folder = tmp_path / "mine" / "sub"
+    folder.mkdir(parents=True)
+    for path in (folder / "a.png", folder.parent / "a.tif", folder.parent / "b ü.png"):
+        cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (48, 80), dtype=np.uint8))
+    (folder / "notes.txt").touch()
+    arguments = ["--config-file", CONFIG, "--weights", weights, "--output", found, "--platform", "Air"]
+    single = tmp_path / "mine" / "a.tif"
+    assert tool("demo", *arguments, "--threshold", "0", "--input", folder.parent, single, "--opts", *SMALL[4:6]) == 0
+    names = {p.name for p in found.iterdir()}
+    assert names == {"a.png", "a_2.png", "sub__a.png", "b ü.png", "detections.json"}
+    rows = json.loads((found / "detections.json").read_text())
+    assert {row["image_id"] for row in rows} <= {"a", "a_2", "sub__a", "b ü"}
+    for row in rows:
+        x, y, w, h = row["bbox"]
+        assert 0 <= x < x + w <= 80
+        assert 0 <= y < y + h <= 48
+
+    (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    with caplog.at_level("INFO"):
+        assert tool("demo", *arguments, "--input", folder, "--opts", *SMALL[4:6]) == 1
+    assert "torn.png" in caplog.text
+    assert "in 1 images" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["input", "weights"])
+def test_demo_says_what_is_missing(tool, tmp_path, caplog, missing):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((8, 8), np.uint8))
+    given = {"input": image, "weights": tmp_path / "model.pth"}
+    given[missing] = tmp_path / "nothing"
+    arguments = ["--config-file", CONFIG, "--output", tmp_path / "found"]
+    assert tool("demo", *arguments, "--input", given["input"], "--weights", given["weights"]) == 2
+    assert str(given["weights" if missing == "weights" else "input"]) in caplog.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the fallback is for machines without CUDA")
+def test_without_cuda_the_cpu_is_used_with_one_line(tool, tmp_path, caplog):
+    options = [*SMALL, "OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
+    with caplog.at_level("INFO"):
+        tool("train_net", "--config-file", CONFIG, *options)
+    assert sum("no CUDA device" in record.getMessage() for record in caplog.records) == 1
