@@ -41,7 +41,7 @@ def test_readme_part_reuse():
 
 def test_readme_names_existing_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in re.findall(r"\]\(((?:docs|datasets)/[^)]+|[A-Z]+\.md)\)", text):
+    for path in re.findall(r"\]\(((?:docs|datasets|benchmarks)/[^)]+|[A-Z]+\.md)\)", text):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"(?:tools|configs|tests)/[\w/]+\.(?:py|sh|yaml)", text):
         assert (ROOT / path).exists(), path
