@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.image_io import IGNORE, read_sky_mask
+from ..data.image_io import OTHER, SKY, read_sky_mask
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,18 @@ def confusion(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Count pixels by true and predicted label.
 
     Args:
-        predicted: (H, W) 0 other, 1 sky.
-        truth: (H, W) the same, or 255 for pixels that do not count.
+        predicted: (H, W) bool, whether a pixel is sky.
+        truth: (H, W) 0 other, 1 sky, 255 for pixels that do not count.
 
     Returns:
         (2, 2) int64: rows are the true label, columns the predicted one.
     """
-    counted = truth != IGNORE
-    pairs = 2 * truth[counted].astype(np.int64) + predicted[counted]
-    return np.bincount(pairs, minlength=4).reshape(2, 2)
+    rows = []
+    for label in (OTHER, SKY):
+        of_label = truth == label
+        as_sky = np.count_nonzero(of_label & predicted)
+        rows.append((np.count_nonzero(of_label) - as_sky, as_sky))
+    return np.array(rows, dtype=np.int64)
 
 
 def sky_metrics(matrix: np.ndarray) -> dict[str, float]:
@@ -92,7 +95,8 @@ class SkyEvaluator(DatasetEvaluator):
                     "the model gives no sem_seg: take 'sky' out of TEST.EVALUATORS or use a background model"
                 )
             truth = read_sky_mask(self._masks[image_id])
-            predicted = output["sem_seg"].argmax(0).cpu().numpy()
+            other, sky = output["sem_seg"]
+            predicted = (sky > other).cpu().numpy()
             if predicted.shape != truth.shape:
                 raise ValueError(
                     f"image {image_id!r}: the prediction is {predicted.shape}, the mask {truth.shape} (height, width)"

@@ -242,3 +242,10 @@ def test_the_exchange_stands_before_any_heads(repo_root):
 def test_raw_instances_of_the_two_stage_detector(repo_root):
     (found,) = make_model(repo_root, RCNN).eval().inference([sample()], do_postprocess=False)
     assert found.image_size == (64, 96)
+
+
+def test_levels_of_unequal_width_are_refused(repo_root):
+    opts = ["MODEL.BACKBONE.NAME", "build_irstd_resnet_backbone", "MODEL.RPN.IN_FEATURES", ["res4"]]
+    opts += ["MODEL.ROI_HEADS.IN_FEATURES", ["res3", "res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[8]]]
+    with pytest.raises(ConfigError, match=r"ROI_HEADS\.IN_FEATURES have \[32, 64\] channels"):
+        make_model(repo_root, RCNN, *opts)

@@ -67,6 +67,16 @@ def test_names_convert_both_ways(published):
     assert len(NEVER_RUN) == 10
 
 
+def test_a_published_fcos_is_a_part_of_these_names(published, repo_root):
+    model = build_model(get_config(repo_root / "configs/bafe/fcos_r50_fpn.yaml", ["MODEL.DEVICE", "cpu"]))
+    of_bafe = ("seg_convs", "conv_seg", "ChannelEx", "LSKModule", "convs_cls", "convs_seg")
+    dropped = {pattern.split(".")[1] for pattern in NEVER_RUN}
+    state = {k: v for k, v in published.state.items() if k.split(".")[1] not in {*of_bafe, *dropped}}
+    renamed = BAFE_NAMES.to_ours(state)
+    assert not renamed.dropped
+    model.load_state_dict(renamed.values, strict=True)
+
+
 @pytest.fixture(scope="module")
 def modules(oracle_dir):
     return np.load(oracle_dir / "bafe_modules.npz")

@@ -54,7 +54,7 @@ def run(evaluator, names=("a", "b", "c")):
 
 def test_counts_by_hand():
     # Of image a: sky found twice and missed once; other right once, called sky once; one pixel ignored.
-    matrix = confusion(np.array([[1, 0, 0], [1, 1, 1]]), MASKS["a"])
+    matrix = confusion(np.array([[1, 0, 0], [1, 1, 1]], bool), MASKS["a"])
     np.testing.assert_array_equal(matrix, [[1, 1], [1, 2]])
     assert sky_metrics(matrix) == pytest.approx(
         {"IoU": 50.0, "IoU_other": 100 / 3, "mIoU": (50 + 100 / 3) / 2, "pixel_accuracy": 60.0}
@@ -73,7 +73,7 @@ label_maps = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
 def test_metrics_are_those_of_sets_of_pixels(maps):
     predicted, truth = maps
     pixels = [(p, t) for p, t in zip(predicted.ravel(), truth.ravel()) if t != 255]
-    metrics = sky_metrics(confusion(predicted, truth))
+    metrics = sky_metrics(confusion(predicted.astype(bool), truth))
     for label, name in ((1, "IoU"), (0, "IoU_other")):
         union = sum(label in pair for pair in pixels)
         both = sum(pair == (label, label) for pair in pixels)
