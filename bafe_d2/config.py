@@ -27,7 +27,7 @@ def _add_model_keys(cfg: CfgNode) -> None:
     exchange.MECHANISM = "channel"
     # "dynamic", "fixed", "random" (Table VII), or "straight_through": dynamic with a mask that learns.
     exchange.SELECTION = "dynamic"
-    # Share of channels that is exchanged, p (Table VIII).
+    # Share of the channels, or of the columns of positions, that is exchanged, p (Table VIII).
     exchange.FRACTION = 0.5
     # Hidden units of the adapter, 0 for none (Tables IV and V).
     exchange.ADAPTER_WIDTH = 64
