@@ -95,7 +95,12 @@ class SeededMapDataset(Dataset):
         index, position = key
         seed_everything(self.seed, position)
         for _ in range(MAX_SKIPS):
-            sample = self.mapper(self.dicts[index])
+            record = self.dicts[index]
+            try:
+                sample = self.mapper(record)
+            except Exception as error:
+                error.add_note(f"while reading sample {position} of the training, {record.get('file_name')}")
+                raise
             if sample is not None:
                 return sample
             index = int(np.random.randint(len(self.dicts)))
