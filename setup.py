@@ -60,6 +60,7 @@ setup(
             "pytest-cov",
             "pytest-timeout",
             "pytest-xdist",
+            "filelock",
             "hypothesis",
             "imagecodecs",
             "mypy",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,10 +65,13 @@ def omni_mini() -> Path:
 @pytest.fixture(scope="session")
 def real_densesirst() -> Path:
     """The folder that holds the real DenseSIRST set as ``SIRSTdevkit/``, unpacked once."""
-    cache = Path(os.environ.get("IRSTD_CACHE", ROOT / ".scratch" / "data"))
+    cache = Path(os.environ.get("IRSTD_CACHE", ROOT / ".cache"))
     done = cache / "SIRSTdevkit" / "unpacked"
     if not done.exists():
         unpack = _shared("data/densesirst") / "unpack.py"
-        subprocess.run([sys.executable, str(unpack), str(cache)], check=True)
-        done.touch()
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / "unpack.lock"):  # of several test processes one unpacks
+            if not done.exists():
+                subprocess.run([sys.executable, str(unpack), str(cache)], check=True)
+                done.touch()
     return cache

@@ -92,7 +92,10 @@ class AdaptiveConv(nn.Module):
         if self.uses_offsets:
             if offsets is None:
                 raise ValueError("this convolution adapts by offsets; give them")
-            return deform_conv2d(x, offsets.to(x.dtype), self.weight.to(x.dtype), padding=1)
+            # Half precision would move the taps, by whole cells far from the anchor's own, and torchvision has no
+            # bfloat16 kernel.
+            with torch.autocast(x.device.type, enabled=False):
+                return deform_conv2d(x.float(), offsets.float(), self.weight.float(), padding=1).to(x.dtype)
         return F.conv2d(x, self.weight, self.bias, padding=self.dilation, dilation=self.dilation)
 
 
@@ -302,7 +305,7 @@ class CascadeRPN(nn.Module):
             decoded = self._decode(number, deltas, anchors)
             if boxes is not None and valid is not None:
                 if self.assignment[number] == "region":
-                    assigned = assign_by_region(grid, self.strides, sizes, boxes, **self.region)
+                    assigned = assign_by_region(sizes, self.strides, boxes, **self.region)
                 else:
                     assigned = assign_by_iou(anchors, boxes, **self.iou)
                 assigned = assigned.masked_fill(~valid, IGNORED)
@@ -330,18 +333,17 @@ class CascadeRPN(nn.Module):
     def _valid_anchors(self, images: ImageList, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """(N, A) whether an anchor's cell lies in the image padded to a multiple of ``valid_divisor``."""
         divisor = self.valid_divisor
-        rows = []
-        for image_size in images.image_sizes:
-            parts = []
-            for (height, width), stride in zip(sizes, self.strides):
-                limit_y, limit_x = height, width
-                if divisor:
-                    limit_y, limit_x = (-(-(-(-edge // divisor) * divisor) // stride) for edge in image_size)
-                inside_y = torch.arange(height, device=device) < limit_y
-                inside_x = torch.arange(width, device=device) < limit_x
-                parts.append((inside_y[:, None] & inside_x).flatten())
-            rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        if not divisor:
+            return torch.ones((len(images), sum(h * w for h, w in sizes)), dtype=torch.bool, device=device)
+        edges = torch.tensor(images.image_sizes, device=device)
+        padded = (edges + divisor - 1) // divisor * divisor
+        parts = []
+        for (height, width), stride in zip(sizes, self.strides):
+            limit_y, limit_x = ((padded + stride - 1) // stride).unbind(1)
+            inside_y = torch.arange(height, device=device) < limit_y[:, None]
+            inside_x = torch.arange(width, device=device) < limit_x[:, None]
+            parts.append((inside_y[:, :, None] & inside_x[:, None]).flatten(1))
+        return torch.cat(parts, dim=1)
 
     def _losses(
         self, number: int, assigned: Tensor, decoded: Tensor, logits: Sequence[Tensor], boxes: Tensor

@@ -1,13 +1,14 @@
 """Which anchors are responsible for which target: by region, and by overlap.
 
-Both work on all targets and images at once. Letters in shapes: N images, M targets (padded with boxes without area),
-A anchors of all levels together. Source: Vu et al., "Cascade RPN" (NeurIPS 2019), section 3.3.
+Both work on all images and targets at once, in pieces of bounded memory where there are very many targets. Letters in
+shapes: N images, M targets (padded with boxes without area), A anchors of all levels together, H and W cells of a level.
+Source: Vu et al., "Cascade RPN" (NeurIPS 2019), section 3.3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,19 @@ from torch import Tensor
 # Results of an assignment: a target index from 0, or one of these.
 NEGATIVE = -1
 IGNORED = -2
+
+# Pairs of target and anchor that are compared at once: 2 ** 24 take about 500 MB.
+_PAIRS_AT_ONCE = 2**24
+
+
+def _pieces(num_targets: int, pairs_per_target: int) -> Iterator[slice]:
+    step = max(1, _PAIRS_AT_ONCE // max(1, pairs_per_target))
+    return (slice(start, start + step) for start in range(0, num_targets, step))
+
+
+def _with_area(boxes: Tensor) -> Tensor:
+    """Whether boxes (..., 4) are more than padding: (...,)"""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
 def target_levels(boxes: Tensor, num_levels: int, smallest_anchor: float) -> Tensor:
@@ -28,9 +42,9 @@ def target_levels(boxes: Tensor, num_levels: int, smallest_anchor: float) -> Ten
     Returns:
         (...,) int64
     """
-    scale = (boxes[..., 2:] - boxes[..., :2]).prod(-1).clamp(min=0).sqrt()
+    scale = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
     level = (torch.log2(scale) - math.log2(smallest_anchor) + 0.5).floor()
-    return level.clamp(0, num_levels - 1).nan_to_num(0).long()
+    return level.clamp(0, num_levels - 1).long()
 
 
 def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, int]) -> Tensor:
@@ -53,16 +67,41 @@ def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, 
     return torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], dim=-1)
 
 
-def _inside(centre: Tensor, region: Tensor) -> Tensor:
-    """Whether (A, 2) centres lie in (N, M, 4) regions, ends included: (N, M, A)."""
-    centre, region = centre[None, None], region[:, :, None]
-    return ((centre >= region[..., :2]) & (centre <= region[..., 2:])).all(-1)
+def _rows_and_columns(region: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a grid that regions (N, M, 4) cover, ends included: (N, M, H) and (N, M, W) bool."""
+    y = torch.arange(size[0], device=region.device)
+    x = torch.arange(size[1], device=region.device)
+    x1, y1, x2, y2 = region[..., None].unbind(-2)
+    return (y >= y1) & (y <= y2), (x >= x1) & (x <= x2)
+
+
+def _last_target(region: Tensor, chosen: Tensor, size: tuple[int, int]) -> Tensor:
+    """The last of the chosen targets whose region covers a cell.
+
+    Args:
+        region: (N, M, 4) in cells.
+        chosen: (N, M) bool.
+        size: (H, W)
+
+    Returns:
+        (N, H, W) int64 target index or ``NEGATIVE``.
+    """
+    num_images, num_targets = chosen.shape
+    rows, columns = _rows_and_columns(region, size)
+    rows = rows & chosen[..., None]
+    # 0 stands for no target.
+    number = torch.arange(1, num_targets + 1, dtype=torch.int32, device=region.device)[None, :, None]
+    numbered = rows * number
+    last = torch.zeros((num_images, *size), dtype=torch.int32, device=region.device)
+    for part in _pieces(num_targets, last.numel()):
+        covered = numbered[:, part, :, None] * columns[:, part, None, :]
+        last = torch.maximum(last, covered.amax(1))
+    return last.long() - 1
 
 
 def assign_by_region(
-    anchors: Sequence[Tensor],
-    strides: Sequence[int],
     sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
     boxes: Tensor,
     *,
     anchor_scale: float,
@@ -71,48 +110,52 @@ def assign_by_region(
 ) -> Tensor:
     """Assign anchors whose centre lies in the central part of a target on the target's level.
 
-    Between the central and the ignored part an anchor is ignored; of several targets the last decides. On the levels
-    next to the target's the ignored part is ignored whatever else holds there.
+    There is one anchor per cell, centred at (column * stride, row * stride). Between the central and the ignored part
+    it is ignored; of several targets the last decides. On the levels next to the target's the ignored part is ignored
+    whatever else holds there.
 
     Args:
-        anchors: per level (A_l, 4) in pixels, the same for all images.
-        strides: per level.
-        sizes: per level (height, width) in cells.
+        sizes: per level (H, W).
+        strides: per level, finest first.
         boxes: (N, M, 4) in pixels.
         anchor_scale: edge of an anchor in strides.
-        centre_ratio, ignore_ratio: share of a target's width and height.
+        centre_ratio, ignore_ratio: share of a target's width and height, the first at most the second.
 
     Returns:
         (N, A) target index, ``NEGATIVE`` or ``IGNORED``.
     """
     num_images, num_targets = boxes.shape[:2]
-    valid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(-1)
-    levels = target_levels(boxes, len(anchors), anchor_scale * strides[0])
-    number = torch.arange(num_targets, device=boxes.device)[None, :, None]
+    if not num_targets:
+        count = sum(height * width for height, width in sizes)
+        return torch.full((num_images, count), NEGATIVE, device=boxes.device)
+    exists = _with_area(boxes)
+    levels = target_levels(boxes, len(sizes), anchor_scale * strides[0])
     result = []
-    for level, (anchor, stride, size) in enumerate(zip(anchors, strides, sizes)):
-        assigned = torch.full((num_images, len(anchor)), NEGATIVE, device=boxes.device)
-        if num_targets:
-            centre = (anchor[:, :2] + anchor[:, 2:]) / 2 / stride
-            near = _inside(centre, central_region(boxes, ignore_ratio, stride, size)) & valid[..., None]
-            middle = _inside(centre, central_region(boxes, centre_ratio, stride, size)) & valid[..., None]
-            own = (levels == level)[..., None]
-            last = torch.where((near | middle) & own, number, NEGATIVE).amax(1)
-            in_middle = (middle & own).gather(1, last.clamp(min=0)[:, None]).squeeze(1)
-            assigned = torch.where(last == NEGATIVE, NEGATIVE, torch.where(in_middle, last, IGNORED))
-            beside = ((levels - level).abs() == 1)[..., None]
-            assigned = assigned.masked_fill((near & beside).any(1), IGNORED)
-        result.append(assigned)
+    for level, (size, stride) in enumerate(zip(sizes, strides)):
+        near = central_region(boxes, ignore_ratio, stride, size)
+        middle = central_region(boxes, centre_ratio, stride, size)
+        last = _last_target(near, exists & (levels == level), size).flatten(1)
+        x1, y1, x2, y2 = middle.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, 4)).unbind(-1)
+        cell = torch.arange(size[0] * size[1], device=boxes.device)
+        x, y = cell % size[1], cell // size[1]
+        in_middle = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
+        assigned = torch.where((last == NEGATIVE) | in_middle, last, IGNORED)
+
+        rows, columns = _rows_and_columns(near, size)
+        rows = rows & (exists & ((levels - level).abs() == 1))[..., None]
+        beside = torch.bmm(rows.transpose(1, 2).to(boxes.dtype), columns.to(boxes.dtype)) > 0
+        result.append(assigned.masked_fill(beside.flatten(1), IGNORED))
     return torch.cat(result, dim=1)
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """IoU of (N, M, 4) boxes and (N, A, 4) anchors: (N, M, A)."""
-    low = torch.maximum(boxes[:, :, None, :2], anchors[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], anchors[:, None, :, 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)[:, :, None]
-    union = area + (anchors[..., 2:] - anchors[..., :2]).prod(-1)[:, None] - intersection
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
+    u1, v1, u2, v2 = anchors[:, None].unbind(-1)
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    intersection = width * height
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - intersection
     return intersection / union.clamp(min=1e-6)
 
 
@@ -137,13 +180,20 @@ def assign_by_iou(
     Returns:
         (N, A) target index, ``NEGATIVE`` or ``IGNORED``.
     """
-    if not boxes.shape[1]:
-        return torch.full(anchors.shape[:2], NEGATIVE, device=anchors.device)
-    valid = ((boxes[..., 2:] - boxes[..., :2]) > 0).all(-1)[..., None]
-    iou = pairwise_iou(boxes, anchors).masked_fill(~valid, -1)
-    best_iou, best = iou.max(1)
-    assigned = torch.where(best_iou >= positive_iou, best, torch.where(best_iou < negative_iou, NEGATIVE, IGNORED))
-    top = iou.amax(2, keepdim=True)
+    shape = anchors.shape[:2]
+    exists = _with_area(boxes)[..., None]
     number = torch.arange(boxes.shape[1], device=boxes.device)[None, :, None]
-    own = torch.where((iou == top) & (top >= low_quality_iou), number, NEGATIVE).amax(1)
+    best_iou = anchors.new_full(shape, -1.0)
+    best = torch.full(shape, NEGATIVE, device=anchors.device)
+    own = torch.full(shape, NEGATIVE, device=anchors.device)
+    for part in _pieces(boxes.shape[1], math.prod(shape)):
+        iou = pairwise_iou(boxes[:, part], anchors).masked_fill(~exists[:, part], -1)
+        part_iou, part_best = iou.max(1)
+        better = part_iou > best_iou
+        best = torch.where(better, part_best + part.start, best)
+        best_iou = torch.where(better, part_iou, best_iou)
+        top = iou.amax(2, keepdim=True)
+        mine = (iou == top) & (top >= low_quality_iou)
+        own = torch.maximum(own, torch.where(mine, number[:, part], NEGATIVE).amax(1))
+    assigned = torch.where(best_iou >= positive_iou, best, torch.where(best_iou < negative_iou, NEGATIVE, IGNORED))
     return torch.where(own != NEGATIVE, own, assigned)
