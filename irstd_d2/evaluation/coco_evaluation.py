@@ -176,7 +176,10 @@ class IRSTDCOCOEvaluator(DatasetEvaluator):
         for sample, output in zip(inputs, outputs):
             if sample["image_id"] not in self._number:
                 raise ValueError(f"image {sample['image_id']!r} is not in the evaluated data set")
-            self._rows += instances_to_coco_json(output["instances"].to("cpu"), sample["image_id"])
+            instances = output["instances"].to("cpu")
+            if not (instances.pred_boxes.tensor.isfinite().all() and instances.scores.isfinite().all()):
+                raise ValueError(f"image {sample['image_id']!r} has detections whose score or box is not finite")
+            self._rows += instances_to_coco_json(instances, sample["image_id"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         rows = self._rows

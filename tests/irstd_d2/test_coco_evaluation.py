@@ -213,6 +213,13 @@ def test_an_unknown_image_is_refused(register):
         evaluate({"z": detections([], [])})
 
 
+@pytest.mark.parametrize(("box", "score"), [([1, 1, math.nan, 4], 0.5), ([1, 1, 4, 4], math.inf)])
+def test_detections_that_are_not_finite_are_refused(register, box, score):
+    register([record("a", [])])
+    with pytest.raises(ValueError, match="'a' has detections whose score or box is not finite"):
+        evaluate({"a": detections([box], [score])})
+
+
 def test_detections_are_saved_in_the_order_of_the_set(register, tmp_path, capsys):
     register([record("a", []), record("b", [[1, 1, 4, 4]])])
     evaluate(
