@@ -214,6 +214,11 @@ class CascadeRPN(nn.Module):
             )
         if unknown := set(assignment) - set(ASSIGNMENTS):
             raise ConfigError(f"MODEL.CASCADE_RPN.ASSIGNMENT has {sorted(unknown)}; known are {ASSIGNMENTS}")
+        if centre_ratio > ignore_ratio:
+            raise ConfigError(
+                f"MODEL.CASCADE_RPN.CENTER_RATIO is {centre_ratio}, IGNORE_RATIO {ignore_ratio}; the centre of a "
+                "target must lie in its ignored part, so the first must not be the larger"
+            )
         self.in_features, self.strides, self.anchor_scale = list(in_features), list(strides), anchor_scale
         self.assignment = list(assignment)
         last = len(adaptation) - 1
@@ -310,8 +315,7 @@ class CascadeRPN(nn.Module):
                     assigned = assign_by_iou(anchors, boxes, **self.iou)
                 assigned = assigned.masked_fill(~valid, IGNORED)
                 losses.update(self._losses(number, assigned, decoded, logits, boxes))
-            clipped = torch.minimum(decoded.detach().clamp(min=0), limit)
-            anchors = clipped
+            anchors = torch.minimum(decoded.detach().clamp(min=0), limit)
         with torch.no_grad():
             return self._proposals(anchors, logits, counts, images), losses
 
