@@ -36,8 +36,8 @@ class System:
 SYSTEMS = (
     System("cascade_rpn", "configs/auxdet/tiny/cascade_rpn_tiny.yaml", "synthetic_omni_val", 150),
     System("auxdet", "configs/auxdet/tiny/auxdet_tiny.yaml", "synthetic_omni_val", 150),
-    System("fcos", "configs/bafe/tiny/fcos_tiny.yaml", "synthetic_dense_val", 200),
-    System("bafe_net", "configs/bafe/tiny/bafe_tiny.yaml", "synthetic_dense_val", 200),
+    System("fcos", "configs/bafe/tiny/fcos_tiny.yaml", "synthetic_dense_val", 120),
+    System("bafe_net", "configs/bafe/tiny/bafe_tiny.yaml", "synthetic_dense_val", 120),
 )
 
 
