@@ -131,7 +131,7 @@ def main() -> None:
         run(
             f"pictures of {system.name}",
             ["tools/visualize.py", "--dataset", system.data_set, "--predictions", str(predictions),
-             "--count", "6", "--output", str(picture)],
+             "--count", "6", "--threshold", "0.15", "--output", str(picture)],
             output / "logs" / "pictures.log",
             environment,
         )  # fmt: skip
