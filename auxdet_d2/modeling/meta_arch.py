@@ -73,4 +73,8 @@ def AuxDet(cfg: CfgNode) -> nn.Module:  # noqa: N802  registered under the model
 @META_ARCH_REGISTRY.register()
 def MetadataConditionedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802
     """Build ``MODEL.METADATA.META_ARCHITECTURE``, any registered name, with a backbone that takes metadata."""
-    return _build(condition_on_metadata(META_ARCH_REGISTRY.get(cfg.MODEL.METADATA.META_ARCHITECTURE)), cfg)
+    name = cfg.MODEL.METADATA.META_ARCHITECTURE
+    meta_arch = META_ARCH_REGISTRY.get(name)
+    if not isinstance(meta_arch, type):
+        raise ConfigError(f"MODEL.METADATA.META_ARCHITECTURE is {name!r}, which takes metadata itself; name a class")
+    return _build(condition_on_metadata(meta_arch), cfg)

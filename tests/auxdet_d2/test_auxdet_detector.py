@@ -117,3 +117,9 @@ def test_any_meta_architecture_can_have_metadata(repo_root):
 def test_a_backbone_without_metadata_is_refused(repo_root):
     with pytest.raises(ConfigError, match="metadata"):
         detect(tiny(repo_root, "MODEL.BACKBONE.NAME", "build_irstd_resnet_fpn_backbone"), sample(0, AIR))
+
+
+def test_a_name_that_takes_metadata_itself_is_refused(repo_root):
+    options = ["MODEL.META_ARCHITECTURE", "MetadataConditionedModel", "MODEL.METADATA.META_ARCHITECTURE", "AuxDet"]
+    with pytest.raises(ConfigError, match="takes metadata itself"):
+        tiny(repo_root, *options)

@@ -114,3 +114,10 @@ def test_there_are_configurations_of_every_kind():
     for kind in ("fcos", "retinanet", "faster_rcnn", "cascade_rcnn"):
         assert {f"baselines/{kind}_r18_fpn.yaml", f"baselines/{kind}_r50_fpn.yaml"} <= names
         assert f"baselines/tiny/{kind}_tiny.yaml" in names
+
+
+def test_there_are_the_named_configurations():
+    names = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml")}
+    wanted = ["auxdet/cascade_rpn_r50_fpn.yaml", "bafe/fcos_r18_fpn.yaml", "auxbafe_r50_fpn.yaml"]
+    wanted += [f"{name}_r{depth}_fpn.yaml" for name in ("auxdet/auxdet", "bafe/bafe") for depth in (18, 34, 50, 101)]
+    assert set(wanted) <= names
