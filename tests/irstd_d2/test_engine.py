@@ -151,7 +151,7 @@ def test_a_crash_at_any_file_that_is_written_changes_nothing(toy_config, tmp_pat
 
 @pytest.mark.slow
 def test_thirty_sigkills_at_random_moments_change_nothing(toy_config, tmp_path):
-    options = {**FULL, "SOLVER.MAX_ITER": 92}
+    options = {**FULL, "SOLVER.MAX_ITER": 400}
     train(toy_config("whole", **options))
     cfg = toy_config("killed", **options)
     rng = random.Random(0)
