@@ -7,6 +7,7 @@ naming what is missing, where they are absent.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +28,18 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging():
+    """What a test's training does to the loggers ends with the test, so that no test depends on the one before."""
+    names = ("detectron2", "fvcore", "irstd_d2", "auxdet_d2", "bafe_d2")
+    before = [(logging.getLogger(name), logging.getLogger(name).propagate) for name in names]
+    yield
+    for logger, propagate in before:
+        logger.propagate = propagate
+        logger.handlers.clear()
+    setup_logger.cache_clear()
 
 
 def _shared(name: str) -> Path:

@@ -28,7 +28,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
     default_setup(cfg, args)
-    setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="irstd_d2")
+    for package in ("irstd_d2", "auxdet_d2", "bafe_d2"):
+        setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     if no_cuda:
         logging.getLogger(__name__).info("no CUDA device here: training on the CPU (MODEL.DEVICE cpu)")
     return cfg
