@@ -39,6 +39,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     bag_cp.ENABLED = False
     # Share of the training images that get pasted targets.
     bag_cp.PROB = 1.0
+    # Paste before the resize: sizes below are then pixels of the image, not of the network.
+    bag_cp.BEFORE_RESIZE = False
     # Dense areas per image, targets per area, edge of an area and gaps between targets in network pixels.
     bag_cp.AREAS = (1, 3)
     bag_cp.TARGETS = (8, 12)

@@ -36,12 +36,15 @@ def build_bag_cp(cfg: CfgNode) -> BAGCopyPaste:
 class BackgroundDatasetMapper(IRSTDDatasetMapper):
     """``IRSTDDatasetMapper`` that pastes targets into the sky of training images (``INPUT.BAG_CP``).
 
-    Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels.
+    Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels; with
+    ``INPUT.BAG_CP.BEFORE_RESIZE`` it comes before the resize (and after the crop), and sizes are pixels of the image.
     """
 
     @classmethod
     def build_augmentation(cls, cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
         augmentations = super().build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.BAG_CP.ENABLED:
-            augmentations.append(build_bag_cp(cfg))
+            first = int(cfg.INPUT.CROP.ENABLED)
+            position = first if cfg.INPUT.BAG_CP.BEFORE_RESIZE else len(augmentations)
+            augmentations.insert(position, build_bag_cp(cfg))
         return augmentations

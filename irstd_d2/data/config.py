@@ -11,9 +11,13 @@ def add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.MAPPER = "IRSTDDatasetMapper"
     # "shortest_edge": aspect ratio kept, by detectron2's MIN_SIZE_* and MAX_SIZE_*.
     # "fixed": every image becomes FIXED_SIZE, aspect ratio not kept (BAFE-Net).
+    # "scale": every image is enlarged or shrunk by the same factor SCALE; no target gets lost in the resize.
     cfg.INPUT.RESIZE_MODE = "shortest_edge"
     # (height, width) in pixels.
     cfg.INPUT.FIXED_SIZE = (512, 512)
+    cfg.INPUT.SCALE = 1.0
+    # Share of the training crops (detectron2's INPUT.CROP) that hold a whole target, in images that have one.
+    cfg.INPUT.CROP.TARGET_PROB = 0.0
     # How pixels of more than 8 bits become [0, 255]: "full_range", "minmax" or "percentile" (irstd_d2.data.read_image).
     cfg.INPUT.HIGH_BIT_DEPTH = "full_range"
     # Whether training samples carry `sem_seg` where the data set has sky masks.

@@ -14,7 +14,7 @@ from fvcore.common.registry import Registry
 
 from ..errors import ConfigError, DatasetError
 from .image_io import read_image, read_sky_mask
-from .transforms import Resize, ResizeShortestEdge
+from .transforms import Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
 
 MAPPER_REGISTRY = Registry("MAPPER")
 MAPPER_REGISTRY.__doc__ = """
@@ -108,7 +108,8 @@ class IRSTDDatasetMapper:
         """Resize, then in training crop (``INPUT.CROP``) before it and flip (``INPUT.RANDOM_FLIP``) after it."""
         augmentations: list[T.Augmentation | T.Transform] = []
         if is_train and cfg.INPUT.CROP.ENABLED:
-            augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+            crop = cfg.INPUT.CROP
+            augmentations.append(TargetCrop(crop.TYPE, crop.SIZE, crop.TARGET_PROB))
         augmentations.append(_build_resize(cfg, is_train))
         if is_train and cfg.INPUT.RANDOM_FLIP != "none":
             horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
@@ -172,8 +173,10 @@ def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     mode = cfg.INPUT.RESIZE_MODE
     if mode == "fixed":
         return Resize(tuple(cfg.INPUT.FIXED_SIZE))
+    if mode == "scale":
+        return ResizeByFactor(cfg.INPUT.SCALE)
     if mode != "shortest_edge":
-        raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; use 'shortest_edge' or 'fixed'")
+        raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; use 'shortest_edge', 'fixed' or 'scale'")
     if is_train:
         return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")

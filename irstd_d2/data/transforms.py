@@ -1,4 +1,4 @@
-"""detectron2's resize augmentations with a faster resize of float images."""
+"""detectron2's resizes with a faster resize of float images, and a crop that finds the targets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
+
+from ..errors import ConfigError
+
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 class ResizeTransform(T.ResizeTransform):
@@ -16,7 +20,7 @@ class ResizeTransform(T.ResizeTransform):
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         plain = img.dtype == np.float32 and (img.ndim == 2 or (img.ndim == 3 and 1 < img.shape[2] <= 4))
-        if not plain or (self.interp if interp is None else interp) != Image.Resampling.BILINEAR:
+        if not plain or (self.interp if interp is None else interp) != _BILINEAR:
             return super().apply_image(img, interp)
         return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
 
@@ -36,3 +40,50 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         if not isinstance(plan, T.ResizeTransform):
             return plan
         return ResizeTransform(plan.h, plan.w, plan.new_h, plan.new_w, plan.interp)
+
+
+class ResizeByFactor(T.Augmentation):
+    """Enlarge or shrink every image by the same factor, so that a target keeps its size in network pixels.
+
+    Args:
+        factor: network pixels per pixel of the image.
+    """
+
+    def __init__(self, factor: float):
+        super().__init__()
+        if not factor > 0:
+            raise ConfigError(f"INPUT.SCALE is {factor}; it must be positive")
+        self.factor = factor
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, *(max(1, round(n * self.factor)) for n in (height, width)), _BILINEAR)
+
+
+class TargetCrop(T.RandomCrop):
+    """A random crop that holds a random target whole with a given probability, wherever it then lies in it.
+
+    In large images with few targets most plain crops are empty.
+
+    Args:
+        crop_type, crop_size: see ``detectron2.data.transforms.RandomCrop``.
+        target_prob: share of the crops that hold a target, in images that have one.
+    """
+
+    def __init__(self, crop_type: str, crop_size: tuple[float, float], target_prob: float):
+        super().__init__(crop_type, crop_size)
+        if not 0 <= target_prob <= 1:
+            raise ConfigError(f"INPUT.CROP.TARGET_PROB is {target_prob}; it must be between 0 and 1")
+        self.target_prob = target_prob
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:  # type: ignore[override]
+        if boxes is None or not len(boxes) or np.random.rand() >= self.target_prob:
+            return super().get_transform(image)
+        size = np.array(image.shape[1::-1])
+        crop = np.array(self.get_crop_size(image.shape[:2])[::-1])
+        box = boxes[np.random.randint(len(boxes))]
+        # Of a target larger than the crop, the crop holds as much as it can.
+        low = np.clip(np.ceil(box[2:]) - crop, 0, size - crop)
+        high = np.clip(np.floor(box[:2]), 0, size - crop)
+        low, high = np.minimum(low, high).astype(int), np.maximum(low, high).astype(int)
+        return T.CropTransform(*np.random.randint(low, high + 1), *crop)

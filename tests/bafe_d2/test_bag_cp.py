@@ -361,3 +361,6 @@ def test_mapper_adds_targets_in_training_only(tmp_path, monkeypatch):
         assert sample["sem_seg"].shape == sample["image"].shape[1:]
         assert "instances" not in plain(record)
     assert grown >= 3
+    before = get_config(None, [*options, "INPUT.BAG_CP.BEFORE_RESIZE", True, "INPUT.CROP.ENABLED", True])
+    names = [type(step).__name__ for step in build_mapper(before, True).augmentations.augs]
+    assert names == ["TargetCrop", "BAGCopyPaste", "Resize", "RandomFlip"]

@@ -267,9 +267,19 @@ class TestConfig:
         opts += ["INPUT.RANDOM_FLIP", "none", "INPUT.RESIZE_MODE", "fixed", "INPUT.FIXED_SIZE", (24, 24)]
         cfg = get_config(None, opts)
         names = [type(aug).__name__ for aug in build_mapper(cfg, True).augmentations.augs]
-        assert names == ["RandomCrop", "Resize"]
+        assert names == ["TargetCrop", "Resize"]
         assert build_mapper(cfg, True)(sample)["image"].shape == (3, 24, 24)
         assert len(build_mapper(cfg, False).augmentations.augs) == 1
+
+    def test_scale(self, sample):
+        opts = ["INPUT.RESIZE_MODE", "scale", "INPUT.SCALE", 1.5, "INPUT.RANDOM_FLIP", "none"]
+        plain = build_mapper(get_config(None, ["INPUT.RESIZE_MODE", "scale", *opts[4:]]), True)(sample)
+        scaled = build_mapper(get_config(None, opts), True)(sample)
+        assert scaled["image"].shape == (3, *(round(1.5 * n) for n in plain["image"].shape[1:]))
+        boxes = plain["instances"].gt_boxes.tensor
+        torch.testing.assert_close(scaled["instances"].gt_boxes.tensor, 1.5 * boxes)
+        with pytest.raises(ConfigError, match=r"INPUT\.SCALE is 0"):
+            build_mapper(get_config(None, [*opts, "INPUT.SCALE", 0.0]), True)
 
     def test_other_options_reach_the_mapper(self):
         opts = ["INPUT.HIGH_BIT_DEPTH", "percentile", "INPUT.LOAD_SEM_SEG", False, "DATASETS.SKIP_BAD", True]
@@ -277,7 +287,7 @@ class TestConfig:
         assert (built.high_bit_depth, built.load_sem_seg, built.skip_bad) == ("percentile", False, True)
 
     def test_unknown_resize_mode(self):
-        with pytest.raises(ConfigError, match=r"INPUT\.RESIZE_MODE is 'crop'; use 'shortest_edge' or 'fixed'"):
+        with pytest.raises(ConfigError, match=r"INPUT\.RESIZE_MODE is 'crop'; use 'shortest_edge', 'fixed' or 'scale'"):
             build_mapper(get_config(None, ["INPUT.RESIZE_MODE", "crop"]), True)
 
     def test_registered_subclass_with_hooks(self, sample):
