@@ -82,8 +82,11 @@ def _add_training_keys(cfg: CfgNode) -> None:
 def _add_evaluation_keys(cfg: CfgNode) -> None:
     # Names in EVALUATOR_REGISTRY, in the order of the tables.
     cfg.TEST.EVALUATORS = ("coco",)
-    # Metadata keys that metrics are broken down by: "platform", "band", "resolution".
+    # What metrics are broken down by: "platform", "band", "resolution" or any key of the metadata for images; "size",
+    # "contrast", "sky" for targets.
     cfg.TEST.GROUP_BY = ()
+    # Largest distances of centres at which a detection is right for the evaluator "centre", in original pixels.
+    cfg.TEST.CENTRE_DISTANCES = (1.0, 2.0, 3.0, 5.0)
     # Metric whose best checkpoint is kept as model_best.pth, e.g. "bbox/AP50"; empty keeps none.
     cfg.TEST.BEST_METRIC = ""
     # Detections above this score enter Pd, Fa and precision.

@@ -1,14 +1,15 @@
-"""Evaluation: COCO, Pascal VOC in the exact and the papers' protocol, Pd and Fa, sky."""
+"""Evaluation: COCO, Pascal VOC in the exact and the papers' protocol, Pd and Fa, centre distance, sky."""
 
 from .build import EVALUATOR_REGISTRY, build_evaluator
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
 from .results import format_results
 from .sky import SkyEvaluator
-from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
+from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 __all__ = [
     "EVALUATOR_REGISTRY",
+    "CentreDistanceEvaluator",
     "DetectionProbabilityEvaluator",
     "GroundTruth",
     "IRSTDCOCOEvaluator",

@@ -71,7 +71,8 @@ class Verdicts:
     """What became of each detection.
 
     Attributes:
-        true, false: (D,) bool; both False where the best target is an ignored one.
+        true, false: (D,) bool; both False where the best target is an ignored one, or where a detection outside the
+            judged part finds nothing.
         target: (D,) the target that a true detection found, else ``NO_TARGET``.
     """
 
@@ -114,7 +115,10 @@ def voc_verdicts(
     true = np.zeros(len(detections), bool)
     true[candidates[first]] = True
     target[~true] = NO_TARGET
-    return Verdicts(true=true, false=~true & ~on_ignored, target=target)
+    false = ~true & ~on_ignored
+    if detections.outside is not None:
+        false &= ~detections.outside
+    return Verdicts(true=true, false=false, target=target)
 
 
 def precision_recall(

@@ -12,7 +12,7 @@ from .average_precision import EXACT, PAPER
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
 from .sky import SkyEvaluator
-from .table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
+from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 EVALUATOR_REGISTRY.__doc__ = """
@@ -47,6 +47,13 @@ def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvalua
         GroundTruth.from_dataset(dataset_name),
         score_threshold=cfg.TEST.SCORE_THRESHOLD,
         group_by=cfg.TEST.GROUP_BY,
+    )
+
+
+@EVALUATOR_REGISTRY.register()
+def centre(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+    return CentreDistanceEvaluator(
+        GroundTruth.from_dataset(dataset_name), distances=cfg.TEST.CENTRE_DISTANCES, group_by=cfg.TEST.GROUP_BY
     )
 
 

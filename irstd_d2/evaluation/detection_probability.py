@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .average_precision import Verdicts
 from .matching import (
     NO_TARGET,
     DetectionTable,
@@ -119,6 +120,18 @@ def match_by_centre(
     return matched, on_ignored & (matched == NO_TARGET)
 
 
+def centre_verdicts(
+    detections: DetectionTable, targets: TargetTable, max_distance: float = CENTRE_DISTANCE
+) -> Verdicts:
+    """Judge every detection by ``match_by_centre``."""
+    matched, excused = match_by_centre(detections, targets, max_distance)
+    true = matched != NO_TARGET
+    false = ~true & ~excused
+    if detections.outside is not None:
+        false &= ~detections.outside
+    return Verdicts(true=true, false=false, target=matched)
+
+
 def operating_curve(
     detections: DetectionTable,
     targets: TargetTable,
@@ -133,9 +146,8 @@ def operating_curve(
         image_pixels: per image, its height times its width.
         max_distance: pixels.
     """
-    matched, excused = match_by_centre(detections, targets, max_distance)
-    true = matched != NO_TARGET
-    false = ~true & ~excused
+    verdicts = centre_verdicts(detections, targets, max_distance)
+    true, false = verdicts.true, verdicts.false
     size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
     # Equal scores fall under the same threshold, so only the last of each run is an operating point.
     last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True)[: len(detections)])

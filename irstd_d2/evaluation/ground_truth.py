@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from .breakdown import ImageFiles
 from .matching import TargetTable, target_table
 
 UNKNOWN = "unknown"
@@ -28,6 +29,7 @@ class GroundTruth:
         pixels: (I,) height times width of each original image.
         metadata: per image the dict ``{"platform": ..., "band": ..., "width": ..., "height": ...}``.
         class_names: names of the classes.
+        files: per image, where its pixels are.
     """
 
     image_ids: tuple[Any, ...]
@@ -35,6 +37,7 @@ class GroundTruth:
     pixels: np.ndarray
     metadata: tuple[dict[str, Any], ...]
     class_names: tuple[str, ...]
+    files: tuple[ImageFiles, ...]
 
     @classmethod
     def from_dicts(cls, dicts: Sequence[dict[str, Any]], class_names: Sequence[str] = ("target",)) -> GroundTruth:
@@ -55,6 +58,9 @@ class GroundTruth:
                 for record in dicts
             ),
             class_names=tuple(class_names),
+            files=tuple(
+                ImageFiles(r.get("file_name"), r.get("sem_seg_file_name"), r["height"], r["width"]) for r in dicts
+            ),
         )
 
     @classmethod

@@ -35,6 +35,10 @@ class TargetTable:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def rows(self, keep: np.ndarray) -> TargetTable:
+        """Return the rows that a (G,) bool or an index array names."""
+        return TargetTable(self.boxes[keep], self.image[keep], self.category[keep], self.ignored[keep])
+
 
 @dataclass(frozen=True)
 class DetectionTable:
@@ -45,15 +49,23 @@ class DetectionTable:
         image: (D,) index of the image.
         category: (D,) class index.
         scores: (D,)
+        outside: (D,) bool; a detection outside the part that is judged is no false alarm when it finds nothing.
+            ``None``: none is outside.
     """
 
     boxes: np.ndarray
     image: np.ndarray
     category: np.ndarray
     scores: np.ndarray
+    outside: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def rows(self, keep: np.ndarray) -> DetectionTable:
+        """Return the rows that a (D,) bool or an ascending index array names."""
+        outside = None if self.outside is None else self.outside[keep]
+        return DetectionTable(self.boxes[keep], self.image[keep], self.category[keep], self.scores[keep], outside)
 
 
 def _columns(rows: Sequence[np.ndarray], width: int | None, dtype: type) -> np.ndarray:

@@ -9,22 +9,35 @@ from tabulate import tabulate
 
 
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out results with one row per metric and one column per group of images.
+    """Lay out results with one row per metric and one column per group.
 
     Args:
         results: evaluator -> metric -> value; a metric of a group is named ``KEY/GROUP/METRIC``.
 
     Returns:
-        A Markdown table; ``-`` where there was nothing to measure.
+        A Markdown table; ``-`` where there was nothing to measure. Results that are broken down by several keys give
+        one block per key, below each other, so that no row is too long to read; each leaves out the metrics that it
+        does not have.
     """
     rows: dict[tuple[str, str], dict[str, float]] = {}
-    columns = {"all": None}
+    keys: dict[str, dict[str, None]] = {}
     for evaluator, metrics in results.items():
         for name, value in metrics.items():
             group, _, metric = name.rpartition("/")
-            columns[group or "all"] = None
+            if group:
+                keys.setdefault(group.partition("/")[0], {})[group] = None
             rows.setdefault((evaluator, metric), {})[group or "all"] = value
-    table = [[*key, *(_cell(values.get(column, math.nan)) for column in columns)] for key, values in rows.items()]
+    if len(keys) <= 1:
+        return _block(rows, [*(group for groups in keys.values() for group in groups)])
+    return "\n\n".join(
+        _block({name: values for name, values in rows.items() if set(groups) & set(values)}, list(groups))
+        for groups in keys.values()
+    )
+
+
+def _block(rows: Mapping[tuple[str, str], Mapping[str, float]], groups: list[str]) -> str:
+    columns = ["all", *groups]
+    table = [[*name, *(_cell(values.get(column, math.nan)) for column in columns)] for name, values in rows.items()]
     return tabulate(table, headers=["evaluator", "metric", *columns], tablefmt="pipe", disable_numparse=True)
 
 

@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.image_io import OTHER, SKY, read_sky_mask
+from .breakdown import TARGET_KEYS
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class SkyEvaluator(DatasetEvaluator):
     Args:
         dataset_name: registered name.
         group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
+            Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
         distributed: gather from all processes; the main one reports.
     """
 
@@ -71,7 +73,7 @@ class SkyEvaluator(DatasetEvaluator):
         self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
         if not any(self._masks.values()):
             logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
-        self._group_by, self._distributed = tuple(group_by), distributed
+        self._group_by, self._distributed = tuple(key for key in group_by if key not in TARGET_KEYS), distributed
         self.reset()
 
     def reset(self) -> None:

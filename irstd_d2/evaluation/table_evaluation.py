@@ -10,6 +10,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,30 @@ from detectron2.utils import comm
 
 from ..errors import DatasetError
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
-from .detection_probability import CENTRE_DISTANCE, operating_curve
+from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
+from .breakdown import select_images as select_images  # also offered here
+from .detection_probability import CENTRE_DISTANCE, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, detection_table
 
 logger = logging.getLogger(__name__)
 
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """What is kept of one image.
+
+    Attributes:
+        boxes: (d, 4) float x1 y1 x2 y2, original pixels.
+        scores: (d,)
+        classes: (d,)
+        measured: target key -> (g + d,) classes of its targets, then of its detections, and (C,) pixels of each class.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    measured: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class TableEvaluator(DatasetEvaluator):
@@ -34,7 +52,8 @@ class TableEvaluator(DatasetEvaluator):
 
     Args:
         ground_truth: of the data set, in its order.
-        group_by: keys of the metadata; metrics are repeated for the images of each group.
+        group_by: what metrics are repeated for, named ``KEY/GROUP/METRIC``: ``size``, ``contrast``, ``sky`` of targets
+            (``breakdown``), ``resolution`` or keys of the metadata of images.
         distributed: gather the detections of all processes; the main one reports.
     """
 
@@ -43,10 +62,11 @@ class TableEvaluator(DatasetEvaluator):
     def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
         self.ground_truth, self.group_by, self._distributed = ground_truth, tuple(group_by), distributed
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
+        self._target_boxes = split_by_image(ground_truth.targets, len(self._index))
         self.reset()
 
     def reset(self) -> None:
-        self._columns: dict[int, Columns] = {}
+        self._columns: dict[int, ImageColumns] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for sample, output in zip(inputs, outputs):
@@ -59,7 +79,7 @@ class TableEvaluator(DatasetEvaluator):
             )
 
     def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Store the detections of one image, in original pixels.
+        """Store the detections of one image, in original pixels; an image given again is replaced.
 
         Args:
             image_id: one of the ground truth's.
@@ -68,16 +88,27 @@ class TableEvaluator(DatasetEvaluator):
             classes: (d,)
 
         Raises:
-            ValueError: for an image that the data set does not have, or a score or box that is not finite.
+            ValueError: for an image or a class that the data set does not have, or a score or box that is not finite.
         """
         if image_id not in self._index:
             raise ValueError(f"image {image_id!r} is not in the evaluated data set; were the right predictions given?")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError(f"image {image_id!r} has detections whose score or box is not finite")
-        self._columns[self._index[image_id]] = (boxes, scores, classes)
+        known = len(self.ground_truth.class_names)
+        if len(classes) and not (classes.min() >= 0 and classes.max() < known):
+            raise ValueError(f"image {image_id!r} has detections of classes outside 0 to {known - 1}")
+        index = self._index[image_id]
+        self._columns[index] = ImageColumns(boxes, scores, classes, self._measure(index, boxes))
 
-    def detections(self) -> DetectionTable | None:
-        """Return the table of all processes' detections on the main process, ``None`` on the others."""
+    def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        keys = [key for key in self.group_by if key in TARGET_KEYS]
+        if not keys:
+            return {}
+        both = np.concatenate([self._target_boxes[index], boxes])
+        return {key: TARGET_KEYS[key].measure(self.ground_truth.files[index], both) for key in keys}
+
+    def _gather(self) -> list[ImageColumns] | None:
+        """Return the columns of all images on the main process, ``None`` on the others."""
         columns = self._columns
         if self._distributed and comm.get_world_size() > 1:
             comm.synchronize()
@@ -85,25 +116,56 @@ class TableEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return None
             columns = {index: column for part in gathered for index, column in part.items()}
-        none = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
         missing = len(self._index) - len(columns)
         if missing:
             logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
-        rows = [columns.get(i, none) for i in range(len(self._index))]
-        return detection_table(*(list(column) for column in zip(*rows))) if rows else detection_table([], [])
+        return [columns[i] if i in columns else self._empty(i) for i in range(len(self._index))]
+
+    def _empty(self, index: int) -> ImageColumns:
+        boxes = np.zeros((0, 4))
+        return ImageColumns(boxes, np.zeros(0), np.zeros(0, int), self._measure(index, boxes))
+
+    def detections(self) -> DetectionTable | None:
+        """Return the table of all processes' detections on the main process, ``None`` on the others."""
+        columns = self._gather()
+        return None if columns is None else _table(columns)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        detections = self.detections()
-        if detections is None:
-            return None
-        truth = self.ground_truth
-        results = OrderedDict([(self.name, self.compute(detections, truth.targets, truth.pixels))])
+        columns = self._gather()
+        return None if columns is None else self.judge(columns)
+
+    def judge(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
+        """Compute all metrics from the columns of all images, in the data set's order."""
+        detections, targets = _table(columns), self.ground_truth.targets
+        metrics = self.compute(detections, targets, self.ground_truth.pixels)
         for key in self.group_by:
-            for group, images in truth.image_groups(key).items():
-                part = select_images(detections, truth.targets, images)
-                for metric, value in self.compute(*part, truth.pixels[images]).items():
-                    results[self.name][f"{key}/{group}/{metric}"] = value
-        return results
+            breakdown = self._breakdown(key, columns, detections)
+            for group, values in zip(breakdown.names, self.compute_parts(detections, targets, breakdown)):
+                metrics.update({f"{key}/{group}/{metric}": value for metric, value in values.items()})
+        return OrderedDict([(self.name, metrics)])
+
+    def _breakdown(self, key: str, columns: Sequence[ImageColumns], detections: DetectionTable) -> Breakdown:
+        truth = self.ground_truth
+        if key not in TARGET_KEYS:
+            return image_breakdown(truth.image_groups(key), truth.pixels, detections, truth.targets)
+        names = TARGET_KEYS[key].names
+        counts = [len(boxes) for boxes in self._target_boxes]
+        labels = [column.measured[key][0] for column in columns]
+        none = np.zeros(0, int)
+        scores = np.concatenate([none, *(column.scores for column in columns)])
+        order = np.argsort(-scores, kind="stable")  # as in detection_table
+        return Breakdown(
+            names,
+            targets=np.concatenate([none, *(label[:count] for label, count in zip(labels, counts))]),
+            detections=np.concatenate([none, *(label[count:] for label, count in zip(labels, counts))])[order],
+            pixels=np.array([column.measured[key][1] for column in columns]).reshape(-1, len(names)).T,
+        )
+
+    def compute_parts(
+        self, detections: DetectionTable, targets: TargetTable, breakdown: Breakdown
+    ) -> list[dict[str, float]]:
+        """Compute the metrics of every class of a breakdown."""
+        return [self.compute(*breakdown.part(i, detections, targets)) for i in range(len(breakdown.names))]
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
         """Compute the metrics of a set of images. Subclasses implement it.
@@ -119,40 +181,23 @@ class TableEvaluator(DatasetEvaluator):
         raise NotImplementedError(f"{type(self).__name__} must implement compute")
 
 
-def select_images(
-    detections: DetectionTable, targets: TargetTable, images: np.ndarray
-) -> tuple[DetectionTable, TargetTable]:
-    """Keep the rows of some images and renumber them.
+def split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
+    """Boxes of each image's targets, (g, 4) each; the table is in the order of the images."""
+    return np.split(targets.boxes, np.searchsorted(targets.image, np.arange(1, num_images)))[:num_images]
 
-    Args:
-        images: (I,) bool.
-    """
-    index = np.cumsum(images) - 1
-    keep_d, keep_t = images[detections.image], images[targets.image]
-    return (
-        DetectionTable(
-            detections.boxes[keep_d],
-            index[detections.image[keep_d]],
-            detections.category[keep_d],
-            detections.scores[keep_d],
-        ),
-        TargetTable(
-            targets.boxes[keep_t],
-            index[targets.image[keep_t]],
-            targets.category[keep_t],
-            targets.ignored[keep_t],
-        ),
+
+def _table(columns: Sequence[ImageColumns]) -> DetectionTable:
+    return detection_table(
+        [column.boxes for column in columns],
+        [column.scores for column in columns],
+        [column.classes for column in columns],
     )
 
 
 def _select_class(
     detections: DetectionTable, targets: TargetTable, category: int
 ) -> tuple[DetectionTable, TargetTable]:
-    d, t = detections.category == category, targets.category == category
-    return (
-        DetectionTable(detections.boxes[d], detections.image[d], detections.category[d], detections.scores[d]),
-        TargetTable(targets.boxes[t], targets.image[t], targets.category[t], targets.ignored[t]),
-    )
+    return detections.rows(detections.category == category), targets.rows(targets.category == category)
 
 
 class VOCDetectionEvaluator(TableEvaluator):
@@ -221,9 +266,10 @@ class VOCDetectionEvaluator(TableEvaluator):
 class DetectionProbabilityEvaluator(TableEvaluator):
     """Pd, Fa, best F1 and FROC by centre distance (``detection_probability``).
 
-    Metrics: ``Pd`` (percent), ``Fa`` (false pixels per million image pixels) and ``precision`` at ``score_threshold``;
-    ``F1`` (percent, best over thresholds) and its threshold ``F1_score``; ``FAPI@80`` false alarms per image at 80 %
-    recall (infinite where that recall is not reached).
+    Metrics at ``score_threshold``: ``Pd`` (percent), ``Fa`` (pixels in false detections per million image pixels),
+    ``Fa_boxes`` (false detections per million image pixels), ``precision`` (percent). Over all thresholds: the best
+    ``F1`` (percent) and its threshold ``F1_score``; ``FAPI@80``, false alarms per image at 80 % recall (infinite where
+    that recall is not reached).
     """
 
     name = "pd_fa"
@@ -250,11 +296,55 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         return {
             "Pd": 100 * at["Pd"],
             "Fa": 1e6 * at["Fa"],
+            "Fa_boxes": 1e6 * at["Fa_boxes"],
             "precision": 100 * at["precision"],
             "F1": 100 * f1,
             "F1_score": score,
             **{f"FAPI@{100 * recall:.0f}": float(rate) for recall, rate in froc},
         }
+
+
+class CentreDistanceEvaluator(TableEvaluator):
+    """Average precision when a detection is right by the distance of centres, averaged over classes with targets.
+
+    Metrics, in percent: ``AP@1px`` and so on for each distance, and ``AP``, their mean.
+
+    Args:
+        ground_truth: of the data set.
+        distances: pixels of the original image; a detection exactly this far is right.
+        group_by, distributed: see ``TableEvaluator``.
+    """
+
+    name = "centre"
+
+    def __init__(
+        self,
+        ground_truth: GroundTruth,
+        *,
+        distances: Sequence[float] = (1, 2, 3, 5),
+        group_by: Sequence[str] = (),
+        distributed: bool = True,
+    ):
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        self.distances = tuple(distances)
+
+    def compute(
+        self,
+        detections: DetectionTable,
+        targets: TargetTable,
+        image_pixels: np.ndarray,  # noqa: ARG002
+    ) -> dict[str, float]:
+        by_class = []
+        for category in range(len(self.ground_truth.class_names)):
+            of_class, truth = _select_class(detections, targets, category)
+            num_targets = int((~truth.ignored).sum())
+            if num_targets:
+                verdicts = [centre_verdicts(of_class, truth, distance) for distance in self.distances]
+                curves = [precision_recall(verdict, of_class.scores, num_targets) for verdict in verdicts]
+                by_class.append([100 * average_precision(curve) for curve in curves])
+        values = np.mean(by_class, axis=0) if by_class else np.full(len(self.distances), np.nan)
+        metrics = {f"AP@{distance:g}px": float(value) for distance, value in zip(self.distances, values)}
+        return {"AP": float(values.mean()), **metrics}
 
 
 def add_predictions_file(

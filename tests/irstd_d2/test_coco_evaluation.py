@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from irstd_d2 import get_config
 from irstd_d2.evaluation import IRSTDCOCOEvaluator, build_evaluator, format_results
-from irstd_d2.evaluation.coco_evaluation import coco_ground_truth, coco_metrics
+from irstd_d2.evaluation.coco_evaluation import coco_metrics
+from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.matching import detection_table
 
 NAME = "coco_evaluation_test"
 
@@ -73,6 +75,15 @@ def random_case(seed):
     return dicts, rows
 
 
+def tables(dicts, rows):
+    boxes = {item["image_id"]: ([], [], []) for item in dicts}
+    for row in rows:
+        x, y, w, h = row["bbox"]
+        for column, value in zip(boxes[row["image_id"]], ([x, y, x + w, y + h], row["score"], row["category_id"])):
+            column.append(value)
+    return GroundTruth.from_dicts(dicts, ["a", "b"]).targets, detection_table(*zip(*boxes.values()))
+
+
 def assert_same_metrics(a, b):
     assert a.keys() == b.keys()
     for key in a:
@@ -83,8 +94,11 @@ def assert_same_metrics(a, b):
 @given(seed=st.integers(0, 2**31), max_detections=st.sampled_from([3, 100, 300]))
 def test_both_libraries_give_the_same_metrics(seed, max_detections):
     dicts, rows = random_case(seed)
-    truth = coco_ground_truth(dicts, ["a", "b"])
-    fast, slow = (coco_metrics(truth, rows, max_detections=max_detections, use_faster=f) for f in (True, False))
+    truth, found = tables(dicts, rows)
+    fast, slow = (
+        coco_metrics(found, truth, len(dicts), num_classes=2, max_detections=max_detections, use_faster=f)
+        for f in (True, False)
+    )
     assert_same_metrics(fast, slow)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_metrics import plain_curve_ap, plain_pd_fa, plain_voc, random_case
 
 from irstd_d2.evaluation.average_precision import (
     EXACT,
@@ -24,70 +25,6 @@ from irstd_d2.evaluation.matching import (
     pair_iou,
     target_table,
 )
-
-
-def random_case(seed, num_images=6, num_classes=2, max_targets=5, max_detections=9):
-    """Boxes on a coarse grid, so that equal overlaps, equal scores and shared targets are frequent."""
-    rng = np.random.default_rng(seed)
-    targets, ignored, target_class, detections, scores, detection_class = [], [], [], [], [], []
-    for _ in range(num_images):
-        for store_boxes, count in (
-            (targets, rng.integers(0, max_targets + 1)),
-            (detections, rng.integers(0, max_detections + 1)),
-        ):
-            corner = rng.integers(0, 12, (count, 2))
-            store_boxes.append(np.concatenate([corner, corner + rng.integers(1, 5, (count, 2))], 1).astype(float))
-        ignored.append(rng.random(len(targets[-1])) < 0.2)
-        target_class.append(rng.integers(0, num_classes, len(targets[-1])))
-        scores.append(rng.integers(1, 6, len(detections[-1])) / 8)
-        detection_class.append(rng.integers(0, num_classes, len(detections[-1])))
-    return target_table(targets, target_class, ignored), detection_table(detections, scores, detection_class)
-
-
-def plain_iou(a, b, one):
-    w = min(a[2], b[2]) - max(a[0], b[0]) + one
-    h = min(a[3], b[3]) - max(a[1], b[1]) + one
-    inter = max(w, 0) * max(h, 0)
-    area = [(c[2] - c[0] + one) * (c[3] - c[1] + one) for c in (a, b)]
-    return inter / max(area[0] + area[1] - inter, 1e-6)
-
-
-def plain_voc(detections, targets, threshold, one):
-    """One detection after the other, one target after the other."""
-    taken, true, false = set(), [], []
-    for i, box in enumerate(detections.boxes):
-        best, best_iou = None, -1.0
-        for ignore_pass in (False, True):
-            for j in range(len(targets)):
-                same = targets.image[j] == detections.image[i] and targets.category[j] == detections.category[i]
-                if not same or targets.ignored[j] != ignore_pass:
-                    continue
-                iou = plain_iou(box, targets.boxes[j], one)
-                if iou > best_iou:
-                    best, best_iou = j, iou
-        hit = best is not None and best_iou >= threshold
-        excused = hit and targets.ignored[best]
-        is_true = hit and not excused and best not in taken
-        if is_true:
-            taken.add(best)
-        true.append(is_true)
-        false.append(not is_true and not excused)
-    return np.array(true, bool), np.array(false, bool)
-
-
-def plain_curve_ap(true, false, num_targets, mode):
-    tp = fp = 0
-    points = []
-    for t, f in zip(true, false):
-        tp, fp = tp + t, fp + f
-        points.append((tp / num_targets, tp / max(tp + fp, 1)))
-    if mode == "11points":
-        return sum(max([p for r, p in points if r >= k], default=0.0) for k in np.arange(0, 1.001, 0.1)) / 11
-    area = previous = 0.0
-    for i, (recall, _) in enumerate(points):
-        area += (recall - previous) * max(p for _, p in points[i:])
-        previous = recall
-    return area
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -205,30 +142,6 @@ def test_greedy_matching_equals_the_sequential_rule(seed, num_detections, num_ta
         free.discard(best)
     d, t = np.nonzero(admissible)
     assert match_greedy(d, t, quality[d, t], num_detections, num_targets).tolist() == expected
-
-
-def plain_pd_fa(detections, targets, threshold, max_distance):
-    """Greedy by score, nearest free target, counted over kept detections only."""
-    free = {j for j in range(len(targets)) if not targets.ignored[j]}
-    found = false = area = 0
-    centre = lambda b: np.array([b[0] + b[2], b[1] + b[3]]) / 2  # noqa: E731
-    for i in range(len(detections)):
-        if detections.scores[i] < threshold:
-            continue
-        same = [
-            (float(np.linalg.norm(centre(detections.boxes[i]) - centre(targets.boxes[j]))), j)
-            for j in range(len(targets))
-            if targets.image[j] == detections.image[i] and targets.category[j] == detections.category[i]
-        ]
-        near = sorted((d, j) for d, j in same if d <= max_distance and j in free)
-        if near:
-            found += 1
-            free.discard(near[0][1])
-        elif not any(d <= max_distance and targets.ignored[j] for d, j in same):
-            false += 1
-            x1, y1, x2, y2 = detections.boxes[i]
-            area += (x2 - x1) * (y2 - y1)
-    return found, false, area
 
 
 @pytest.mark.parametrize("seed", range(200))
