@@ -40,6 +40,7 @@ class PasteRule:
         clusters: dense areas; otherwise the same number of targets lies anywhere (Table III).
         gaussian: blend by Eq. 1 to 3; otherwise pixels are replaced (Table III).
         background_aware: sky only; otherwise anywhere (Table III).
+        halo: paint also the faint rim of a target, whose pixels do not count and lie outside its box.
     """
 
     areas: tuple[int, int] = (1, 3)
@@ -52,6 +53,7 @@ class PasteRule:
     clusters: bool = True
     gaussian: bool = True
     background_aware: bool = True
+    halo: bool = False
 
     def __post_init__(self):
         for name in ("areas", "targets", "gaps", "brightness", "offset", "sigma"):
@@ -72,11 +74,21 @@ class PasteTransform(Transform):
         values: (P,) in [0, 1] of the image's range: added where ``add``, else put in place.
         add: add to the background and clip, or replace it.
         pasted_boxes: (T, 4) float32 x1 y1 x2 y2 of the new targets.
+        counted: (P,) bool, pixels that count as target; ``None`` = all of them.
     """
 
-    def __init__(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, add: bool, pasted_boxes: np.ndarray):
+    def __init__(
+        self,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        values: np.ndarray,
+        add: bool,
+        pasted_boxes: np.ndarray,
+        counted: np.ndarray | None = None,
+    ):
         super().__init__()
         self.rows, self.columns, self.values, self.add, self.pasted_boxes = rows, columns, values, add, pasted_boxes
+        self.counted = np.ones(len(rows), bool) if counted is None else counted
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W) or (H, W, C), integers in their full range or floats in 0..255 -> the same with the targets."""
@@ -265,6 +277,7 @@ class BAGCopyPaste(T.Augmentation):
             counted = weights > COUNTED_ABOVE
         else:
             weights, counted = np.ones_like(patches, dtype=float), window
-        changed = np.nonzero(counted)
+        changed = np.nonzero(weights > 0 if rule.halo else counted)
         rows, columns = corners[changed[0], 1] + changed[1], corners[changed[0], 0] + changed[2]
-        return PasteTransform(rows, columns, (patches * weights)[changed], rule.gaussian, tight_boxes(counted, corners))
+        boxes = tight_boxes(counted, corners)
+        return PasteTransform(rows, columns, (patches * weights)[changed], rule.gaussian, boxes, counted[changed])

@@ -46,13 +46,22 @@ class TargetLibrary:
         return len(self.patches)
 
     @classmethod
-    def from_crops(cls, crops: Iterable[np.ndarray]) -> TargetLibrary:
-        """Build from crops (h, w) in [0, 1]; larger ones are shrunk, aspect ratio kept, smaller ones stay."""
+    def from_crops(cls, crops: Iterable[np.ndarray], *, fill: bool = False) -> TargetLibrary:
+        """Build from crops (h, w) in [0, 1]; larger ones are shrunk, aspect ratio kept, smaller ones stay.
+
+        Args:
+            crops: the targets.
+            fill: make all of them exactly 5x5 pixels, as the released DenseSIRST has them.
+        """
         patches, sizes = [], []
         for crop in crops:
             height, width = crop.shape
             scale = EDGE / max(height, width)
-            if scale < 1:
+            if fill:
+                enlarged = cv2.INTER_LINEAR if min(height, width) < EDGE else cv2.INTER_AREA
+                crop = cv2.resize(crop.astype(np.float32), (EDGE, EDGE), interpolation=enlarged)
+                height, width = crop.shape
+            elif scale < 1:
                 shape = (max(1, round(width * scale)), max(1, round(height * scale)))
                 crop = cv2.resize(crop.astype(np.float32), shape, interpolation=cv2.INTER_AREA)
                 height, width = crop.shape
@@ -63,8 +72,10 @@ class TargetLibrary:
         return cls(np.array(patches, np.float32).reshape(-1, EDGE, EDGE), np.array(sizes, np.int64).reshape(-1, 2))
 
     @classmethod
-    def from_dicts(cls, dicts: Sequence[dict[str, Any]], *, progress: bool = False) -> TargetLibrary:
-        """Cut every target that is not difficult out of the images of data set dicts."""
+    def from_dicts(
+        cls, dicts: Sequence[dict[str, Any]], *, fill: bool = False, progress: bool = False
+    ) -> TargetLibrary:
+        """Cut every target that is not difficult out of the images of data set dicts; ``fill`` as in ``from_crops``."""
         crops = []
         for record in tqdm(dicts, desc="target library", disable=not progress):
             annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
@@ -78,7 +89,7 @@ class TargetLibrary:
                 crop = image[y1:y2, x1:x2]
                 if crop.size:
                     crops.append(crop)
-        return cls.from_crops(crops)
+        return cls.from_crops(crops, fill=fill)
 
     @classmethod
     def from_datasets(cls, names: Sequence[str], cache_dir: str | PathLike | None = None) -> TargetLibrary:

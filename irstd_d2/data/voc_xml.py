@@ -6,10 +6,11 @@ Coordinates are kept as they stand in the file; :func:`to_convention` gives them
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, SubElement, indent, tostring
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
@@ -81,6 +82,43 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
     if fields.faults:
         return None, fields.faults
     return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), objects), []
+
+
+def format_voc_xml(
+    record: VocRecord, file_name: str, *, depth: int = 1, scores: Sequence[float] | None = None
+) -> bytes:
+    """Write an annotation file such that :func:`parse_voc_xml` reads the same record from it, bit for bit.
+
+    Args:
+        record: what the file says.
+        file_name: of the image.
+        depth: channels of the image.
+        scores: of detections, one per object; written as ``<score>``, which readers of annotations pass over.
+    """
+    root = Element("annotation")
+    SubElement(root, "filename").text = file_name
+    size = SubElement(root, "size")
+    for tag, value in (("width", record.width), ("height", record.height), ("depth", depth)):
+        SubElement(size, tag).text = str(value)
+    for tag, text in (("view", record.platform), ("band_type", record.band)):
+        if text is not None:
+            SubElement(root, tag).text = text
+    for i, (name, difficult, box) in enumerate(record.objects):
+        element = SubElement(root, "object")
+        SubElement(element, "name").text = name
+        SubElement(element, "difficult").text = str(int(difficult))
+        if scores is not None:
+            SubElement(element, "score").text = repr(float(scores[i]))
+        corners = SubElement(element, "bndbox")
+        for tag, corner in zip(_CORNERS, box):
+            SubElement(corners, tag).text = format_coordinate(corner)
+    indent(root)
+    return tostring(root) + b"\n"
+
+
+def format_coordinate(value: float) -> str:
+    """The shortest text that reads as the same number; whole numbers without a point."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def find_box_faults(record: VocRecord, file: str | PathLike, class_ids: dict[str, int]) -> list[Fault]:

@@ -8,26 +8,23 @@ from two of them.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache, partial
-from io import BytesIO
 from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from ..errors import ConfigError, DatasetError
+from ..data.layout_writer import SKY_PALETTE, densesirst_files, png_bytes, split_lines
+from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..errors import ConfigError
+from ..manifest import claim_folder
 from .config import SceneConfig, dense_config
 from .scene import Scene, SceneGenerator
 
@@ -38,9 +35,6 @@ MANIFEST = "synthetic.json"
 CLASS_NAME = "Target"
 # Scenes of a split start here, so that no image is in two of them.
 SPLIT_START = {"train": 0, "val": 1 << 24, "test": 1 << 25}
-
-_TARGET_PALETTE = (0, 0, 0, 255, 0, 0)
-_SKY_PALETTE = (0, 0, 0, 128, 0, 0)
 
 SceneWriter = Callable[[Path, str, Scene], None]
 
@@ -144,42 +138,8 @@ def _write_set(
 
 
 def _claim(folder: Path, config: SceneConfig, overwrite: bool) -> None:
-    """Make sure that the folder is empty or holds a part of the same set, and leave the manifest there."""
-    manifest = folder / MANIFEST
-    wanted = json.loads(json.dumps({"generator_version": GENERATOR_VERSION, "config": asdict(config)}))
-    if manifest.exists():
-        differences = _differences(_read_manifest(manifest), wanted)
-        if not differences:
-            return
-        if not overwrite:
-            raise DatasetError(
-                manifest,
-                ", ".join(differences),
-                "the set that is there was written with other parameters",
-                "pass --overwrite (overwrite=True) to replace it, or choose another folder",
-            )
-        logger.info("%s: replaced, because %s changed", folder, ", ".join(differences))
-        # Renamed first: a folder without its manifest would not be recognised after an interrupt.
-        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.old")))
-    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise DatasetError(folder, MANIFEST, "missing: these files are not a synthetic set", "choose another folder")
-    _write_bytes(manifest, (json.dumps(wanted, indent=1) + "\n").encode())
-
-
-def _read_manifest(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DatasetError(path, "file", f"not a manifest ({error})", "delete the folder or choose another") from None
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise DatasetError(path, "config", "not a manifest of a synthetic set", "delete the folder or choose another")
-    return found
-
-
-def _differences(found: dict, wanted: dict) -> list[str]:
-    """Return the names of the parameters in which two manifests differ."""
-    outer = [key for key in wanted if key != "config" and found.get(key) != wanted[key]]
-    return outer + [f"config.{key}" for key, value in wanted["config"].items() if found["config"].get(key) != value]
+    wanted = {"generator_version": GENERATOR_VERSION, "config": asdict(config)}
+    claim_folder(folder, MANIFEST, wanted, overwrite=overwrite, kind="synthetic set", write=_write_bytes)
 
 
 def _write_scenes(
@@ -220,24 +180,22 @@ def _image(folder: Path, name: str) -> Path:
 
 
 def _write_wideirstd_scene(folder: Path, name: str, scene: Scene) -> None:
-    _write_image(_image(folder, name), scene.image)
-    _write_image(folder / "Masks" / f"{name}.png", _binary(scene.target_mask))
-    _write_image(folder / "SkyMasks" / f"{name}.png", scene.sky_mask, _SKY_PALETTE)
-    _write_bytes(_annotation(folder, name), _voc_xml(scene, f"{name}.png"))
+    mask = (scene.target_mask > 0).astype(np.uint8) * np.uint8(255)
+    _write_bytes(_image(folder, name), png_bytes(scene.image))
+    _write_bytes(folder / "Masks" / f"{name}.png", png_bytes(mask))
+    _write_bytes(folder / "SkyMasks" / f"{name}.png", png_bytes(scene.sky_mask, SKY_PALETTE))
+    _write_bytes(_annotation(folder, name), format_voc_xml(_record(scene), f"{name}.png"))
 
 
 def _write_densesirst_scene(folder: Path, name: str, scene: Scene) -> None:
-    _write_image(_image(folder, name), scene.image)
-    for task, mask, palette in (
-        ("SIRST", scene.target_mask, _TARGET_PALETTE),
-        ("SkySeg", scene.sky_mask, _SKY_PALETTE),
-    ):
-        _write_image(folder / task / "BinaryMask" / f"{name}_pixels0.png", _binary(mask))
-        _write_image(folder / task / "PaletteMask" / f"{name}.png", np.minimum(mask, 1), palette)
-    centres = np.floor((scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2).astype(int)
-    points = "".join(f"{x} {y}\n" for x, y in centres)
-    _write_bytes(folder / "SIRST" / "Point_label" / f"{name}_pixels0.txt", points.encode())
-    _write_bytes(_annotation(folder, name), _voc_xml(scene, name))
+    for path, data in densesirst_files(name, scene.image, _record(scene), scene.target_mask, scene.sky_mask):
+        _write_bytes(folder / path, data)
+
+
+def _record(scene: Scene) -> VocRecord:
+    height, width = scene.image.shape
+    objects = tuple(VocObject(CLASS_NAME, False, tuple(box)) for box in scene.boxes.tolist())
+    return VocRecord(width, height, str(scene.metadata["platform"]), str(scene.metadata["band"]), objects)
 
 
 def _write_wideirstd_splits(folder: Path, names: Mapping[str, list[str]]) -> None:
@@ -258,42 +216,9 @@ _SPLIT_WRITERS: dict[str, Callable[[Path, Mapping[str, list[str]]], None]] = {
 }
 
 
-def _voc_xml(scene: Scene, filename: str) -> bytes:
-    height, width = scene.image.shape
-    root = Element("annotation")
-    SubElement(root, "filename").text = filename
-    size = SubElement(root, "size")
-    for tag, value in (("width", width), ("height", height), ("depth", 1)):
-        SubElement(size, tag).text = str(value)
-    SubElement(root, "view").text = str(scene.metadata["platform"])
-    SubElement(root, "band_type").text = str(scene.metadata["band"])
-    for box in scene.boxes.astype(int).tolist():
-        target = SubElement(root, "object")
-        SubElement(target, "name").text = CLASS_NAME
-        SubElement(target, "difficult").text = "0"
-        bounds = SubElement(target, "bndbox")
-        for tag, corner in zip(("xmin", "ymin", "xmax", "ymax"), box):
-            SubElement(bounds, tag).text = str(corner)
-    indent(root)
-    return tostring(root) + b"\n"
-
-
-def _binary(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.where(mask > 0, 255, 0).astype(np.uint8)
-
-
-def _write_image(path: Path, pixels: NDArray, palette: tuple[int, ...] | None = None) -> None:
-    image = Image.fromarray(pixels)
-    if palette is not None:
-        image.putpalette(palette)
-    buffer = BytesIO()
-    image.save(buffer, format="PNG", compress_level=4)
-    _write_bytes(path, buffer.getvalue())
-
-
 def _write_list(path: Path, names: list[str]) -> None:
     if names:
-        _write_bytes(path, "".join(f"{name}\n" for name in names).encode())
+        _write_bytes(path, split_lines(names))
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
