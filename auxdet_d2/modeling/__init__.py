@@ -10,11 +10,12 @@ from .backbone import (
     build_auxdet_retinanet_resnet_fpn_backbone,
     conditioned_parts,
 )
+from .box_transform import BoundedBox2BoxTransform
 from .cascade_rpn import CascadeRPN
 from .dynamic_mlp import DynamicMLP
 from .leem import LEEM
 from .m2dm import M2DM
-from .meta_arch import MetadataConditioned, condition_on_metadata
+from .meta_arch import MetadataConditioned, build_metadata_conditioned, condition_on_metadata
 from .metadata_encoder import AuxiliaryEncoder
 from .roi_heads import AuxDetROIHeads
 
@@ -25,6 +26,7 @@ __all__ = [
     "AuxDetFPN",
     "AuxDetROIHeads",
     "AuxiliaryEncoder",
+    "BoundedBox2BoxTransform",
     "CascadeRPN",
     "DynamicMLP",
     "FeatureRefinement",
@@ -33,6 +35,7 @@ __all__ = [
     "build_auxdet_resnet_backbone",
     "build_auxdet_resnet_fpn_backbone",
     "build_auxdet_retinanet_resnet_fpn_backbone",
+    "build_metadata_conditioned",
     "condition_on_metadata",
     "conditioned_parts",
 ]

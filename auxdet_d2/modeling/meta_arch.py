@@ -58,6 +58,22 @@ def condition_on_metadata(meta_arch: type[nn.Module]) -> type[nn.Module]:
     return type(f"MetadataConditioned{meta_arch.__name__}", (MetadataConditioned, meta_arch), {})
 
 
+def build_metadata_conditioned(
+    meta_arch: type[nn.Module] = GeneralizedRCNN, *, vocabulary: MetadataVocabulary | None = None, **arguments: Any
+) -> nn.Module:
+    """Build a meta-architecture whose backbone takes metadata, from Python alone.
+
+    Args:
+        meta_arch: a class with ``preprocess_image`` and ``backbone``.
+        vocabulary: of the metadata's names; by default AuxDet's.
+        arguments: of the class.
+    """
+    model: Any = condition_on_metadata(meta_arch)(**arguments)
+    if vocabulary is not None:
+        model.vocabulary = vocabulary
+    return model
+
+
 def _build(meta_arch: type[nn.Module], cfg: CfgNode) -> nn.Module:
     model: Any = meta_arch(cfg)
     model.vocabulary = MetadataVocabulary.from_config(cfg)
