@@ -19,11 +19,11 @@ from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import deform_conv2d
 
 from irstd_d2.errors import ConfigError
 
 from .box_transform import BoundedBox2BoxTransform
+from .deformable import deformable_conv2d
 from .region_targets import IGNORED, NEGATIVE, assign_by_iou, assign_by_region
 
 ADAPTATIONS = ("dilation", "offset")
@@ -95,7 +95,7 @@ class AdaptiveConv(nn.Module):
             # Half precision would move the taps, by whole cells far from the anchor's own, and torchvision has no
             # bfloat16 kernel.
             with torch.autocast(x.device.type, enabled=False):
-                return deform_conv2d(x.float(), offsets.float(), self.weight.float(), padding=1).to(x.dtype)
+                return deformable_conv2d(x.float(), offsets.float(), self.weight.float()).to(x.dtype)
         return F.conv2d(x, self.weight, self.bias, padding=self.dilation, dilation=self.dilation)
 
 
