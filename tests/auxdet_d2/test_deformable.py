@@ -77,6 +77,6 @@ def test_an_exported_convolution_keeps_the_operator_of_torchvision():
     conv = AdaptiveConv(4, "offset").eval()
     x, offsets, _ = inputs(1, 4, 4, dtype=torch.float32)
     exported = torch.export.export(conv, (x.detach(), offsets))
-    assert "torchvision.deform_conv2d" in str(exported.graph)
+    assert "torchvision.deform_conv2d" in str(exported)
     with torch.no_grad():
         torch.testing.assert_close(exported.module()(x.detach(), offsets), conv(x, offsets))
