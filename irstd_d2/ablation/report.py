@@ -1,0 +1,211 @@
+"""An ablation as Markdown and as a figure, ours beside the published one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..files import write_atomically
+from .compare import Figures, Judgement, Summary, judge, sign_agreement, summarize
+from .runner import Job, Outcome
+from .tables import Row, Table
+
+_PUBLISHED, _OURS = "#999999", "#0072B2"
+
+
+def collect(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the figures of finished jobs of one table: row -> metric -> seed -> percent."""
+    figures: dict[str, dict[str, dict[int, float]]] = {}
+    for job, outcome in zip(jobs, outcomes):
+        if outcome.state == "finished":
+            for metric in job.table.metrics:
+                cell = figures.setdefault(job.row.name, {}).setdefault(metric.name, {})
+                cell[job.seed] = outcome.metrics[metric.key]
+    return figures
+
+
+def markdown(
+    table: Table,
+    jobs: Sequence[Job],
+    outcomes: Sequence[Outcome],
+    *,
+    facts: Sequence[str],
+    parameters: Mapping[str, int] | None = None,
+    figure: str = "",
+) -> str:
+    """Write the report of one table.
+
+    Args:
+        table: the table.
+        jobs, outcomes: of its rows and seeds.
+        facts: how the figures were made (command, data, hardware, limits), one paragraph each.
+        parameters: row -> number of parameters of its published configuration.
+        figure: file name of the figure, relative to the report.
+    """
+    figures = collect(jobs, outcomes)
+    parts = [f"# {table.heading}: {table.title}", *facts]
+    if table.note:
+        parts.append(table.note)
+    parts.append(
+        "Percent. Ours: mean and standard deviation over the seeds (their number in brackets). "
+        f"Difference: {table.metrics[0].name} minus that of `{table.reference}`, paper / ours."
+    )
+    parts.append(_figures_table(table, figures, parameters or {}))
+    if figure:
+        parts.append(f"![Ours beside the paper's figures]({figure})")
+    parts.append("## What the paper concludes\n\n" + _claims_table(judge(table, figures)))
+    parts.append(_statement(table, figures))
+    if unfinished := [_unfinished(job, outcome) for job, outcome in zip(jobs, outcomes) if outcome.state != "finished"]:
+        parts.append("## Not finished\n\n" + "\n".join(unfinished))
+    if absent := [row.label for row in table.rows if not row.config]:
+        parts.append(f"Not available in this project: {', '.join(absent)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
+    header = ["row"]
+    for metric in table.metrics:
+        header += [f"{metric.name}, paper", "ours"]
+    header.append("difference")
+    with_parameters = any(not math.isnan(row.parameters) for row in table.rows)
+    if with_parameters:
+        header.append("parameters at full scale, M")
+    lines = [_line(header), "|" + "---|" * len(header)]
+    leading = table.metrics[0].name
+    base = _mean(figures, table.reference, leading)
+    for row in table.rows:
+        cells = [row.label]
+        for metric in table.metrics:
+            cells += [
+                _number(row.published.get(metric.name, math.nan)),
+                _cell(_summary(figures, row.name, metric.name)),
+            ]
+        published = row.published.get(leading, math.nan) - table.row(table.reference).published[leading]
+        cells.append(f"{_signed(published)} / {_signed(_mean(figures, row.name, leading) - base)}")
+        if with_parameters:
+            count = parameters.get(row.name)
+            cells.append(f"{_number(row.parameters, 3)} / {'-' if count is None else f'{count / 1e6:.3f}'}")
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _claims_table(judgements: Sequence[Judgement]) -> str:
+    lines = [
+        _line(["better", "than", "metric", "paper", "ours", "spread of single trainings", "verdict"]),
+        "|" + "---|" * 7,
+    ]
+    for judgement in judgements:
+        claim, ours = judgement.claim, judgement.ours
+        lines.append(
+            _line(
+                [
+                    claim.better,
+                    claim.worse,
+                    judgement.metric,
+                    _signed(judgement.published),
+                    _signed(ours.mean),
+                    _number(ours.spread),
+                    judgement.verdict,
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _statement(table: Table, figures: Figures) -> str:
+    verdicts = [judgement.verdict for judgement in judge(table, figures)]
+    agreement = sign_agreement(table, figures)
+    if not agreement.pairs:
+        return "No two rows were trained from a common seed, so there is nothing to compare."
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    text = [
+        f"Of the {len(verdicts)} conclusions: {counted}. Of all {agreement.pairs} pairs of rows that differ in the "
+        f"paper, {agreement.same} have the paper's sign in {table.metrics[0].name} and {agreement.opposite} the "
+        "opposite one.",
+    ]
+    if any(summary.count > 1 for summary in (_summary(figures, row.name, table.metrics[0].name) for row in table.rows)):
+        text.append(
+            f"{agreement.clear} of these differences exceed the spread of single trainings; {agreement.clear_same} of "
+            "them have the paper's sign. A difference within the spread is noise as far as these seeds can tell, "
+            "whatever its sign."
+        )
+    else:
+        text.append("With one seed the noise is unknown: a sign alone proves nothing. Use `--seeds 3` or more.")
+    text.append("The paper prints one figure per row and no spread, so the noise of its differences is unknown too.")
+    return " ".join(text)
+
+
+def _unfinished(job: Job, outcome: Outcome) -> str:
+    return f"- {job.row.name}, seed {job.seed}: {outcome.state}; {outcome.reason}"
+
+
+def draw(table: Table, figures: Figures, path: Path) -> None:
+    """Draw the leading metric of every row, ours beside the published one, and its change against the reference row.
+
+    Args:
+        table: the table.
+        figures: from :func:`collect`.
+        path: a PNG file.
+    """
+    metric = table.metrics[0].name
+    rows = [row for row in table.rows if row.config]
+    canvas = Figure(figsize=(9.5, 1.2 + 0.42 * len(rows)), layout="constrained")
+    FigureCanvasAgg(canvas)
+    values, changes = canvas.subplots(1, 2, sharey=True)
+    places = np.arange(len(rows))
+    summaries = [_summary(figures, row.name, metric) for row in rows]
+    published = np.array([row.published.get(metric, math.nan) for row in rows])
+    ours = np.array([summary.mean for summary in summaries])
+    spread = np.nan_to_num([summary.std for summary in summaries])
+    reference = [row.name for row in rows].index(table.reference)
+    for axes, theirs, mine in (
+        (values, published, ours),
+        (changes, published - published[reference], ours - ours[reference]),
+    ):
+        axes.barh(places - 0.2, np.nan_to_num(theirs), 0.36, color=_PUBLISHED, label="paper")
+        axes.barh(places + 0.2, np.nan_to_num(mine), 0.36, xerr=spread, color=_OURS, label="ours", capsize=2)
+        axes.axvline(0, color="black", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.25)
+    values.set_yticks(places, [_plain(row) for row in rows], fontsize=8)
+    values.invert_yaxis()
+    values.set_xlabel(f"{metric}, percent (bars: standard deviation over seeds)", fontsize=8)
+    changes.set_xlabel(f"change against {table.row(table.reference).label}, points", fontsize=8)
+    values.legend(frameon=False, fontsize=8)
+    write_atomically(path, lambda file: canvas.savefig(file, format="png", dpi=110, metadata={"Software": None}))
+
+
+def _plain(row: Row) -> str:
+    return row.label.replace("$", r"\$")
+
+
+def _summary(figures: Figures, row: str, metric: str) -> Summary:
+    return summarize(figures.get(row, {}).get(metric, {}))
+
+
+def _mean(figures: Figures, row: str, metric: str) -> float:
+    return _summary(figures, row, metric).mean
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.1f}"
+
+
+def _cell(summary: Summary) -> str:
+    if not summary.count:
+        return "-"
+    spread = "" if summary.count == 1 else f" ± {summary.std:.1f}"
+    return f"{summary.mean:.1f}{spread} ({summary.count})"
