@@ -203,10 +203,13 @@ class MetadataConditionedBackbone(Backbone):
         pending, self._pending = self._pending, None
         if metadata is None:
             metadata = pending
+        num_images = x.shape[0]  # a symbol while the model is exported
         if metadata is None:
-            metadata = MetadataBatch.unknown(len(x), x.device)
-        if metadata.num_images != len(x):
-            raise ValueError(f"{len(x)} images came with metadata of {metadata.num_images}; give one entry per image")
+            metadata = MetadataBatch.unknown(num_images, x.device)
+        if metadata.num_images != num_images:
+            raise ValueError(
+                f"{num_images} images came with metadata of {metadata.num_images}; give one entry per image"
+            )
         return self.forward_conditioned(x, metadata.to(x.device))
 
     @abstractmethod

@@ -18,7 +18,7 @@ class BoundedBox2BoxTransform(Box2BoxTransform):
         Returns:
             (R, 4 K)
         """
-        grouped = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+        grouped = deltas.unflatten(1, (-1, 4))
         low_w, low_h = -self.scale_clamp * self.weights[2], -self.scale_clamp * self.weights[3]
         width, height = grouped[..., 2].clamp(min=low_w), grouped[..., 3].clamp(min=low_h)
         bounded = grouped.clone()

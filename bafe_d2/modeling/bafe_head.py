@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from irstd_d2.modeling.fcos import ConvTower, FCOSHead, Predictions, init_head
 
-from .feature_exchange import FeatureExchange
+from .feature_exchange import FeatureExchange, halves
 from .large_selective_kernel import LargeSelectiveKernel
 
 
@@ -46,7 +46,7 @@ class CrossTask(nn.Module):
 
     def forward(self, seg: Tensor, cls: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) features of background segmentation and of classification -> the same, exchanged."""
-        seg, cls = self.large_kernel(torch.cat([seg, cls])).chunk(2)
+        seg, cls = halves(self.large_kernel(torch.cat([seg, cls])))
         return self.exchange(self.seg_convs(seg), self.cls_convs(cls))
 
 

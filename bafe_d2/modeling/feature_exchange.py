@@ -34,6 +34,12 @@ def frozen_draw(size: int, device: torch.device) -> Tensor:
     return x ^ x >> 16
 
 
+def halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a batch (2 N, ...) into its halves, as views whose sizes an exporter can follow where ``chunk`` has none."""
+    first, second = both.unflatten(0, (2, -1)).unbind(0)
+    return first, second
+
+
 class ChannelAdapter(nn.Module):
     """MLP over the exchanged channels at every position (Table V): K -> width -> K.
 
@@ -107,8 +113,7 @@ class FeatureExchange(nn.Module):
         both = torch.cat([first, second])
         for step in self.steps:
             both = self._exchange_channels(both) if step == "channel" else self._exchange_columns(both)
-        first, second = both.chunk(2)
-        return first, second
+        return halves(both)
 
     def importance(self, x: Tensor, dim: int = 1) -> Tensor:
         """Probability of each channel (``dim`` 1) or column (``dim`` 3) to be exchanged (Eq. 4 and 5).
@@ -165,14 +170,14 @@ def _swap_halves(
         importance: (2 N, K) lets the gradient say whether receiving helped; the values stay as they are.
         adapter: applied to what is sent.
     """
-    shape = [len(index), 1, 1, 1]
+    shape = [index.shape[0], 1, 1, 1]
     shape[dim] = -1
     sizes = list(both.shape)
     sizes[dim] = index.shape[1]
     index = index.view(shape).expand(sizes)
     own = both.gather(dim, index)
     sent = own if adapter is None else adapter(own)
-    received = torch.cat(sent.chunk(2)[::-1])
+    received = torch.cat(halves(sent)[::-1])
     if importance is not None:
         weight = importance.view(shape)
         # The difference is zero in value and carries the gradient of a soft exchange.
