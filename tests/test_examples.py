@@ -6,29 +6,93 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import auxdet_d2  # noqa: F401  registers, before the registries are copied
+import bafe_d2  # noqa: F401
+from irstd_d2.data import MAPPER_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_example(name):
-    torch.manual_seed(0)
-    result = runpy.run_path(str(ROOT / "examples" / name))
-    if name == "auxdet_backbone_in_faster_rcnn.py":
-        model, sample = result["model"], result["sample"]
-        assert type(model).__name__ == "MetadataConditionedGeneralizedRCNN"
-        features = []
-        model.backbone.register_forward_hook(lambda *args: features.append(args[2]["p2"]))
-        with torch.no_grad():
-            model([sample])
-            model([{**sample, "metadata": {"platform": "Land", "band": "LWIR"}}])
-            model([{k: v for k, v in sample.items() if k != "metadata"}])
-        assert not torch.equal(features[0], features[1])
-        assert not torch.equal(features[0], features[2])
-    if name == "bag_cp_and_exchange.py":
-        assert len(result["aug_input"].boxes) >= 9
-        assert result["mask_features"].shape == (2, 64, 32, 32)
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    """Data sets and mappers that an example registers are forgotten after it."""
+    for registry in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(registry, "data", dict(registry.data))
+    monkeypatch.setattr(MAPPER_REGISTRY, "_obj_map", dict(MAPPER_REGISTRY._obj_map))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return lambda name: runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+
+
+def _assert_metadata_changes_features(result):
+    model, sample = result["model"], result["sample"]
+    features = []
+    model.backbone.register_forward_hook(lambda *args: features.append(args[2]["p2"]))
+    with torch.no_grad():
+        model([sample])
+        model([{**sample, "metadata": {"platform": "Land", "band": "SWIR"}}])
+        model([{k: v for k, v in sample.items() if k != "metadata"}])
+    assert not torch.equal(features[0], features[1])
+    assert not torch.equal(features[0], features[2])
+
+
+def test_auxdet_backbone_in_faster_rcnn(run):
+    result = run("auxdet_backbone_in_faster_rcnn")
+    assert type(result["model"]).__name__ == "MetadataConditionedGeneralizedRCNN"
+    _assert_metadata_changes_features(result)
+
+
+def test_auxdet_backbone_in_retinanet(run):
+    result = run("auxdet_backbone_in_retinanet")
+    assert type(result["model"]).__name__ == "MetadataConditionedRetinaNet"
+    _assert_metadata_changes_features(result)
+
+
+def test_bag_cp_and_exchange(run):
+    result = run("bag_cp_and_exchange")
+    assert len(result["aug_input"].boxes) >= 9
+    assert result["mask_features"].shape == (2, 64, 32, 32)
+
+
+def test_metadata_in_a_custom_mapper(run):
+    samples = run("metadata_in_a_custom_mapper")["samples"]
+    assert len(samples) == 4
+    for sample in samples:
+        assert sample["metadata"]["platform"] == "Land"
+        assert sample["metadata"]["band"] == "LWIR"
+        assert sample["metadata"]["width"] == sample["width"]
+
+
+def test_bag_cp_in_a_coco_project(run):
+    sample = run("bag_cp_in_a_coco_project")["sample"]
+    boxes = sample["instances"].gt_boxes.tensor
+    assert len(boxes) >= 9
+    assert (boxes[:, 3] <= sample["sem_seg"].shape[0] / 2).all(), "pasted below the sky"
+
+
+def test_exchange_head_in_mask_rcnn(run):
+    losses = run("exchange_head_in_mask_rcnn")["losses"]
+    assert {"loss_sky", "loss_mask", "loss_cls", "loss_rpn_cls"} <= set(losses)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_evaluate_saved_predictions(run):
+    result = run("evaluate_saved_predictions")
+    targets, hits = len(result["boxes"]), len(result["rows"])
+    assert result["results"]["pd_fa"]["Pd"] == pytest.approx(100 * hits / targets)
+    assert result["results"]["pd_fa"]["Fa"] == 0
+    assert "pd_fa" in result["table"]
+
+
+def test_every_example_has_a_test():
+    tests = {name.removeprefix("test_") for name in globals()}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} <= tests
 
 
 def test_readme_part_reuse():

@@ -5,7 +5,12 @@ from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
 from .results import format_results
 from .sky import SkyEvaluator
-from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvaluator, VOCDetectionEvaluator
+from .table_evaluation import (
+    CentreDistanceEvaluator,
+    DetectionProbabilityEvaluator,
+    VOCDetectionEvaluator,
+    add_predictions_file,
+)
 
 __all__ = [
     "EVALUATOR_REGISTRY",
@@ -15,6 +20,7 @@ __all__ = [
     "IRSTDCOCOEvaluator",
     "SkyEvaluator",
     "VOCDetectionEvaluator",
+    "add_predictions_file",
     "build_evaluator",
     "format_results",
 ]
