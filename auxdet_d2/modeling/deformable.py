@@ -83,4 +83,5 @@ def deformable_conv2d(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
         return deformable_conv2d_by_rows(x, offsets, weight)
-    return deform_conv2d(x, offsets, weight, padding=weight.shape[-1] // 2)
+    # A number, where tracing has a tensor for a size.
+    return deform_conv2d(x, offsets, weight, padding=int(weight.shape[-1]) // 2)
