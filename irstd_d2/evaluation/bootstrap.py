@@ -1,17 +1,189 @@
 """Confidence intervals and paired comparison by resampling images.
 
-Verdicts on detections do not depend on which images are drawn, so they are taken once; a draw only changes how often
-each image counts. One draw then costs two cumulative sums.
+Verdicts on detections do not depend on which images are drawn, so they are taken once (``Outcome``); a draw only
+changes how often each image counts. One draw then costs a cumulative sum or two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from .average_precision import EXACT, VOCProtocol, voc_verdicts
+from .average_precision import EXACT, PAPER, Verdicts, VOCProtocol, voc_verdicts
+from .detection_probability import CENTRE_DISTANCE, centre_verdicts
 from .matching import DetectionTable, TargetTable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of each detection, with what a metric of resampled images needs beside it.
+
+    Attributes:
+        scores: (D,) descending.
+        image: (D,) index of the image.
+        true, false: (D,) bool, see ``Verdicts``.
+        area: (D,) pixels in each detection's box.
+        targets: (I,) targets of each image that are not ignored.
+        pixels: (I,) of each image.
+    """
+
+    scores: np.ndarray
+    image: np.ndarray
+    true: np.ndarray
+    false: np.ndarray
+    area: np.ndarray
+    targets: np.ndarray
+    pixels: np.ndarray
+
+    @classmethod
+    def of(
+        cls, verdicts: Verdicts, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray
+    ) -> Outcome:
+        size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
+        return cls(
+            scores=detections.scores,
+            image=detections.image,
+            true=verdicts.true,
+            false=verdicts.false,
+            area=size.prod(1),
+            targets=np.bincount(targets.image[~targets.ignored], minlength=len(image_pixels)),
+            pixels=image_pixels,
+        )
+
+    def beside(self, other: Outcome) -> Outcome:
+        """Join two runs on the same images: image i of the other becomes image I + i."""
+        order = np.argsort(-np.concatenate([self.scores, other.scores]), kind="stable")
+        rows = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])[order]
+            for name in ("scores", "true", "false", "area")
+        }
+        return Outcome(
+            image=np.concatenate([self.image, other.image + len(self.targets)])[order],
+            targets=np.tile(self.targets, 2),
+            pixels=np.tile(self.pixels, 2),
+            **rows,
+        )
+
+
+Judge = Callable[[DetectionTable, TargetTable, np.ndarray, int], list[Outcome]]
+
+
+@dataclass(frozen=True)
+class ResampledMetric:
+    """A metric that can be computed when image i counts ``weights[b, i]`` times.
+
+    Attributes:
+        judge: detections, targets, pixels of the images (I,) and number of classes -> outcomes, one per class that the
+            metric is averaged over.
+        value: an outcome and (B, I) weights -> (B,); NaN for a draw that has nothing to measure.
+    """
+
+    judge: Judge
+    value: Callable[[Outcome, np.ndarray], np.ndarray]
+
+    def values(self, outcomes: Sequence[Outcome], weights: np.ndarray) -> np.ndarray:
+        """The metric of each draw, (B,), averaged over the classes that have something to measure in it."""
+        rows = np.array([self.value(outcome, weights) for outcome in outcomes]).reshape(-1, len(weights))
+        measured = np.isfinite(rows)
+        count = measured.sum(0)
+        return np.where(count > 0, np.where(measured, rows, 0).sum(0) / np.maximum(count, 1), np.nan)
+
+
+def _by_class(
+    verdicts_of: Callable[[DetectionTable, TargetTable], Verdicts],
+    detections: DetectionTable,
+    targets: TargetTable,
+    image_pixels: np.ndarray,
+    num_classes: int,
+) -> list[Outcome]:
+    outcomes = []
+    for category in range(num_classes):
+        of_class = detections.rows(detections.category == category)
+        truth = targets.rows(targets.category == category)
+        outcomes.append(Outcome.of(verdicts_of(of_class, truth), of_class, truth, image_pixels))
+    return outcomes
+
+
+def _together(
+    detections: DetectionTable,
+    targets: TargetTable,
+    image_pixels: np.ndarray,
+    num_classes: int,  # noqa: ARG001
+) -> list[Outcome]:
+    return [Outcome.of(centre_verdicts(detections, targets), detections, targets, image_pixels)]
+
+
+def _average_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    """AP in area mode. Precision peaks at true detections only, so the envelope is taken over those."""
+    true = np.flatnonzero(outcome.true)
+    result = np.full(len(weights), np.nan)
+    for draw, weight in enumerate(weights):
+        num_targets = weight @ outcome.targets
+        if num_targets:
+            repeat = weight[outcome.image]
+            false_before = np.cumsum(repeat * outcome.false)[true]
+            found = repeat[true]
+            found_so_far = np.cumsum(found)
+            precision = found_so_far / np.maximum(found_so_far + false_before, 1)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            result[draw] = (found * envelope).sum() / num_targets
+    return result
+
+
+def _best_f1(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    last = np.flatnonzero(np.append(np.diff(outcome.scores) != 0, True)[: len(outcome.scores)])
+    result = np.full(len(weights), np.nan)
+    for draw, weight in enumerate(weights):
+        num_targets = weight @ outcome.targets
+        if num_targets:
+            repeat = weight[outcome.image]
+            found = np.cumsum(repeat * outcome.true)[last]
+            kept = np.cumsum(repeat * (outcome.true | outcome.false))[last]
+            result[draw] = (2 * found / (kept + num_targets)).max(initial=0)
+    return result
+
+
+def _rate(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.nan)
+
+
+def _per_image(outcome: Outcome, values: np.ndarray) -> np.ndarray:
+    return np.bincount(outcome.image, values, minlength=len(outcome.targets))
+
+
+def _detection_probability(outcome: Outcome, weights: np.ndarray, threshold: float) -> np.ndarray:
+    found = _per_image(outcome, outcome.true & (outcome.scores >= threshold))
+    return _rate(weights @ found, weights @ outcome.targets)
+
+
+def _false_alarm_rate(outcome: Outcome, weights: np.ndarray, threshold: float) -> np.ndarray:
+    area = _per_image(outcome, outcome.area * (outcome.false & (outcome.scores >= threshold)))
+    return _rate(weights @ area, weights @ outcome.pixels)
+
+
+def resampled_metrics(score_threshold: float = 0.5) -> dict[str, ResampledMetric]:
+    """The metrics that can be resampled, by the names that the evaluators give them, as fractions of one.
+
+    Args:
+        score_threshold: of detections that count for Pd and Fa.
+    """
+
+    def voc(protocol: VOCProtocol) -> Judge:
+        return partial(_by_class, partial(voc_verdicts, protocol=protocol))
+
+    return {
+        "voc_exact/AP50_area": ResampledMetric(voc(EXACT), _average_precision),
+        "voc_paper/AP50_area": ResampledMetric(voc(PAPER), _average_precision),
+        "centre/AP@3px": ResampledMetric(
+            partial(_by_class, partial(centre_verdicts, max_distance=CENTRE_DISTANCE)), _average_precision
+        ),
+        "pd_fa/Pd": ResampledMetric(_together, partial(_detection_probability, threshold=score_threshold)),
+        "pd_fa/Fa": ResampledMetric(_together, partial(_false_alarm_rate, threshold=score_threshold)),
+        "pd_fa/F1": ResampledMetric(_together, _best_f1),
+    }
 
 
 @dataclass(frozen=True)
@@ -21,6 +193,95 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray, level: float) -> Interval:
+        """From (1 + B,) values: that of the data set itself, then those of the draws; NaN where nothing is measured."""
+        drawn = values[1:][np.isfinite(values[1:])]
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+        return cls(float(values[0]), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference of two runs on the same images.
+
+    Attributes:
+        difference: second minus first, with its interval.
+        p_value: two-sided probability, under random exchange of the two runs image by image, of a difference at least
+            as large; NaN when nothing is measured.
+    """
+
+    difference: Interval
+    p_value: float
+
+
+def image_draws(num_images: int, draws: int, seed: int = 0) -> np.ndarray:
+    """How often each image is drawn when as many images are drawn with replacement: (draws, num_images)."""
+    if not num_images:
+        return np.zeros((draws, 0), int)
+    return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=draws)
+
+
+def _with_data_set(num_images: int, draws: int, seed: int) -> np.ndarray:
+    return np.concatenate([np.ones((1, num_images), int), image_draws(num_images, draws, seed)])
+
+
+def metric_interval(
+    metric: ResampledMetric, outcomes: Sequence[Outcome], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """A metric with its bootstrap percentile interval over images.
+
+    Args:
+        metric: from ``resampled_metrics``.
+        outcomes: what ``metric.judge`` made of a run.
+        draws: number of resamplings.
+        level: probability that the interval covers.
+        seed: of the draws.
+    """
+    return Interval.of(metric.values(outcomes, _with_data_set(len(outcomes[0].targets), draws, seed)), level)
+
+
+def compare_metric(
+    metric: ResampledMetric,
+    first: Sequence[Outcome],
+    second: Sequence[Outcome],
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare a metric of two runs on the same images by a paired bootstrap and a permutation test over images.
+
+    Args:
+        metric: from ``resampled_metrics``.
+        first, second: what ``metric.judge`` made of the two runs.
+        draws: number of resamplings and of permutations.
+        level: probability that the interval covers.
+        seed: of both.
+    """
+    num_images = len(first[0].targets)
+    weights = _with_data_set(num_images, draws, seed)
+    difference = metric.values(second, weights) - metric.values(first, weights)
+    if not np.isfinite(difference[0]):
+        return Comparison(Interval.of(difference, level), float("nan"))
+    # Exchange: an image's detections come from the other run. The weights choose which copy of an image counts.
+    both = [a.beside(b) for a, b in zip(first, second)]
+    swap = np.random.default_rng(seed + 1).random((draws, num_images)) < 0.5
+    left = np.concatenate([~swap, swap], axis=1).astype(int)
+    exchanged = metric.values(both, 1 - left) - metric.values(both, left)
+    extreme = np.abs(exchanged) >= abs(difference[0]) - 1e-12
+    return Comparison(Interval.of(difference, level), float((1 + extreme.sum()) / (draws + 1)))
+
+
+def _one_class(
+    detections: DetectionTable, targets: TargetTable, num_images: int, iou_threshold: float, protocol: VOCProtocol
+) -> Outcome:
+    verdicts = voc_verdicts(detections, targets, iou_threshold, protocol)
+    return Outcome.of(verdicts, detections, targets, np.ones(num_images, int))
+
+
+_AVERAGE_PRECISION = resampled_metrics()["voc_exact/AP50_area"]
 
 
 def resampled_average_precision(
@@ -44,25 +305,7 @@ def resampled_average_precision(
     """
     if weights.shape[1] != num_images:
         raise ValueError(f"weights are for {weights.shape[1]} images, the data set has {num_images}")
-    verdicts = voc_verdicts(detections, targets, iou_threshold, protocol)
-    target_image = targets.image[~targets.ignored]
-    result = np.full(len(weights), np.nan)
-    for draw, weight in enumerate(weights):
-        num_targets = weight[target_image].sum()
-        if not num_targets:
-            continue
-        repeat = weight[detections.image]
-        true, false = np.cumsum(repeat * verdicts.true), np.cumsum(repeat * verdicts.false)
-        precision = true / np.maximum(true + false, 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        result[draw] = (np.diff(true / num_targets, prepend=0.0) * envelope).sum()
-    return result
-
-
-def image_draws(num_images: int, draws: int, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn when as many images are drawn with replacement: (draws, num_images)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_images, np.full(num_images, 1 / max(num_images, 1)), size=draws)
+    return _average_precision(_one_class(detections, targets, num_images, iou_threshold, protocol), weights)
 
 
 def average_precision_interval(
@@ -76,34 +319,16 @@ def average_precision_interval(
     iou_threshold: float = 0.5,
     protocol: VOCProtocol = EXACT,
 ) -> Interval:
-    """Average precision with its bootstrap percentile interval over images.
+    """``metric_interval`` of average precision (area mode, one class) at any IoU.
 
     Args:
         detections, targets: of the whole data set, one class.
         num_images: images in the set, those without targets included.
-        draws: number of resamplings.
-        level: probability that the interval covers.
-        seed: of the draws.
+        draws, level, seed: see ``metric_interval``.
         iou_threshold, protocol: see ``voc_verdicts``.
     """
-    weights = np.concatenate([np.ones((1, num_images), int), image_draws(num_images, draws, seed)])
-    values = resampled_average_precision(detections, targets, num_images, weights, iou_threshold, protocol)
-    low, high = np.nanquantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values[0]), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Difference of two runs on the same images.
-
-    Attributes:
-        difference: second minus first, with its interval.
-        p_value: two-sided probability, under random exchange of the two runs image by image, of a difference at least
-            as large.
-    """
-
-    difference: Interval
-    p_value: float
+    outcome = _one_class(detections, targets, num_images, iou_threshold, protocol)
+    return metric_interval(_AVERAGE_PRECISION, [outcome], draws=draws, level=level, seed=seed)
 
 
 def compare_runs(
@@ -118,46 +343,14 @@ def compare_runs(
     iou_threshold: float = 0.5,
     protocol: VOCProtocol = EXACT,
 ) -> Comparison:
-    """Compare the average precision of two runs by a paired bootstrap and a permutation test over images.
+    """``compare_metric`` of average precision (area mode, one class) at any IoU.
 
     Args:
         first, second: detections of the two runs on the same images.
         targets: ground truth, one class.
         num_images: images in the set.
-        draws: number of resamplings and of permutations.
-        level: probability that the interval covers.
-        seed: of both.
+        draws, level, seed: see ``compare_metric``.
         iou_threshold, protocol: see ``voc_verdicts``.
     """
-    weights = np.concatenate([np.ones((1, num_images), int), image_draws(num_images, draws, seed)])
-    a, b = (
-        resampled_average_precision(run, targets, num_images, weights, iou_threshold, protocol)
-        for run in (first, second)
-    )
-    low, high = np.nanquantile((b - a)[1:], [(1 - level) / 2, (1 + level) / 2])
-    observed = float(b[0] - a[0])
-
-    # Exchange: an image's detections come from the other run. Both runs stand in one table, image i of the second as
-    # image I + i with the same targets, and the weights choose which copy counts.
-    both_targets = TargetTable(
-        np.tile(targets.boxes, (2, 1)),
-        np.concatenate([targets.image, targets.image + num_images]),
-        np.tile(targets.category, 2),
-        np.tile(targets.ignored, 2),
-    )
-    order = np.argsort(-np.concatenate([first.scores, second.scores]), kind="stable")
-    both = DetectionTable(
-        np.concatenate([first.boxes, second.boxes])[order],
-        np.concatenate([first.image, second.image + num_images])[order],
-        np.concatenate([first.category, second.category])[order],
-        np.concatenate([first.scores, second.scores])[order],
-    )
-    swap = np.random.default_rng(seed + 1).random((draws, num_images)) < 0.5
-    left = np.concatenate([~swap, swap], axis=1).astype(int)
-    right = 1 - left
-    x, y = (
-        resampled_average_precision(both, both_targets, 2 * num_images, choice, iou_threshold, protocol)
-        for choice in (left, right)
-    )
-    extreme = np.abs(y - x) >= abs(observed) - 1e-12
-    return Comparison(Interval(observed, float(low), float(high)), float((1 + extreme.sum()) / (draws + 1)))
+    runs = [[_one_class(run, targets, num_images, iou_threshold, protocol)] for run in (first, second)]
+    return compare_metric(_AVERAGE_PRECISION, *runs, draws=draws, level=level, seed=seed)

@@ -17,12 +17,12 @@ from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvalu
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 EVALUATOR_REGISTRY.__doc__ = """
 Builders of evaluators, chosen by ``cfg.TEST.EVALUATORS``.
-A registered function is called as ``build(cfg, dataset_name, output_folder)``.
+A registered function is called as ``build(cfg, dataset_name, output_folder)``; without a folder it saves nothing.
 """
 
 
 @EVALUATOR_REGISTRY.register()
-def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def coco(cfg: CfgNode, dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
     return IRSTDCOCOEvaluator(
         dataset_name,
         output_dir=output_folder,
@@ -32,17 +32,17 @@ def coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluato
 
 
 @EVALUATOR_REGISTRY.register()
-def voc(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def voc(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=EXACT, group_by=cfg.TEST.GROUP_BY)
 
 
 @EVALUATOR_REGISTRY.register()
-def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=PAPER, group_by=cfg.TEST.GROUP_BY)
 
 
 @EVALUATOR_REGISTRY.register()
-def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return DetectionProbabilityEvaluator(
         GroundTruth.from_dataset(dataset_name),
         score_threshold=cfg.TEST.SCORE_THRESHOLD,
@@ -51,14 +51,14 @@ def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvalua
 
 
 @EVALUATOR_REGISTRY.register()
-def centre(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def centre(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return CentreDistanceEvaluator(
         GroundTruth.from_dataset(dataset_name), distances=cfg.TEST.CENTRE_DISTANCES, group_by=cfg.TEST.GROUP_BY
     )
 
 
 @EVALUATOR_REGISTRY.register()
-def sky(cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def sky(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return SkyEvaluator(dataset_name, group_by=cfg.TEST.GROUP_BY)
 
 

@@ -94,6 +94,11 @@ class OperatingCurve:
         rate = np.append(self.false_alarms / max(self.num_images, 1), np.inf)
         return rate[index]
 
+    def pd_at_fa(self, rates: Sequence[float]) -> np.ndarray:
+        """Highest Pd that the curve reaches without more false-alarm pixels per image pixel than each rate."""
+        index = np.searchsorted(self.fa_pixels, np.asarray(rates) + 1e-15, side="right")
+        return np.concatenate([[0.0], self.pd])[index]
+
 
 def match_by_centre(
     detections: DetectionTable, targets: TargetTable, max_distance: float = CENTRE_DISTANCE

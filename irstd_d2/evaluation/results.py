@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -33,6 +33,34 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
         _block({name: values for name, values in rows.items() if set(groups) & set(values)}, list(groups))
         for groups in keys.values()
     )
+
+
+def format_runs(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Lay out the results of several runs side by side, with one row per metric and group and one block per key.
+
+    Args:
+        results: run -> evaluator -> metric -> value.
+
+    Returns:
+        A Markdown table; ``-`` where a run has no such metric or nothing to measure.
+    """
+    blocks: dict[str, dict[tuple[str, str, str], None]] = {"": {}}
+    for run in results.values():
+        for evaluator, metrics in run.items():
+            for name in metrics:
+                group, _, metric = name.rpartition("/")
+                blocks.setdefault(group.partition("/")[0], {})[group, evaluator, metric] = None
+    return "\n\n".join(_runs_block(results, list(rows)) for rows in blocks.values() if rows)
+
+
+def _runs_block(results: Mapping[str, Mapping[str, Mapping[str, float]]], rows: Sequence[tuple[str, str, str]]) -> str:
+    table = []
+    for group, evaluator, metric in rows:
+        name = f"{group}/{metric}" if group else metric
+        values = [run.get(evaluator, {}).get(name, math.nan) for run in results.values()]
+        table.append([group or "all", evaluator, metric, *map(_cell, values)])
+    headers = ["group", "evaluator", "metric", *results]
+    return tabulate(table, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 
 def _block(rows: Mapping[tuple[str, str], Mapping[str, float]], groups: list[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, detection_table
 
 logger = logging.getLogger(__name__)
+
+# Boxes (d, 4), scores (d,) and class indices (d,) of one image.
+Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,8 @@ class DetectionProbabilityEvaluator(TableEvaluator):
     Metrics at ``score_threshold``: ``Pd`` (percent), ``Fa`` (pixels in false detections per million image pixels),
     ``Fa_boxes`` (false detections per million image pixels), ``precision`` (percent). Over all thresholds: the best
     ``F1`` (percent) and its threshold ``F1_score``; ``FAPI@80``, false alarms per image at 80 % recall (infinite where
-    that recall is not reached).
+    that recall is not reached); ``Pd@Fa10``, the highest Pd with an Fa of at most 10. Without targets all but Fa are
+    NaN.
     """
 
     name = "pd_fa"
@@ -281,27 +286,32 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         score_threshold: float = 0.5,
         max_distance: float = CENTRE_DISTANCE,
         froc_recalls: Sequence[float] = (0.5, 0.8),
+        fa_rates: Sequence[float] = (10, 100),
         group_by: Sequence[str] = (),
         distributed: bool = True,
     ):
         super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.score_threshold, self.max_distance = score_threshold, max_distance
-        self.froc_recalls = tuple(froc_recalls)
+        self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
         curve = operating_curve(detections, targets, image_pixels, self.max_distance)
         at = curve.at_score(self.score_threshold)
         f1, score = curve.best_f1()
         froc = zip(self.froc_recalls, curve.false_alarms_per_image(self.froc_recalls))
-        return {
+        pd_at_fa = zip(self.fa_rates, curve.pd_at_fa([1e-6 * rate for rate in self.fa_rates]))
+        of_targets = {
             "Pd": 100 * at["Pd"],
-            "Fa": 1e6 * at["Fa"],
-            "Fa_boxes": 1e6 * at["Fa_boxes"],
             "precision": 100 * at["precision"],
             "F1": 100 * f1,
             "F1_score": score,
             **{f"FAPI@{100 * recall:.0f}": float(rate) for recall, rate in froc},
+            **{f"Pd@Fa{rate:g}": 100 * float(pd) for rate, pd in pd_at_fa},
         }
+        if not curve.num_targets:
+            of_targets = dict.fromkeys(of_targets, math.nan)
+        of_pixels = {"Fa": 1e6 * at["Fa"], "Fa_boxes": 1e6 * at["Fa_boxes"]}
+        return {"Pd": of_targets.pop("Pd"), **of_pixels, **of_targets}
 
 
 class CentreDistanceEvaluator(TableEvaluator):
@@ -347,19 +357,19 @@ class CentreDistanceEvaluator(TableEvaluator):
         return {"AP": float(values.mean()), **metrics}
 
 
-def add_predictions_file(
-    evaluator: TableEvaluator, path: str | PathLike, category_ids: Mapping[int, int] | None = None
-):
-    """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
+def read_predictions(path: str | PathLike, category_ids: Mapping[int, int] | None = None) -> dict[Any, Prediction]:
+    """Read a saved predictions file.
 
     Args:
-        evaluator: an empty evaluator.
         path: JSON in COCO's result format, as ``coco_instances_results.json``: a list of
             ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
         category_ids: the file's category ids -> class indices; by default they are equal.
 
+    Returns:
+        image id -> (d, 4) boxes x1 y1 x2 y2, (d,) scores and (d,) class indices.
+
     Raises:
-        DatasetError: for a file that is not such a list.
+        DatasetError: for a file that is missing or not such a list.
     """
     path = Path(path)
     rows: dict[Any, list[tuple[list[float], float, int]]] = {}
@@ -369,13 +379,38 @@ def add_predictions_file(
             category = int(row["category_id"])
             category = category if category_ids is None else category_ids[category]
             rows.setdefault(row["image_id"], []).append(([x, y, x + w, y + h], float(row["score"]), category))
-    except (ValueError, KeyError, TypeError) as error:
+        columns = {image_id: tuple(zip(*image_rows)) for image_id, image_rows in rows.items()}
+        return {
+            image_id: (np.array(boxes, float), np.array(scores, float), np.array(classes, int))
+            for image_id, (boxes, scores, classes) in columns.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             path,
             "predictions",
             f"cannot be read: {error!r}",
             "give a list of COCO results with image_id, category_id, bbox [x, y, w, h] and score",
         ) from error
-    for image_id, image_rows in rows.items():
-        boxes, scores, classes = zip(*image_rows)
-        evaluator.add(image_id, np.array(boxes, float), np.array(scores, float), np.array(classes, int))
+
+
+def add_predictions(evaluators: Sequence[TableEvaluator], predictions: Mapping[Any, Prediction]) -> None:
+    """Fill evaluators with predictions, image by image, so that what is read of an image is read once for all."""
+    for image_id, prediction in predictions.items():
+        for evaluator in evaluators:
+            evaluator.add(image_id, *prediction)
+
+
+def add_predictions_file(
+    evaluator: TableEvaluator, path: str | PathLike, category_ids: Mapping[int, int] | None = None
+) -> None:
+    """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
+
+    Args:
+        evaluator: an empty evaluator.
+        path, category_ids: see ``read_predictions``.
+
+    Raises:
+        DatasetError: for a file that is not a list of COCO results.
+        ValueError: for predictions that do not belong to the data set, see ``TableEvaluator.add``.
+    """
+    add_predictions([evaluator], read_predictions(path, category_ids))

@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 
-from irstd_d2.evaluation.average_precision import average_precision, precision_recall, voc_verdicts
+from irstd_d2.evaluation.average_precision import PAPER, average_precision, precision_recall, voc_verdicts
 from irstd_d2.evaluation.bootstrap import (
     average_precision_interval,
+    compare_metric,
     compare_runs,
     image_draws,
+    metric_interval,
     resampled_average_precision,
+    resampled_metrics,
 )
+from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import detection_table, target_table
+from irstd_d2.evaluation.table_evaluation import (
+    CentreDistanceEvaluator,
+    DetectionProbabilityEvaluator,
+    VOCDetectionEvaluator,
+)
 
 
 def random_rows(seed, quality, num_images=40):
@@ -78,3 +87,108 @@ def test_draws_without_targets_and_wrong_sizes():
     assert np.isnan(values[1])
     with pytest.raises(ValueError, match="weights are for 3 images, the data set has 2"):
         resampled_average_precision(run, truth, 2, np.ones((1, 3), int))
+
+
+def random_tables(seed, num_images=8):
+    """Two classes, difficult targets, equal scores; images of different sizes, in lists that can be repeated."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(num_images):
+        target = rng.integers(0, 30, (rng.integers(0, 5), 2))
+        found = rng.integers(0, 30, (rng.integers(0, 8), 2))
+        found[: len(target)] = target[: len(found)] + rng.integers(-1, 2, found[: len(target)].shape)
+        images.append(
+            {
+                "targets": np.concatenate([target, target + 4], 1),
+                "target_class": rng.integers(0, 2, len(target)),
+                "ignored": rng.random(len(target)) < 0.2,
+                "boxes": np.concatenate([found, found + rng.integers(3, 6, found.shape)], 1),
+                "scores": rng.integers(1, 6, len(found)) / 5,
+                "class": rng.integers(0, 2, len(found)),
+                "pixels": rng.integers(900, 2000),
+            }
+        )
+    return images
+
+
+def as_tables(images):
+    def column(name):
+        return [image[name] for image in images]
+
+    return (
+        detection_table(column("boxes"), column("scores"), column("class")),
+        target_table(column("targets"), column("target_class"), column("ignored")),
+        np.array(column("pixels")),
+    )
+
+
+def evaluated(detections, targets, pixels):
+    """The same metrics from the evaluators, as fractions."""
+    truth = GroundTruth.from_dicts([], ("a", "b"))
+    evaluators = (
+        VOCDetectionEvaluator(truth),
+        VOCDetectionEvaluator(truth, protocol=PAPER),
+        DetectionProbabilityEvaluator(truth),
+        CentreDistanceEvaluator(truth),
+    )
+    results = {e.name: e.compute(detections, targets, pixels) for e in evaluators}
+    found = {}
+    for name in resampled_metrics():
+        evaluator, _, metric = name.partition("/")
+        found[name] = results[evaluator][metric] / (1e6 if metric == "Fa" else 100)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("ties", [True, False])
+def test_every_metric_is_the_evaluators_on_repeated_images(seed, ties):
+    images = random_tables(seed)
+    if not ties:
+        rng = np.random.default_rng(seed)
+        images = [{**image, "scores": rng.random(len(image["scores"]))} for image in images]
+    tables = as_tables(images)
+    weights = np.concatenate([np.ones((1, 8), int), image_draws(8, 3, seed)])
+    values = {name: m.values(m.judge(*tables, 2), weights) for name, m in resampled_metrics().items()}
+    whole = {name: value[0] for name, value in values.items()}
+    assert whole == pytest.approx(evaluated(*tables), rel=1e-6, nan_ok=True)
+    for draw, weight in enumerate(weights):
+        expected = evaluated(*as_tables([image for image, times in zip(images, weight) for _ in range(times)]))
+        for name, expectation in expected.items():
+            # Among equal scores precision depends on the order, which repeating images changes.
+            if not ties or name.startswith("pd_fa"):
+                assert values[name][draw] == pytest.approx(expectation, rel=1e-6, nan_ok=True), name
+
+
+def test_two_runs_are_compared_in_every_metric():
+    images = random_tables(1, 60)
+    perfect = [
+        {**i, "boxes": i["targets"], "scores": np.full(len(i["targets"]), 0.9), "class": i["target_class"]}
+        for i in images
+    ]
+    for name, metric in resampled_metrics().items():
+        first, second = (metric.judge(*as_tables(run), 2) for run in (images, perfect))
+        interval = metric_interval(metric, second, draws=50)
+        assert interval.value == interval.low == interval.high == (0 if name.endswith("Fa") else pytest.approx(1))
+        found = compare_metric(metric, first, second, draws=100)
+        better = -1 if name.endswith("Fa") else 1
+        assert min(better * found.difference.low, better * found.difference.high) > 0
+        assert found.p_value == pytest.approx(1 / 101)
+        back = compare_metric(metric, second, first, draws=100)
+        assert back.difference.value == -found.difference.value
+        same = compare_metric(metric, first, first, draws=20)
+        assert (same.difference.value, same.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize("num_images", [0, 3])
+def test_without_targets_there_is_nothing_to_compare(num_images):
+    empty = [{**image, "targets": np.zeros((0, 4)), "target_class": [], "ignored": []} for image in random_tables(0, 3)]
+    tables = as_tables(empty[:num_images])
+    for name, metric in resampled_metrics().items():
+        outcomes = metric.judge(*tables, 2)
+        interval = metric_interval(metric, outcomes, draws=10)
+        found = compare_metric(metric, outcomes, outcomes, draws=10)
+        if name.endswith("Fa") and num_images:  # false alarms need no targets
+            assert interval.value > 0
+            assert found.p_value == 1
+        else:
+            assert np.isnan([interval.value, interval.low, interval.high, found.p_value]).all()

@@ -76,7 +76,7 @@ def test_every_metric_of_a_class_equals_a_plain_version(seed):
         hits, false, area = plain_pd_fa(detections, targets, 0.3, 3.0, target_in, detection_in)
         judged = int((~targets.ignored & (breakdown.targets == index)).sum())
         pixels = max(breakdown.pixels[index].sum(), 1)
-        assert pd_fa[index]["Pd"] == pytest.approx(100 * hits / max(judged, 1))
+        assert pd_fa[index]["Pd"] == pytest.approx(100 * hits / judged if judged else np.nan, nan_ok=True)
         assert pd_fa[index]["Fa"] == pytest.approx(1e6 * area / pixels)
         assert pd_fa[index]["Fa_boxes"] == pytest.approx(1e6 * false / pixels)
 

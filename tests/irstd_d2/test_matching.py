@@ -158,6 +158,9 @@ def test_pd_fa_equals_a_plain_version_at_every_threshold(seed):
         assert at["Pd"] == pytest.approx(found / max(curve.num_targets, 1))
         assert at["Fa"] == pytest.approx(area / 2100)
         assert at["Fa_boxes"] == pytest.approx(false / 2100)
+        reached = curve.pd_at_fa([area / 2100])[0]
+        allowed = [f for f, pixels in zip(curve.found, curve.false_pixels) if pixels <= area]
+        assert reached == max(allowed) / max(curve.num_targets, 1)
         missed = curve.num_targets - found
         assert at["F1"] == pytest.approx(2 * found / max(2 * found + false + missed, 1))
 
@@ -173,6 +176,7 @@ def test_pd_fa_by_hand():
     np.testing.assert_allclose(curve.fa_pixels, [0, 9 / 200, 19 / 200])
     assert curve.best_f1() == (0.5, 0.9)
     np.testing.assert_allclose(curve.false_alarms_per_image([0.3, 0.5]), [0, np.inf])
+    np.testing.assert_allclose(curve.pd_at_fa([0, 9 / 200, 1]), [1 / 3] * 3)
     assert curve.at_score(0.95)["Pd"] == 0
 
 
@@ -181,3 +185,4 @@ def test_operating_curve_without_detections():
     assert curve.best_f1() == (0.0, float("inf"))
     assert curve.at_score(0.5) == {"Pd": 0.0, "Fa": 0.0, "Fa_boxes": 0.0, "precision": 0.0, "F1": 0.0}
     assert np.isinf(curve.false_alarms_per_image([0.5])).all()
+    assert curve.pd_at_fa([0, 1]).tolist() == [0, 0]

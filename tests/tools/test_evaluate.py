@@ -1,0 +1,185 @@
+"""Judging saved predictions without the model: the command's tables, files, comparison and messages."""
+
+import importlib.util
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from irstd_d2 import get_config
+from irstd_d2.evaluation import build_evaluator
+from irstd_d2.evaluation.rescoring import rescore, to_json, to_markdown
+from irstd_d2.evaluation.table_evaluation import add_predictions_file
+
+NAME = "evaluate_tool_test"
+
+
+@pytest.fixture(scope="module")
+def tool(repo_root):
+    spec = importlib.util.spec_from_file_location("evaluate_tool", repo_root / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def draw_scene(folder, number):
+    rng = np.random.default_rng(number)
+    image = rng.integers(80, 120, (48, 64)).astype(np.uint8)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:30] = 1
+    corner = rng.integers(0, 40, (3, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(2, 7, (3, 2))], 1)
+    for x1, y1, x2, y2 in boxes:
+        image[y1:y2, x1:x2] = rng.integers(130, 255)
+    record = {"image_id": f"i{number}", "height": 48, "width": 64, "metadata": {"platform": "AL"[number % 2]}}
+    for key, array in (("file_name", image), ("sem_seg_file_name", mask)):
+        record[key] = str(folder / f"{number}-{key}.png")
+        cv2.imwrite(record[key], array)
+    record["annotations"] = [
+        {"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0} for b in boxes.tolist()
+    ]
+    return record
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    dicts = [draw_scene(tmp_path, number) for number in range(12)]
+    DatasetCatalog.register(NAME, lambda: dicts)
+    MetadataCatalog.get(NAME).set(thing_classes=["target"])
+    yield dicts
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def write_run(folder, dicts, quality):
+    rng = np.random.default_rng(5)
+    rows = []
+    for record in dicts:
+        for annotation in record["annotations"]:
+            x1, y1, x2, y2 = annotation["bbox"]
+            box = [x1, y1, x2 - x1, y2 - y1] if rng.random() < quality else rng.integers(1, 30, 4).tolist()
+            rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": box, "score": float(rng.random())})
+    path = folder / "inference" / NAME / "coco_instances_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def runs(dataset, tmp_path):
+    write_run(tmp_path / "weak", dataset, 0.2)
+    write_run(tmp_path / "strong", dataset, 0.95)
+    return [str(tmp_path / name) for name in ("weak", "strong")]
+
+
+def row(**values):
+    return json.dumps([{"image_id": "i0", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1, **values}])
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_one_run_gives_the_evaluators_table_and_leaves_the_predictions_alone(tool, runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "strong" / "inference" / NAME / "coco_instances_results.json"
+    before = file.read_bytes()
+    keys = ("platform", "resolution", "size", "contrast", "sky")
+    arguments = [runs[1], "--dataset", NAME, "--group-by", *keys, "--output", str(tmp_path / "new" / "out")]
+    assert tool.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert file.read_bytes() == before
+    assert not (tmp_path / "output").exists()
+    found = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert (tmp_path / "new" / "out.md").read_text() in printed + "\n"
+    cfg = get_config(opts=["TEST.EVALUATORS", tool.EVALUATORS, "TEST.GROUP_BY", keys])
+    expected = {}
+    for evaluator in build_evaluator(cfg, NAME, str(tmp_path / "again"))._evaluators:
+        add_predictions_file(evaluator, file)
+        expected.update(evaluator.evaluate())
+    results = found["runs"]["strong"]["results"]
+    assert list(results) == ["bbox", "voc_exact", "voc_paper", "pd_fa", "centre"]
+    for evaluator, metrics in expected.items():
+        assert list(metrics) == list(results[evaluator])
+        for name, value in metrics.items():
+            shown = None if math.isnan(value) else str(value) if math.isinf(value) else value
+            assert results[evaluator][name] == shown
+    blocks = printed.split("\n\n")
+    assert [cells(block.splitlines()[0])[3] for block in blocks] == [
+        *("platform/A", "resolution/<=256", "size/<9", "contrast/<1.2", "sky/sky")
+    ]
+    assert max(len(line) for line in printed.splitlines()) < 130
+
+
+def test_runs_are_compared(tool, runs, tmp_path, capsys):
+    output = tmp_path / "both"
+    arguments = [*runs, "--dataset", NAME, "--compare", "--bootstrap", "200", "--group-by", "sky"]
+    assert tool.main([*arguments, "--evaluators", "voc", "pd_fa", "--output", str(output)]) == 0
+    blocks = [block.splitlines() for block in capsys.readouterr().out.split("\n\n")]
+    assert [cells(block[0])[:3] for block in blocks] == [
+        ["group", "evaluator", "metric"],
+        ["group", "evaluator", "metric"],
+        ["metric", "run", "value"],
+        ["metric", "runs", "difference"],
+    ]
+    assert cells(blocks[0][0])[3:] == ["weak", "strong"]
+    found = json.loads(output.with_suffix(".json").read_text())
+    comparison = found["comparisons"]["strong"]["voc_exact/AP50_area"]
+    values = [found["runs"][run]["results"]["voc_exact"]["AP50_area"] for run in ("weak", "strong")]
+    assert comparison["value"] == pytest.approx(values[1] - values[0])
+    assert 0 < comparison["low"] < comparison["value"] < comparison["high"]
+    assert comparison["p_value"] < 0.02
+    intervals = found["runs"]["strong"]["intervals"]
+    assert intervals["pd_fa/Fa"]["value"] == pytest.approx(found["runs"]["strong"]["results"]["pd_fa"]["Fa"])
+    assert found["draws"] == 200
+    assert cells(blocks[3][2])[:2] == ["voc_exact/AP50_area", "strong - weak"]
+
+
+def test_runs_of_the_same_name_and_plain_files_have_names(runs, dataset, tmp_path):
+    cfg = get_config(opts=["TEST.EVALUATORS", ("centre",)])
+    file = tmp_path / "mine.json"
+    file.write_text("[]")
+    paths = [runs[0], tmp_path / "weak" / "inference", file]
+    (tmp_path / "coco_instances_results.json").write_text("[]")
+    found = rescore([*paths, tmp_path], NAME, cfg)
+    assert [run.name for run in found] == ["weak (1)", "weak (2)", "mine", tmp_path.name]
+    assert "| all     | centre" in to_markdown(found)
+    assert to_json(NAME, found)["runs"]["mine"]["results"]["centre"]["AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "predictions: cannot be read"),
+        (row(image_id="z"), "image 'z' is not in the evaluated data set"),
+        (row(score=math.nan), "'i0' has detections whose score or box is not finite"),
+        (row(category_id=1), "classes outside 0 to 0"),
+    ],
+)
+def test_faulty_predictions_are_named(tool, dataset, tmp_path, capsys, content, message):
+    path = tmp_path / "faulty.json"
+    path.write_text(content)
+    assert tool.main([str(path), "--dataset", NAME]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("Fault: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
+    for arguments, message in (
+        ([str(tmp_path / "absent.json"), "--dataset", NAME], "absent.json: predictions: cannot be read"),
+        ([str(tmp_path), "--dataset", NAME], f"holds no inference/{NAME}/coco_instances_results.json"),
+        ([runs[0], "--dataset", "nonsense"], "nonsense"),
+        ([runs[0], "--dataset", NAME, "--evaluators", "nonsense"], "nonsense"),
+        ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved boxes"),
+    ):
+        assert tool.main(arguments) == 1
+        assert message in capsys.readouterr().err
+    for arguments in ([runs[0], "--dataset", NAME, "--compare"], [runs[0], "--dataset", NAME, "--bootstrap", "-1"]):
+        with pytest.raises(SystemExit, match="2"):
+            tool.main(arguments)
