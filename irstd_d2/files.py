@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO
@@ -41,6 +42,37 @@ def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object])
             f"{path} could not be written: {reason}. Free space or make {path.parent} writable and start again; "
             "what was written before is untouched"
         ) from error
+
+
+@contextlib.contextmanager
+def staged_folder(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to write into that becomes ``path`` at the end, and only when the block ends without an error.
+
+    A killed process leaves one hidden folder beside ``path``, which the next call replaces.
+
+    Args:
+        path: the folder to make.
+        overwrite: replace it, with all that it holds, where it exists already.
+
+    Raises:
+        FileExistsError: ``path`` holds something and ``overwrite`` is off.
+    """
+    path = Path(path).absolute()
+    staged, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if occupied and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another folder, or overwrite it")
+    for leftover in (staged, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        if path.exists():
+            path.rename(old)
+        staged.rename(path)
+    finally:
+        for leftover in (staged, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

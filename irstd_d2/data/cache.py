@@ -107,7 +107,7 @@ def _load(path: Path) -> Entries:
         return {name: _unpack(row) for name, row in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         _logger.info("Ignored the annotation cache %s (%s)", path, error)
         return {}
 

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
@@ -31,6 +30,7 @@ from .statistics import (
     histogram_rows,
     measure_image,
 )
+from .target_masks import component_boxes
 from .voc import scan_voc
 
 # Splits of one version that must not share images.
@@ -155,7 +155,7 @@ def _collect_registered(name: str) -> Collection:
         dicts, faults = scan_voc(
             root, source.split, layout=layout, class_names=source.class_names, sidecar=source.sidecar
         )
-        mask = _target_mask_finder(root, layout)
+        mask = target_mask_finder(root, layout)
         return Collection(f"{name}: {root}", dicts, {name: _ids(dicts)}, faults, target_mask=mask)
     dicts = DatasetCatalog.get(name)
     return Collection(name, dicts, {name: _ids(dicts)}, [])
@@ -193,7 +193,7 @@ def _collect_folder(
         unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))
         if unused:
             notes.append(f"{len(unused)} images are in no split: {_some(unused)}")
-    mask = _target_mask_finder(root, layout)
+    mask = target_mask_finder(root, layout)
     return Collection(str(root), dicts, named, [*faults, *scan_faults], notes, mask)
 
 
@@ -210,7 +210,9 @@ def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:
     return notes
 
 
-def _target_mask_finder(root: Path, layout: VocLayout) -> Callable[[dict[str, Any]], Path | None]:
+def target_mask_finder(root: Path, layout: VocLayout) -> Callable[[dict[str, Any]], Path | None]:
+    """Return a function from a dataset dict to the file of its target mask, or ``None``."""
+
     def find(sample: dict[str, Any]) -> Path | None:
         candidates = (root / pattern.format(name=sample["image_id"]) for pattern in layout.target_masks)
         return next((path for path in candidates if path.is_file()), None)
@@ -267,9 +269,7 @@ def _compare_boxes(sample: dict[str, Any], mask: np.ndarray) -> list[str]:
 
     Boxes inside a larger component are left alone: targets that touch share one.
     """
-    _, _, rows, _ = cv2.connectedComponentsWithStats((mask == 1).astype(np.uint8), connectivity=8)
-    bounds = rows[1:, :4].copy()
-    bounds[:, 2:] += bounds[:, :2]
+    bounds = component_boxes(mask == 1)
     notes = []
     for i, obj in enumerate(sample["annotations"]):
         box = np.array(obj["bbox"])

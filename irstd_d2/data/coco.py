@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import reprlib
+import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,10 +15,14 @@ from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
 from .faults import Fault, FaultKind, refuse_or_skip
+from .image_io import MAX_SIDE
 
 MAX_JSON_BYTES = 2 << 30
 
 _logger = logging.getLogger(__name__)
+# Values in messages: cut short, and not to the depth of a hostile file.
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 80
 
 
 def load_coco(
@@ -29,8 +34,9 @@ def load_coco(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Load a COCO detection file.
 
-    Image entries may carry the imaging metadata as ``platform`` (or ``view``), ``band`` (or ``band_type``) and
-    ``sem_seg_file_name`` (a sky mask, relative to ``image_root``).
+    Image entries may carry the imaging metadata as ``platform`` (or ``view``), ``band`` (or ``band_type``),
+    ``original_width`` and ``original_height`` (of the image that this one was cut from), and ``sem_seg_file_name``
+    (a sky mask, relative to ``image_root``).
 
     Args:
         json_file: with ``images``, ``annotations`` and ``categories``.
@@ -68,6 +74,7 @@ def scan_coco(
 class _CocoReader:
     def __init__(self, path: Path, image_root: Path, class_ids: dict[int, int]):
         self.path, self.image_root, self.class_ids = path, image_root, class_ids
+        self.known_classes = _show(sorted(class_ids, key=_id_order))
         self.images: dict[int | str, dict[str, Any]] = {}
         self.faulty: set[int | str] = set()
         self.faults: list[Fault] = []
@@ -80,27 +87,29 @@ class _CocoReader:
             return self._fail(FaultKind.BAD_RECORD, f"{field}.id", "missing or not a number or a string", "write an id")
         key, name = entry["id"], entry.get("file_name")
         if key in self.images:
-            return self._fail(FaultKind.BAD_RECORD, f"{field}.id", f"{key!r} again", "give every image its own id", key)
+            return self._fail(
+                FaultKind.BAD_RECORD, f"{field}.id", f"{_show(key)} again", "give every image its own id", key
+            )
         width, height = entry.get("width"), entry.get("height")
         metadata = {
             "platform": _text(entry, "platform", "view"),
             "band": _text(entry, "band", "band_type"),
-            "width": width,
-            "height": height,
+            "width": _original(entry, "width"),
+            "height": _original(entry, "height"),
         }
         sample = self.images[key] = {"image_id": key, "height": height, "width": width, "metadata": metadata}
         sample["annotations"] = []
         if not (_is_size(width) and _is_size(height)):
-            problem = f"width {width!r}, height {height!r}"
+            problem = f"width {_show(width)}, height {_show(height)}"
             self._fail(FaultKind.MISSING_FIELD, field, problem, "write the image's size in pixels", key)
         if not isinstance(name, str) or not is_contained(name):
-            problem, fix = f"{name!r} leads out of the image folder", "write a path below the image folder"
+            problem, fix = f"{_show(name)} leads out of the image folder", "write a path below the image folder"
             return self._fail(FaultKind.UNSAFE_NAME, f"{field}.file_name", problem, fix, key)
         sample["file_name"] = str(self.image_root / name)
         mask = entry.get("sem_seg_file_name")
         if mask is not None:
             if not isinstance(mask, str) or not is_contained(mask):
-                problem, fix = f"{mask!r} leads out of the image folder", "write a path below the image folder"
+                problem, fix = f"{_show(mask)} leads out of the image folder", "write a path below the image folder"
                 return self._fail(FaultKind.UNSAFE_NAME, f"{field}.sem_seg_file_name", problem, fix, key)
             sample["sem_seg_file_name"] = str(self.image_root / mask)
         return None
@@ -108,16 +117,16 @@ class _CocoReader:
     def add_annotation(self, entry: Any, field: str) -> None:
         key = entry.get("image_id") if isinstance(entry, dict) else None
         if not _is_id(key) or key not in self.images:
-            problem, fix = f"{key!r} is no image of the file", "correct the id or delete the annotation"
+            problem, fix = f"{_show(key)} is no image of the file", "correct the id or delete the annotation"
             return self._fail(FaultKind.BAD_RECORD, f"{field}.image_id", problem, fix)
         category = entry.get("category_id")
         if not _is_id(category) or category not in self.class_ids:
-            problem, fix = f"category {category!r}", f"use one of {sorted(self.class_ids)}"
+            problem, fix = f"category {_show(category)}", f"use one of {self.known_classes}"
             return self._fail(FaultKind.UNKNOWN_CLASS, f"{field}.category_id", problem, fix, key)
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
             fix = "write [x, y, width, height]"
-            return self._fail(FaultKind.MISSING_FIELD, f"{field}.bbox", f"{str(box)[:80]} is no box", fix, key)
+            return self._fail(FaultKind.MISSING_FIELD, f"{field}.bbox", f"{_show(box)} is no box", fix, key)
         x, y, width, height = box
         sample = self.images[key]
         if not (width > 0 and height > 0):
@@ -145,7 +154,7 @@ class _CocoReader:
 
 def is_contained(name: str) -> bool:
     """Whether a relative path stays below the folder that it starts from."""
-    if not name or "\0" in name or "\\" in name:
+    if not _is_text(name) or not name or "\0" in name or "\\" in name:
         return False
     path = PurePosixPath(name)
     return not path.is_absolute() and not PureWindowsPath(name).drive and ".." not in path.parts
@@ -169,7 +178,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 def _classes(categories: list[Any], class_names: Sequence[str] | None, path: Path) -> tuple[dict[int, int], list[str]]:
     """Map category ids to class ids, and name the classes."""
     for i, category in enumerate(categories):
-        sound = isinstance(category, dict) and _is_id(category.get("id")) and isinstance(category.get("name"), str)
+        sound = isinstance(category, dict) and _is_id(category.get("id")) and _is_text(category.get("name"))
         if not sound:
             raise DatasetError(path, f"categories[{i}]", "without id or name", "write both")
     by_id = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: _id_order(c["id"]))}
@@ -180,7 +189,22 @@ def _classes(categories: list[Any], class_names: Sequence[str] | None, path: Pat
 
 def _text(entry: dict[str, Any], *keys: str) -> str | None:
     values = (entry.get(key) for key in keys)
-    return next((value for value in values if isinstance(value, str) and value), None)
+    return next((value for value in values if _is_text(value) and value), None)
+
+
+def _original(entry: dict[str, Any], side: str) -> Any:
+    """Width or height of the image that this one was cut from; its own if it is whole."""
+    value = entry.get(f"original_{side}")
+    return value if _is_size(value) else entry.get(side)
+
+
+def _show(value: Any) -> str:
+    return _shown.repr(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that can be printed; JSON can spell halves of characters."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
 
 
 def _is_id(value: Any) -> bool:
@@ -192,8 +216,8 @@ def _id_order(key: int | str) -> tuple[bool, int | str]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

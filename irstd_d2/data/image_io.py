@@ -12,6 +12,7 @@ Every image becomes ``(H, W, 3)`` float32 in ``[0, 255]``, whatever its file hol
 from __future__ import annotations
 
 import io
+import re
 import struct
 from os import PathLike
 from pathlib import Path
@@ -24,13 +25,18 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from ..errors import ConfigError, DatasetError
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_IMAGE_SUFFIX = re.compile("(?:" + "|".join(map(re.escape, IMAGE_SUFFIXES)) + ")$", re.IGNORECASE)
 HIGH_BIT_DEPTH_MODES = ("full_range", "minmax", "percentile")
 SKY, OTHER, IGNORE = 1, 0, 255
 
+MAX_SIDE = 1 << 20  # pixels; of what annotations say about images
 # A file that announces more is refused as a decompression bomb before anything is allocated (11585 x 11585).
 MAX_PIXELS = 1 << 27
 # Deflate packs at most 1032 bytes into one; 8 pixels of one bit make a byte. Rounded up.
 _MAX_PIXELS_PER_BYTE = 1 << 14
+# Every scan of a progressive JPEG takes a pass over all pixels; encoders write some ten.
+_MAX_JPEG_SCANS = 100
+_JPEG_SIGNATURE, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 _PERCENTILES = (0.1, 99.9)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
@@ -43,6 +49,11 @@ _LABEL_TO_LABEL = np.full(256, _INVALID, np.uint8)
 _LABEL_TO_LABEL[[OTHER, SKY, IGNORE]] = OTHER, SKY, IGNORE
 _TILES = "cut the image into tiles"
 _REWRITE = "copy the file again from its source, or remove it from the split"
+
+
+def strip_image_suffix(name: str) -> str:
+    """Take the suffix of an image file, and no other, off a name."""
+    return _IMAGE_SUFFIX.sub("", name)
 
 
 def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = "full_range") -> np.ndarray:
@@ -141,10 +152,9 @@ def _check_options(format: str, high_bit_depth: str) -> None:
 def _open(path: Path):
     try:
         return path.open("rb")
-    except OSError as error:
-        raise DatasetError(
-            path, "file", f"cannot be opened ({error.strerror})", "check the name and the rights"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: characters that no file name can hold
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(path, "file", f"cannot be opened ({reason})", "check the name and the rights") from None
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -161,6 +171,8 @@ def _decode(data: bytes, path: Path) -> np.ndarray:
     # Pillow has no 16-bit colour; OpenCV multiplies 8-bit colour by its alpha.
     if data.startswith(_TIFF_SIGNATURES) and _check_tiff(data, path) > 8:
         return _decode_with_opencv(data, path)
+    if data.startswith(_JPEG_SIGNATURE) and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
+        raise DatasetError(path, "header", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "save it again")
     image = _decode_with_pillow(data, path)
     return image[:, :, ::-1] if image.ndim == 3 else image
 

@@ -20,7 +20,9 @@ def png_bytes(pixels: NDArray, palette: Sequence[int] | None = None) -> bytes:
     """Encode gray ``(H, W)`` or BGR ``(H, W, 3)`` pixels of 8 or 16 bits, or with a palette indices ``(H, W)``."""
     if palette is not None:
         image = Image.fromarray(pixels)
-        image.putpalette(palette)
+        # Pillow stores no more bits per index than the palette needs.
+        missing = 3 * (int(pixels.max(initial=0)) + 1) - len(palette)
+        image.putpalette([*palette, *[255] * missing])
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", compress_level=4)
         return buffer.getvalue()

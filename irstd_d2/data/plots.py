@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -67,10 +68,48 @@ def draw_domains(statistics: DatasetStatistics, title: str) -> Figure:
     return figure
 
 
+def draw_comparison(named: Mapping[str, DatasetStatistics], title: str) -> Figure:
+    """Sizes, local contrast, brightness and targets per image of several sets, one line for each.
+
+    Args:
+        named: at most six sets with their names.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(9.6, 6.8), layout="constrained")
+    panels = _style_panels(figure, list(figure.subplots(2, 2).flat), title)
+    most = max(int(statistics.counts().max()) for statistics in named.values())
+    rows: list[tuple[str, str, Callable[[DatasetStatistics], np.ndarray], np.ndarray]] = [
+        ("(a) Target sizes", "square root of the box area (pixels)", lambda s: s.sides(), np.arange(0, 10.25, 0.5)),
+        (
+            "(b) Local contrast",
+            "mean of target / mean of surroundings",
+            lambda s: s.contrast(),
+            np.linspace(0.5, 4, 36),
+        ),
+        ("(c) Brightness", "peak of target / peak of image", lambda s: s.brightness(), np.linspace(0, 1, 26)),
+        ("(d) Targets per image", "targets", lambda s: s.counts(), np.arange(0, most + 2)),
+    ]
+    for axes, (heading, label, values, edges) in zip(panels, rows):
+        for (name, statistics), colour in zip(named.items(), _PALETTE):
+            inside = np.clip(values(statistics), edges[0], edges[-1] - 1e-9)
+            weights = np.full(len(inside), 1 / len(inside))
+            axes.hist(inside, edges.tolist(), weights=weights, histtype="step", color=colour, lw=1.6, label=name)
+        _percent_axis(axes)
+        axes.grid(axis="y", color=_GRID)
+        axes.set(xlim=(edges[0], edges[-1]), xlabel=label)
+        axes.set_ylabel("share of images" if axes is panels[-1] else "share of targets")
+        _heading(axes, heading)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper right")
+    return figure
+
+
 def _three_panels(title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(13.5, 4.4), layout="constrained")
+    return figure, _style_panels(figure, list(figure.subplots(1, 3)), title)
+
+
+def _style_panels(figure: Figure, panels: list[Axes], title: str) -> list[Axes]:
     figure.suptitle(title, fontsize=11, color=_INK, x=0.01, ha="left")
-    panels = list(figure.subplots(1, 3))
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_MUTED)
@@ -78,7 +117,7 @@ def _three_panels(title: str) -> tuple[Figure, list[Axes]]:
         axes.xaxis.label.set(fontsize=9, color=_INK)
         axes.yaxis.label.set(fontsize=9, color=_INK)
         axes.set_axisbelow(True)
-    return figure, panels
+    return panels
 
 
 def _heading(axes: Axes, text: str) -> None:

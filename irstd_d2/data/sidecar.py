@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DatasetError
 from .faults import Fault, FaultKind
+from .image_io import MAX_SIDE, strip_image_suffix
+from .voc_xml import MAX_NAME
 
 MAX_SIDECAR_BYTES = 256 << 20
-MAX_SIDE = 1 << 20  # pixels
 
 _COLUMNS = {
     "id": ("id", "name", "image", "image_id", "file_name", "filename"),
@@ -80,11 +83,51 @@ def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fa
             entries[key] = entry
 
 
+def format_sidecar(entries: Mapping[str, SidecarEntry], separator: str = ",") -> bytes:
+    """Write a table with a header line that :func:`read_sidecar` reads as the same entries."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for key, entry in entries.items():
+        writer.writerow([key, *("" if value is None else value for value in entry)])
+    return text.getvalue().encode()
+
+
+def read_column(path: str | PathLike, column: str) -> dict[str, str]:
+    """Read one more column of a table with a header line, e.g. ``scene``.
+
+    Returns:
+        The non-empty cells by image id.
+
+    Raises:
+        DatasetError: the file cannot be read, or has no such column or no ids.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    first, _, _ = text.partition("\n")
+    separator = "\t" if "\t" in first else ","
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    header = [cell.strip().lower() for cell in next(rows, [])]
+    positions = _header_positions(first)
+    if positions is None or column.lower() not in header:
+        raise DatasetError(path, "line 1", f"no column {column!r} or no column of ids", f"it has {', '.join(header)}")
+    at = header.index(column.lower())
+    cells = {_key(row[positions["id"]]): row[at].strip() for row in rows if len(row) > max(at, positions["id"])}
+    return {key: value for key, value in cells.items() if key and value}
+
+
+def _key(cell: str) -> str:
+    """Image id of a cell: Unicode form NFC, without the suffix of an image file; empty for what is no name."""
+    if len(cell) > MAX_NAME:  # NFC takes quadratic time
+        return ""
+    return strip_image_suffix(unicodedata.normalize("NFC", cell.strip()))
+
+
 def _parse_row(cells: list[str], positions: dict[str, int]) -> tuple[str, SidecarEntry, str]:
     """Return the id, the entry and the problem (empty when there is none)."""
     cell = {name: cells[at].strip() if at < len(cells) else "" for name, at in positions.items()}
-    key = unicodedata.normalize("NFC", cell["id"])
-    problem = "" if key else "no id"
+    key = _key(cell["id"])
+    problem = "" if key else f"{cell['id'][:40]!r}... is no image id" if cell["id"] else "no id"
     sizes: list[int | None] = []
     for name in ("width", "height"):
         text = cell.get(name, "")

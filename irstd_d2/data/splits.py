@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from os import PathLike
 from pathlib import Path
 
 from ..errors import DatasetError
 from .faults import Fault, FaultKind
-from .image_io import IMAGE_SUFFIXES
-from .voc_xml import is_plain_name
+from .image_io import strip_image_suffix
+from .voc_xml import MAX_NAME, is_plain_name
 
 MAX_SPLIT_BYTES = 64 << 20
-
-_IMAGE_SUFFIX = re.compile("(?:" + "|".join(map(re.escape, IMAGE_SUFFIXES)) + ")$", re.IGNORECASE)
 
 
 def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
@@ -34,8 +31,11 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     faults = []
     for number, line in enumerate(_read_lines(path), start=1):
         field = f"line {number}"
-        name = unicodedata.normalize("NFC", line.strip())
-        name = _IMAGE_SUFFIX.sub("", name)
+        if len(line) > MAX_NAME:  # before anything that takes quadratic time
+            problem, fix = f"{line[:40]!r}... of {len(line)} characters is no file name", "write the bare image name"
+            faults.append(Fault.of(FaultKind.UNSAFE_NAME, path, field, problem, fix))
+            continue
+        name = strip_image_suffix(unicodedata.normalize("NFC", line.strip()))
         if not name:
             faults.append(Fault.of(FaultKind.EMPTY_LINE, path, field, "empty", "delete the line"))
         elif not is_plain_name(name):

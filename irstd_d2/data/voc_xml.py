@@ -17,9 +17,13 @@ from defusedxml.ElementTree import fromstring
 
 from ..errors import ConfigError, DatasetError
 from .faults import Fault, FaultKind
+from .image_io import MAX_SIDE
 
 BOX_CONVENTIONS = ("half_open", "paper")
 MAX_XML_BYTES = 16 << 20  # some 60,000 targets
+MAX_NAME = 255  # characters; file systems take no more
+# A file with so many faults is not looked at further: millions of them fit into the size above.
+MAX_FAULTS = 100
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LEADS_ELSEWHERE = re.compile(r"[/\\\0]|^[A-Za-z]:")
@@ -78,10 +82,14 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
             "write the bare file name",
         )
     width, height = fields.size(root, "width"), fields.size(root, "height")
-    objects = tuple(fields.object(element, i) for i, element in enumerate(root.iterfind("object")))
+    objects = []
+    for i, element in enumerate(root.iterfind("object")):
+        objects.append(fields.object(element, i))
+        if len(fields.faults) >= MAX_FAULTS:
+            break
     if fields.faults:
         return None, fields.faults
-    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), objects), []
+    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), tuple(objects)), []
 
 
 def format_voc_xml(
@@ -225,7 +233,7 @@ class _FieldReader:
     def size(self, root: Element, tag: str) -> int:
         before = len(self.faults)
         value = self.number(root.find("size"), tag, f"size.{tag}")
-        if len(self.faults) == before and (value < 1 or value != int(value)):
+        if len(self.faults) == before and not (1 <= value <= MAX_SIDE and value == int(value)):
             self.fail(FaultKind.MISSING_FIELD, f"size.{tag}", f"{value:g} pixels", "write the image's size in pixels")
         return int(value)
 

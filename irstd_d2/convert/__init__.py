@@ -1,0 +1,31 @@
+"""Data sets from one format to another: Pascal VOC, COCO, target masks, YOLO; splits and metadata tables."""
+
+from .conversion import (
+    FORMATS,
+    ConversionReport,
+    detect_format,
+    read_coco,
+    read_masks,
+    read_registered,
+    read_voc,
+    read_yolo,
+    with_metadata,
+    write_set,
+)
+from .detection_set import DetectionSet, ImageRecord, TargetObject
+
+__all__ = [
+    "FORMATS",
+    "ConversionReport",
+    "DetectionSet",
+    "ImageRecord",
+    "TargetObject",
+    "detect_format",
+    "read_coco",
+    "read_masks",
+    "read_registered",
+    "read_voc",
+    "read_yolo",
+    "with_metadata",
+    "write_set",
+]

@@ -1,0 +1,150 @@
+"""From any format to any other, complete or not at all, with an account of what got lost."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import ConfigError, DatasetError
+from ..files import staged_folder
+from .coco_format import find_coco_files, read_coco, write_coco
+from .detection_set import DetectionSet, name_records, record_from_dict
+from .mask_format import read_masks, write_masks
+from .voc_format import read_voc, write_voc
+from .yolo_format import read_yolo, write_yolo
+
+FORMATS = ("voc", "coco", "mask", "yolo")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Args:
+        images, objects: numbers of them.
+        splits: number of images by split.
+        unread: what the source says but this project does not read, counted.
+        lost: what the target format cannot hold, counted.
+    """
+
+    images: int
+    objects: int
+    splits: dict[str, int]
+    unread: Counter[str]
+    lost: Counter[str]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
+        lines = [f"{self.images} images, {self.objects} targets; splits: {splits or 'none'}"]
+        for title, counts in (("not read", self.unread), ("lost, as the format cannot hold it", self.lost)):
+            found = ", ".join(f"{count} x {what}" for what, count in counts.most_common())
+            lines.append(f"{title}: {found or 'nothing'}")
+        return "\n".join(lines)
+
+
+def detect_format(source: str | PathLike) -> str:
+    """Tell the format of a set from what lies in its folder.
+
+    Returns:
+        One of ``FORMATS``; a folder that is none of the others counts as ``voc``.
+    """
+    path = Path(source)
+    if path.is_file() or find_coco_files(path):
+        return "coco"
+    if (path / "images").is_dir():
+        for folder, name in (("labels", "yolo"), ("masks", "mask")):
+            if (path / folder).is_dir():
+                return name
+    return "voc"
+
+
+def read_registered(name: str) -> DetectionSet:
+    """Read a set registered in detectron2's catalog; its only split is called like the set."""
+    dicts = DatasetCatalog.get(name)
+    classes = tuple(MetadataCatalog.get(name).thing_classes)
+    paths = [Path(sample["file_name"]) for sample in dicts]
+    roots = {path.parent for path in paths}
+    names = name_records(paths, roots.pop() if len(roots) == 1 else Path())
+    records = tuple(record_from_dict(sample, names[path], classes) for path, sample in zip(paths, dicts))
+    return DetectionSet(records, classes, {name: tuple(record.name for record in records)})
+
+
+def with_metadata(detection_set: DetectionSet, platform: str | None, band: str | None) -> DetectionSet:
+    """Give a platform and a band to all images that have none."""
+    records = (
+        replace(record, platform=record.platform or platform, band=record.band or band)
+        for record in detection_set.records
+    )
+    return replace(detection_set, records=tuple(records))
+
+
+def write_set(
+    detection_set: DetectionSet,
+    target: str | PathLike,
+    target_format: str,
+    *,
+    layout: str = "voc_png",
+    link: bool = False,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Write a set into a new folder, which appears when everything in it is complete.
+
+    Args:
+        detection_set: what one of the readers returned.
+        target: the folder.
+        target_format: one of ``FORMATS``.
+        layout: of a VOC folder.
+        link: make symbolic links to the images in place of copies.
+        overwrite: replace a folder that exists.
+
+    Raises:
+        DatasetError: the set is empty, a file cannot be read, or ``target`` exists.
+    """
+    writers: Mapping[str, Callable[[Path], Counter[str]]] = {
+        "voc": lambda folder: write_voc(detection_set, folder, layout=layout, link=link),
+        "coco": lambda folder: write_coco(detection_set, folder, link=link),
+        "mask": lambda folder: write_masks(detection_set, folder, link=link),
+        "yolo": lambda folder: write_yolo(detection_set, folder, link=link),
+    }
+    if target_format not in writers:
+        raise ConfigError(f"the format is {target_format!r}; use one of {', '.join(FORMATS)}")
+    if not detection_set.records:
+        raise DatasetError(target, "images", "the set holds no image", "check the source and its lists")
+    for record in detection_set.records:
+        if Path(target).resolve() in record.image.resolve().parents:
+            raise DatasetError(target, "folder", "holds the set that is read", "write into another folder")
+    try:
+        with staged_folder(target, overwrite=overwrite) as folder:
+            lost = writers[target_format](folder)
+    except FileExistsError:
+        raise DatasetError(target, "folder", "exists", "choose another folder, or pass --overwrite") from None
+    report = ConversionReport(
+        images=len(detection_set.records),
+        objects=detection_set.num_objects,
+        splits={split: len(names) for split, names in detection_set.splits.items()},
+        unread=detection_set.unread,
+        lost=lost,
+    )
+    _logger.info("Wrote %s (%s): %s", target, target_format, report)
+    return report
+
+
+__all__ = [
+    "FORMATS",
+    "ConversionReport",
+    "detect_format",
+    "read_coco",
+    "read_masks",
+    "read_registered",
+    "read_voc",
+    "read_yolo",
+    "with_metadata",
+    "write_set",
+]

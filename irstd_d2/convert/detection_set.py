@@ -1,0 +1,141 @@
+"""A data set between two formats: what every format can say, and nothing of how it says it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.structures import BoxMode
+
+from ..data.image_io import IMAGE_SUFFIXES
+from ..errors import DatasetError
+
+Size = tuple[int, int]  # width, height
+
+
+class TargetObject(NamedTuple):
+    """One target: class name, XYXY box in pixels (0-based, half-open), and whether it is marked difficult."""
+
+    class_name: str
+    box: tuple[float, float, float, float]
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image with all that is known of it.
+
+    Args:
+        name: unique in the set, no path and no suffix; files of the target format are named by it.
+        image: the image file.
+        size: its (width, height) in pixels.
+        objects: its targets.
+        platform, band: imaging metadata, ``None`` unknown.
+        original_size: (width, height) of the image that it was cut from, ``None`` if it is whole.
+        sky_mask, target_mask: mask files, ``None`` where there are none.
+    """
+
+    name: str
+    image: Path
+    size: Size
+    objects: tuple[TargetObject, ...] = ()
+    platform: str | None = None
+    band: str | None = None
+    original_size: Size | None = None
+    sky_mask: Path | None = None
+    target_mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """A set in no particular format.
+
+    Args:
+        records: the images.
+        class_names: in the order of their ids.
+        splits: names of images by split; empty when the set has none.
+        unread: what the source says but no reader of this project takes, counted.
+    """
+
+    records: tuple[ImageRecord, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_objects(self) -> int:
+        return sum(len(record.objects) for record in self.records)
+
+    @property
+    def split_or_all(self) -> dict[str, tuple[str, ...]]:
+        """The splits; a set without any has one, ``all``."""
+        return self.splits or {"all": tuple(record.name for record in self.records)}
+
+
+def record_from_dict(
+    sample: Mapping[str, Any], name: str, class_names: Sequence[str], target_mask: Path | None = None
+) -> ImageRecord:
+    """Turn detectron2's dataset dict of one image into a record.
+
+    Args:
+        sample: the dict.
+        name: of the record.
+        class_names: by category id.
+        target_mask: the mask file of its targets, if any.
+    """
+    size = sample["width"], sample["height"]
+    metadata = sample.get("metadata") or {}
+    original = metadata.get("width") or size[0], metadata.get("height") or size[1]
+    mask = sample.get("sem_seg_file_name")
+    return ImageRecord(
+        name=name,
+        image=Path(sample["file_name"]),
+        size=size,
+        objects=tuple(_object_from_dict(obj, class_names) for obj in sample.get("annotations", ())),
+        platform=metadata.get("platform"),
+        band=metadata.get("band"),
+        original_size=None if original == size else original,
+        sky_mask=None if mask is None else Path(mask),
+        target_mask=target_mask,
+    )
+
+
+def _object_from_dict(obj: Mapping[str, Any], class_names: Sequence[str]) -> TargetObject:
+    x1, y1, x2, y2 = BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS)
+    return TargetObject(class_names[obj["category_id"]], (x1, y1, x2, y2), bool(obj.get("iscrowd", 0)))
+
+
+def name_records(paths: Iterable[Path], root: Path) -> dict[Path, str]:
+    """Name images by their path below ``root``, without suffix, with ``__`` in place of ``/``.
+
+    Raises:
+        DatasetError: two images would have the same name.
+    """
+    names: dict[Path, str] = {}
+    taken: dict[str, Path] = {}
+    for path in paths:
+        inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        if inside.suffix.lower() in IMAGE_SUFFIXES:
+            inside = inside.with_suffix("")
+        name = "__".join(inside.parts)
+        if name in taken:
+            raise DatasetError(path, "file name", f"the same name as {taken[name]}: {name!r}", "rename one of the two")
+        taken[name] = path
+        names[path] = name
+    return names
+
+
+def find_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in alphabetical order; of those that differ in upper and lower case only, the first is taken."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(name.lower(), name)
+    return tuple(sorted(first.values()))
+
+
+def count_targets(records: Iterable[ImageRecord], holds: Callable[[TargetObject], bool]) -> int:
+    """Number of targets of which ``holds`` is true."""
+    return sum(holds(obj) for record in records for obj in record.objects)

@@ -1,0 +1,131 @@
+"""What lies beside the annotations in every format: images, masks, metadata tables and split files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from ..data.image_io import read_image_size, read_sky_mask
+from ..data.layout import FolderIndex
+from ..data.layout_writer import SKY_PALETTE, png_bytes
+from ..data.sidecar import SidecarEntry, format_sidecar, read_sidecar
+from ..errors import DatasetError
+from .detection_set import DetectionSet, ImageRecord, Size, TargetObject
+
+SKY_MASKS = "SkyMasks"
+TARGET_MASKS = "masks"
+METADATA_TABLE = "metadata.csv"
+
+
+class SideFiles:
+    """Sky masks and metadata beside the annotations of formats that have no word for them.
+
+    Args:
+        root: of the set; ``SkyMasks/NAME.png`` and ``metadata.csv`` are read where they exist.
+        sidecar: metadata table in place of ``metadata.csv``.
+
+    Raises:
+        DatasetError: the table has a faulty line.
+    """
+
+    def __init__(self, root: Path, sidecar: str | PathLike | None = None):
+        self._sky_masks = FolderIndex(root / SKY_MASKS) if (root / SKY_MASKS).is_dir() else None
+        path = root / METADATA_TABLE if sidecar is None else Path(sidecar)
+        self._table, faults = read_sidecar(path) if sidecar is not None or path.is_file() else ({}, [])
+        if faults:
+            raise DatasetError(faults[0].file, faults[0].field, faults[0].problem, faults[0].fix)
+
+    def record(
+        self, name: str, image: Path, size: Size, objects: Sequence[TargetObject], target_mask: Path | None = None
+    ) -> ImageRecord:
+        """Complete what an annotation says of one image (arguments as for :class:`ImageRecord`)."""
+        entry = self._table.get(name, SidecarEntry(None, None, None, None))
+        original = entry.width or size[0], entry.height or size[1]
+        masks = self._sky_masks[name] if self._sky_masks else []
+        return ImageRecord(
+            name=name,
+            image=image,
+            size=size,
+            objects=tuple(objects),
+            platform=entry.platform,
+            band=entry.band,
+            original_size=None if original == size else original,
+            sky_mask=self._sky_masks.folder / masks[0] if self._sky_masks and masks else None,
+            target_mask=target_mask,
+        )
+
+
+def place_image(record: ImageRecord, folder: Path, *, link: bool) -> str:
+    """Copy or link the image of a record; return its file name in ``folder``."""
+    target = folder / f"{record.name}{record.image.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = _existing(record.image)
+    if link:
+        target.symlink_to(source.resolve())
+    else:
+        shutil.copyfile(source, target)
+    return target.name
+
+
+def place_sky_mask(record: ImageRecord, target: Path) -> None:
+    """Write the sky mask of a record as PNG; a PNG is copied byte by byte."""
+    if record.sky_mask is None:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _existing(record.sky_mask).suffix.lower() == ".png":
+        shutil.copyfile(record.sky_mask, target)
+        return
+    target.write_bytes(png_bytes(read_sky_mask(record.sky_mask), SKY_PALETTE))
+
+
+def write_mask(target: Path, mask: np.ndarray) -> None:
+    """Write a target mask ``(H, W)`` bool as a PNG of 0 and 255."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(png_bytes(mask.astype(np.uint8) * np.uint8(255)))
+
+
+def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_only: bool = False) -> None:
+    """Write the metadata of the images that have any into ``metadata.csv``.
+
+    Args:
+        folder: to write into.
+        records: the images.
+        sizes_only: platform and band are written elsewhere; a line is needed only for an original size.
+    """
+    entries = {
+        record.name: SidecarEntry(record.platform, record.band, *(record.original_size or (None, None)))
+        for record in records
+        if record.original_size or (not sizes_only and (record.platform or record.band))
+    }
+    if entries:
+        (folder / METADATA_TABLE).write_bytes(format_sidecar(entries))
+
+
+def write_splits(detection_set: DetectionSet, path_of: Callable[[str], Path], line_of: Callable[[str], str]) -> None:
+    """Write the split files, if there are splits.
+
+    Args:
+        detection_set: the set.
+        path_of: from the name of a split to its file.
+        line_of: from the name of an image to its line.
+    """
+    for split, names in detection_set.splits.items():
+        path = path_of(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line_of(name)}\n" for name in names), encoding="utf-8")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file."""
+    height, width = read_image_size(path)
+    return width, height
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DatasetError(path, "file", "no such file", "add it, or correct the path that names it")
+    return path

@@ -1,0 +1,122 @@
+"""Pascal VOC folders, in any of the project's layouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from defusedxml.ElementTree import parse
+
+from ..data.cache import read_annotations
+from ..data.check import target_mask_finder
+from ..data.faults import refuse_or_skip
+from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
+from ..data.splits import read_split
+from ..data.target_masks import read_target_mask
+from ..data.voc import scan_voc
+from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..errors import DatasetError
+from .detection_set import DetectionSet, find_class_names, record_from_dict
+from .side_files import place_image, place_sky_mask, write_mask, write_metadata_table, write_splits
+
+# Tags without information on the targets, and values that editors write where nobody said anything.
+_PASSED_OVER = {"folder", "filename", "path", "source", "size", "view", "band_type", "name", "difficult", "bndbox"}
+_EMPTY_VALUES = {"", "0", "Unspecified", "Unknown"}
+
+
+def read_voc(
+    root: str | PathLike,
+    *,
+    layout: str | VocLayout | None = None,
+    sidecar: str | PathLike | None = None,
+    skip_bad: bool = False,
+    use_splits: bool = True,
+) -> DetectionSet:
+    """Read a folder in a VOC layout; where it has split files, the images that they name.
+
+    With ``use_splits`` off all images count.
+
+    Raises:
+        DatasetError: see :func:`irstd_d2.data.load_voc`.
+    """
+    root = Path(root)
+    layout = get_layout(layout, root)
+    found = list_splits(root, layout) if use_splits else []
+    splits = {split: read_split(root / layout.split.format(split=split))[0] for split in found}
+    named = list(dict.fromkeys(name for names in splits.values() for name in names)) or None
+    annotations = FolderIndex(root / layout.annotations, (".xml",))
+    files = [name for stem in (annotations.stems() if named is None else named) for name in annotations[stem]]
+    records, _ = read_annotations(annotations.folder, files)
+    class_names = find_class_names(obj.name for record in records.values() for obj in record.objects) or ("Target",)
+    dicts, faults = scan_voc(root, names=named, layout=layout, class_names=class_names, sidecar=sidecar)
+    refuse_or_skip(faults, skip_bad, str(root))
+    find_mask = target_mask_finder(root, layout)
+    present = {sample["image_id"] for sample in dicts}
+    return DetectionSet(
+        records=tuple(record_from_dict(sample, sample["image_id"], class_names, find_mask(sample)) for sample in dicts),
+        class_names=class_names,
+        splits={split: tuple(name for name in names if name in present) for split, names in splits.items()},
+        unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present),
+    )
+
+
+def write_voc(
+    detection_set: DetectionSet, folder: Path, *, layout: str = "voc_png", link: bool = False
+) -> Counter[str]:
+    """Write a set as a VOC folder; return what was lost, counted.
+
+    Args:
+        detection_set: the set.
+        folder: to write into.
+        layout: one of ``LAYOUTS``; the layout decides whether there are places for masks.
+        link: make symbolic links to the images in place of copies.
+    """
+    places = get_layout(layout, folder)
+    lost: Counter[str] = Counter()
+    for record in detection_set.records:
+        file_name = place_image(record, folder / places.images, link=link)
+        for text in (record.platform, record.band, *(obj.class_name for obj in record.objects)):
+            if text is not None and not text.isprintable():
+                raise DatasetError(record.image, "name", f"{text!r} cannot stand in XML", "use printable characters")
+        objects = tuple(VocObject(*(obj.class_name, obj.difficult, obj.box)) for obj in record.objects)
+        annotation = folder / places.annotations / f"{record.name}.xml"
+        annotation.parent.mkdir(parents=True, exist_ok=True)
+        xml = VocRecord(*record.size, record.platform, record.band, objects)
+        annotation.write_bytes(format_voc_xml(xml, file_name))
+        if places.sky_masks:
+            place_sky_mask(record, folder / places.sky_masks[0].format(name=record.name))
+        else:
+            lost["sky masks"] += record.sky_mask is not None
+        if record.target_mask is not None:
+            if places.target_masks:
+                target = folder / places.target_masks[0].format(name=record.name)
+                write_mask(target, read_target_mask(record.target_mask, record.size))
+            else:
+                lost["target masks (their boxes are kept)"] += 1
+    write_metadata_table(folder, detection_set.records, sizes_only=True)
+    write_splits(detection_set, lambda split: folder / places.split.format(split=split), lambda name: name)
+    return +lost
+
+
+def _count_unread_tags(paths: Iterable[Path]) -> Counter[str]:
+    """Tags with information that no reader of this project takes, such as <pose> or <truncated>."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        root = parse(path, forbid_dtd=True).getroot()
+        counts.update(f"<{tag}> of XML files" for tag in _informative(root))
+        for element in root.iterfind("object"):
+            counts.update(f"<{tag}> of objects" for tag in _informative(element))
+    return counts
+
+
+def _informative(element: Element) -> list[str]:
+    return [
+        child.tag
+        for child in element
+        if child.tag not in _PASSED_OVER
+        and child.tag != "object"
+        and (len(child) or (child.text or "").strip() not in _EMPTY_VALUES)
+    ]

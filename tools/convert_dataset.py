@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Convert a data set between Pascal VOC, COCO, target masks and YOLO, and say what gets lost.
+
+    python tools/convert_dataset.py mine.json mine_voc --to voc --image-root images
+    python tools/convert_dataset.py IRSTD-1K irstd1k_voc --from mask --to voc --to-layout wideirstd --band LWIR
+    python tools/convert_dataset.py synthetic_omni_val omni_yolo --to yolo
+
+SOURCE is a folder, a COCO file, or the name of a registered set; its format is found out where --from does not say.
+OUTPUT appears when it is complete. Targets in masks are their 8-connected components.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from irstd_d2.convert import (
+    FORMATS,
+    DetectionSet,
+    detect_format,
+    read_coco,
+    read_masks,
+    read_registered,
+    read_voc,
+    read_yolo,
+    with_metadata,
+    write_set,
+)
+from irstd_d2.data.layout import LAYOUTS
+from irstd_d2.errors import ConfigError, DatasetError
+
+
+def parse_split(text: str) -> tuple[str, str]:
+    """Read ``NAME=FILE``."""
+    name, separator, file = text.partition("=")
+    if not (name and separator and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, for example train=img_idx/train.txt")
+    return name, file
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="folder, COCO file, or name of a registered set")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to make")
+    parser.add_argument("--from", dest="source_format", choices=FORMATS, help="found out by default")
+    parser.add_argument("--to", dest="target_format", choices=FORMATS, required=True)
+    parser.add_argument("--to-layout", choices=LAYOUTS, default="voc_png", help="of a VOC folder (%(default)s)")
+    parser.add_argument("--platform", help="of the images that have none: Air, Space or Land")
+    parser.add_argument("--band", help="of the images that have none: LWIR, NIR or SWIR")
+    parser.add_argument("--link", action="store_true", help="symbolic links to the images in place of copies")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
+    voc = parser.add_argument_group("reading VOC")
+    voc.add_argument("--layout", choices=LAYOUTS, help="found out by default")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty images out (VOC and COCO)")
+    parser.add_argument("--sidecar", metavar="FILE", help="metadata table; by default metadata.csv of the folder")
+    coco = parser.add_argument_group("reading COCO")
+    coco.add_argument("--image-root", metavar="DIR", help="of the file names; by default the folder of the file")
+    masks = parser.add_argument_group("reading masks")
+    masks.add_argument("--images", default="images", metavar="DIR", help="folder of the images (%(default)s)")
+    masks.add_argument("--masks", default="masks", metavar="DIR", help="folder of the masks (%(default)s)")
+    masks.add_argument(
+        "--split", nargs="+", type=parse_split, metavar="NAME=FILE", help="lists of names; by default SOURCE/*.txt"
+    )
+    masks.add_argument("--class-name", default="Target", help="of all targets (%(default)s)")
+    masks.add_argument("--threshold", type=float, default=0.5, help="share of a mask's highest value (%(default)s)")
+    return parser
+
+
+def read(args: argparse.Namespace) -> DetectionSet:
+    """Read the source as the arguments say."""
+    if args.source_format is None and args.source in DatasetCatalog.list():
+        return read_registered(args.source)
+    source_format = args.source_format or detect_format(args.source)
+    if source_format == "coco":
+        return read_coco(args.source, image_root=args.image_root, skip_bad=args.skip_bad)
+    if source_format == "yolo":
+        return read_yolo(args.source, sidecar=args.sidecar)
+    if source_format == "voc":
+        return read_voc(args.source, layout=args.layout, sidecar=args.sidecar, skip_bad=args.skip_bad)
+    return read_masks(
+        args.source,
+        images=args.images,
+        masks=args.masks,
+        splits=dict(args.split) if args.split else None,
+        class_name=args.class_name,
+        sidecar=args.sidecar,
+        threshold=args.threshold,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        report = write_set(
+            with_metadata(read(args), args.platform, args.band),
+            args.output,
+            args.target_format,
+            layout=args.to_layout,
+            link=args.link,
+            overwrite=args.overwrite,
+        )
+    except (DatasetError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {args.output}: {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Split a data set by lot: the same shares of every platform and band, and no sequence in two splits.
+
+    python tools/split_dataset.py mine --ratio train=0.7 val=0.2 test=0.1
+    python tools/split_dataset.py mine --ratio train=8 val=2 --group-pattern '^(.+)_\\d+$'
+    python tools/split_dataset.py mine.json --ratio train=8 val=2 --group-column scene --table scenes.csv
+
+SOURCE is a folder in a VOC, mask or YOLO layout, or a COCO file. The split files are written where the layout has
+them; of a COCO file, one file per split is written beside it, with everything that its images and annotations hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+from tabulate import tabulate
+
+from irstd_d2.convert import DetectionSet, detect_format, read_coco, read_masks, read_voc, read_yolo
+from irstd_d2.convert.splitting import STRATA, groups_by_pattern, make_splits, stratum_of
+from irstd_d2.data.layout import LAYOUTS, get_layout
+from irstd_d2.data.sidecar import read_column
+from irstd_d2.errors import ConfigError, DatasetError
+from irstd_d2.files import write_atomically
+
+
+def parse_ratio(text: str) -> tuple[str, float]:
+    """Read ``NAME=NUMBER``."""
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not (name and Path(name).name == name and 0 < value < float("inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE, for example train=0.7")
+    return name, value
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", type=Path)
+    parser.add_argument("--ratio", nargs="+", type=parse_ratio, required=True, metavar="NAME=SHARE")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stratify", nargs="*", choices=STRATA, default=["platform", "band"], help="%(default)s")
+    parser.add_argument(
+        "--group-pattern", metavar="REGEX", help="images whose names have the same first group stay together"
+    )
+    parser.add_argument(
+        "--group-column", metavar="NAME", help="images with the same value in this column stay together"
+    )
+    parser.add_argument("--table", metavar="FILE", help="with that column and image ids")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of a VOC folder; found out by default")
+    parser.add_argument("--image-root", metavar="DIR", help="of a COCO file; by default the folder it is in")
+    parser.add_argument("--overwrite", action="store_true", help="replace split files")
+    return parser
+
+
+def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
+    """Read the source; return it and its format. All images count, whatever splits there are."""
+    source_format = detect_format(args.source)
+    if source_format == "coco":
+        return read_coco(args.source, image_root=args.image_root), source_format
+    if source_format == "mask":
+        return read_masks(args.source, splits={}), source_format
+    if source_format == "yolo":
+        return read_yolo(args.source, use_splits=False), source_format
+    return read_voc(args.source, layout=args.layout, use_splits=False), source_format
+
+
+def find_groups(args: argparse.Namespace, names: list[str]) -> dict[str, str]:
+    """Groups of images that stay together, by image."""
+    if args.group_pattern is not None:
+        return groups_by_pattern(names, args.group_pattern)
+    if args.group_column is None:
+        return {}
+    if args.table is None:
+        raise ConfigError("--group-column needs the table that has it: --table FILE")
+    column = read_column(args.table, args.group_column)
+    if not column.keys() & set(names):
+        raise DatasetError(args.table, "ids", f"none of the {len(names)} images", "write image names without suffix")
+    return {name: column[name] for name in names if name in column}
+
+
+def split_files(args: argparse.Namespace, source_format: str, split: str) -> Path:
+    """Where the list of one split is written."""
+    if source_format == "coco":
+        return args.source.with_name(f"{args.source.stem}_{split}.json")
+    if source_format == "voc":
+        return args.source / get_layout(args.layout, args.source).split.format(split=split)
+    return args.source / f"{split}.txt"
+
+
+def content_of(args: argparse.Namespace, source_format: str, names: list[str], found: DetectionSet) -> bytes:
+    """What is written for one split."""
+    if source_format != "coco":
+        by_name = {record.name: record.image for record in found.records}
+        yolo = source_format == "yolo"
+        lines = [f"./{by_name[name].relative_to(args.source)}" if yolo else name for name in names]
+        return "".join(f"{line}\n" for line in lines).encode()
+    content = json.loads(args.source.read_bytes())
+    root = args.source.parent if args.image_root is None else Path(args.image_root)
+    chosen = {record.image for record in found.records if record.name in set(names)}
+    images = [entry for entry in content["images"] if root / entry["file_name"] in chosen]
+    ids = {entry["id"] for entry in images}
+    annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
+    return (json.dumps(content | {"images": images, "annotations": annotations}, indent=1) + "\n").encode()
+
+
+def describe_splits(source: Path, splits: list[str]) -> None:
+    """Name the split files in the ``data.yaml`` of a YOLO folder."""
+    path = source / "data.yaml"
+    description = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"path": "."}
+    text = yaml.safe_dump(description | {split: f"{split}.txt" for split in splits}, sort_keys=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dict[str, list[str]]) -> None:
+    """Print the number of images of each stratum in each split."""
+    counts = {split: Counter(strata[name] for name in names) for split, names in splits.items()}
+    rows = [[*stratum, *(counts[split][stratum] for split in splits)] for stratum in sorted(set(strata.values()))]
+    if keys:
+        rows.append(["all", *[""] * (len(keys) - 1), *map(len, splits.values())])
+    print(tabulate(rows, headers=[*keys, *splits], disable_numparse=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    try:
+        found, source_format = read(args)
+        if source_format == "coco" and args.source.is_dir():
+            raise DatasetError(args.source, "folder", "holds splits already", "name one COCO file")
+        strata = {record.name: stratum_of(record, args.stratify) for record in found.records}
+        groups = find_groups(args, list(strata))
+        splits = make_splits(strata, dict(args.ratio), groups=groups, seed=args.seed)
+        empty = [split for split, names in splits.items() if not names]
+        if empty:
+            raise ConfigError(f"no image is left for {', '.join(empty)}: give fewer splits, or smaller groups")
+        files = {split: split_files(args, source_format, split) for split in splits}
+        present = [str(path) for path in files.values() if path.exists()]
+        if present and not args.overwrite:
+            raise DatasetError(present[0], "file", "exists", "choose other names, or pass --overwrite")
+        for split, names in splits.items():
+            content = content_of(args, source_format, names, found)
+            write_atomically(files[split], lambda file, content=content: file.write(content))
+        if source_format == "yolo":
+            describe_splits(args.source, list(splits))
+    except (DatasetError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_table(args.stratify, strata, splits)
+    if groups:
+        alone = len(strata) - len(groups)
+        print(f"{len(set(groups.values()))} groups of {len(groups)} images stay together; {alone} images stand alone")
+    for path in files.values():
+        print(f"Wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
