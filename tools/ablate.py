@@ -7,13 +7,15 @@
     python tools/ablate.py --list
 
 The same command goes on where it was stopped; rows that are done are not trained again, also when another table has
-the same row. Writes OUTPUT/ablation_TABLE_SCALE.md and .png, and the trainings below OUTPUT/runs.
+the same row. Commands with the same output folder can run side by side, for instance one per GPU.
+Writes OUTPUT/ablation_TABLE_SCALE.md and .png, and the trainings below OUTPUT/runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import logging
 import os
 import platform
@@ -34,7 +36,7 @@ from irstd_d2.ablation import (
     SCALES,
     TABLES,
     Job,
-    OutOfTimeError,
+    NotFinishedError,
     Table,
     collect,
     draw,
@@ -44,7 +46,7 @@ from irstd_d2.ablation import (
     resolve,
     run_jobs,
 )
-from irstd_d2.ablation.runner import OUTPUT
+from irstd_d2.ablation.runner import CONFIG, OUTPUT
 from irstd_d2.ablation.scales import Scale
 from irstd_d2.data.datasets import datasets_root
 from irstd_d2.errors import ConfigError, DatasetError
@@ -150,18 +152,30 @@ class Trainer:
         self.options = ["--num-gpus", str(num_gpus)] if torch.cuda.is_available() else []
 
     def __call__(self, job: Job, seconds: float) -> int:
+        """Train a job; returns the exit status.
+
+        Raises:
+            NotFinishedError: the seconds are over, or a process of another command trains this job.
+        """
+        folder = job.folder.resolve()
         command = [
             *(sys.executable, str(ROOT / "tools" / "train_net.py"), *self.options, "--resume"),
-            *("--config-file", str(job.folder.resolve() / "ablation.yaml"), "OUTPUT_DIR", str(job.folder.resolve())),
+            *("--config-file", str(folder / CONFIG), "OUTPUT_DIR", str(folder)),
         ]
         limit = None if seconds == float("inf") else seconds
-        with (job.folder / OUTPUT).open("ab") as log:
+        with (folder / "lock").open("w") as lock, (folder / OUTPUT).open("ab") as log:
             try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise NotFinishedError("another process is training it") from error
+            try:
+                # The training inherits the lock, and so holds it even if this process is killed.
                 return subprocess.run(  # noqa: S603
-                    command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, timeout=limit
-                ).returncode
+                    command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, timeout=limit,
+                    pass_fds=[lock.fileno()],
+                ).returncode  # fmt: skip
             except subprocess.TimeoutExpired as error:
-                raise OutOfTimeError(job.title) from error
+                raise NotFinishedError("interrupted: no time left") from error
 
 
 def count_parameters(table: Table) -> dict[str, int]:

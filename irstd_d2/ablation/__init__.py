@@ -4,7 +4,7 @@ from .auxdet_tables import AUXDET_TABLES
 from .bafe_tables import BAFE_TABLES
 from .compare import judge, sign_agreement
 from .report import collect, draw, markdown
-from .runner import Job, Outcome, OutOfTimeError, finished, make_job, run_jobs
+from .runner import Job, NotFinishedError, Outcome, finished, make_job, run_jobs
 from .scales import SCALES, get_scale, resolve
 from .tables import Claim, Metric, Row, Table
 
@@ -16,7 +16,7 @@ __all__ = [
     "Claim",
     "Job",
     "Metric",
-    "OutOfTimeError",
+    "NotFinishedError",
     "Outcome",
     "Row",
     "Table",

@@ -161,7 +161,7 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
     summaries = [_summary(figures, row.name, metric) for row in rows]
     published = np.array([row.published.get(metric, math.nan) for row in rows])
     ours = np.array([summary.mean for summary in summaries])
-    spread = np.nan_to_num([summary.std for summary in summaries])
+    spread = np.array([summary.std for summary in summaries])
     reference = [row.name for row in rows].index(table.reference)
     for axes, theirs, mine in (
         (values, published, ours),
@@ -176,7 +176,7 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
     values.invert_yaxis()
     values.set_xlabel(f"{metric}, percent (bars: standard deviation over seeds)", fontsize=8)
     changes.set_xlabel(f"change against {table.row(table.reference).label}, points", fontsize=8)
-    values.legend(frameon=False, fontsize=8)
+    canvas.legend(*values.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     write_atomically(path, lambda file: canvas.savefig(file, format="png", dpi=110, metadata={"Software": None}))
 
 

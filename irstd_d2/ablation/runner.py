@@ -34,8 +34,8 @@ _EVALUATIONS = ("bbox", "voc_paper", "voc_exact", "pd_fa", "sky")
 _INCIDENTAL = (("OUTPUT_DIR",), ("MODEL", "DEVICE"), ("DATALOADER", "NUM_WORKERS"), ("SOLVER", "CHECKPOINT_KEEP"))
 
 
-class OutOfTimeError(Exception):
-    """A training was stopped because the time for all of them is over."""
+class NotFinishedError(Exception):
+    """A training did not come to its end, for a reason (the message) that is no fault of its own."""
 
 
 def fingerprint(cfg: CfgNode, data: str = "") -> str:
@@ -98,7 +98,7 @@ class Outcome:
 Execute = Callable[[Job, float], int]
 """Train a job, going on from its checkpoint, for so many seconds at most; returns the exit status.
 
-Raises ``OutOfTimeError`` when the seconds are over.
+Raises ``NotFinishedError`` when the seconds are over or another process trains the same job.
 """
 
 
@@ -185,10 +185,10 @@ def _run(job: Job, execute: Execute, seconds: float, clock: Callable[[], float])
     start = clock()
     try:
         status = execute(job, seconds)
-    except OutOfTimeError:
+    except NotFinishedError as error:
+        return Outcome("pending", {}, spent.total + clock() - start, str(error))
+    finally:
         spent.add(clock() - start)
-        return Outcome("pending", {}, spent.total, "interrupted: no time left")
-    spent.add(clock() - start)
     if status:
         return Outcome("failed", {}, spent.total, f"exit status {status}: {_last_line(job.folder / OUTPUT)}")
     metrics = last_evaluation(job.folder, [metric.key for metric in job.table.metrics])
