@@ -1,0 +1,1 @@
+"""What ``benchmarks/run.py`` measures; every module has ``run(bench, folder)``."""

@@ -1,0 +1,124 @@
+"""Whole detectors at inference and in training: the published implementation, detectron2's own, the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import detectron2
+import torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from harness import Bench
+from torch import nn
+
+import auxdet_d2  # noqa: F401
+import bafe_d2  # noqa: F401
+from irstd_d2 import get_config
+
+from .scenes import sample
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODEL_ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"  # its module needs an old setuptools
+# Seconds of the published implementations on two CPU threads, 512x512: one image, a training step of two. Another
+# machine of the same kind; detectron2's FCOS, timed in the same run as ours, says how this one compares.
+PUBLISHED = {"AuxDet": (2.61, 33.1), "BAFE-Net": (1.48, 8.71)}
+
+
+def build(name: str, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(get_config(CONFIGS / name, ["MODEL.DEVICE", str(device)]))
+
+
+def detectron2_faster_rcnn(device: torch.device) -> nn.Module:
+    """Faster R-CNN R50-FPN with one class, as detectron2's model zoo has it."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(MODEL_ZOO / "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", str(device), "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", 1])
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def detectron2_fcos(device: torch.device) -> nn.Module:
+    """FCOS R50-FPN with one class, as detectron2's model zoo has it."""
+    config = LazyConfig.load(str(MODEL_ZOO / "common/models/fcos.py")).model
+    config.num_classes = 1
+    torch.manual_seed(0)
+    return instantiate(config).to(device)
+
+
+def inference(model: nn.Module, samples: list) -> Callable[[], object]:
+    def work() -> object:
+        model.eval()
+        with torch.inference_mode():
+            return model(samples)
+
+    return work
+
+
+def training_step(model: nn.Module, samples: list) -> Callable[[], None]:
+    def work() -> None:
+        model.train()
+        model.zero_grad(set_to_none=True)
+        with EventStorage(0):
+            torch.stack(list(model(samples).values())).sum().backward()
+
+    return work
+
+
+def run(bench: Bench) -> None:
+    size = 64 if bench.quick else 512
+    device = bench.device
+    samples = [sample(size), sample(size)]
+    tiny = bench.quick
+    auxdet = build("auxdet/tiny/auxdet_tiny.yaml" if tiny else "auxdet/auxdet_r50_fpn.yaml", device)
+    cascade = build("auxdet/tiny/cascade_rpn_tiny.yaml" if tiny else "auxdet/cascade_rpn_r50_fpn.yaml", device)
+    bafe = build("bafe/tiny/bafe_tiny.yaml" if tiny else "bafe/bafe_r50_fpn.yaml", device)
+    fcos = build("bafe/tiny/fcos_tiny.yaml" if tiny else "bafe/fcos_r50_fpn.yaml", device)
+    theirs = {"detectron2's FCOS": detectron2_fcos(device), "detectron2's Faster R-CNN": detectron2_faster_rcnn(device)}
+
+    if not bench.quick:
+        _published(bench, {"AuxDet": auxdet, "BAFE-Net": bafe}, samples)
+    for name, model, baseline, baseline_name, bounds in (
+        ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3)),
+        ("BAFE-Net", bafe, fcos, "our FCOS", (None, None)),
+    ):
+        for (kind, make, inputs), bound in zip(
+            (("inference", inference, samples[:1]), ("training step of 2", training_step, samples)), bounds
+        ):
+            bench.compare(
+                f"{name} beside its baseline, {size}x{size}, {kind}",
+                (name, make(model, inputs)),
+                (baseline_name, make(baseline, inputs)),
+                at_most=bound,
+            )
+            for other, other_model in theirs.items():
+                bench.compare(
+                    f"{name} beside {other}, {size}x{size}, {kind}",
+                    (name, make(model, inputs)),
+                    (other, make(other_model, inputs)),
+                )
+            bench.memory(f"{kind}, {size}x{size}", name, make(model, inputs))
+    bench.compare(
+        f"our FCOS beside detectron2's, {size}x{size}, inference",
+        ("our FCOS", inference(fcos, samples[:1])),
+        ("detectron2's FCOS", inference(theirs["detectron2's FCOS"], samples[:1])),
+    )
+
+
+def _published(bench: Bench, models: dict[str, nn.Module], samples: list) -> None:
+    limits = {"AuxDet": (1 / 2, 1 / 3), "BAFE-Net": (0.6, None)}
+    for name, model in models.items():
+        for kind, work, seconds, bound in zip(
+            ("512x512, inference", "512x512, training step of 2"),
+            (inference(model, samples[:1]), training_step(model, samples)),
+            PUBLISHED[name],
+            limits[name],
+        ):
+            bench.compare(
+                f"{name} R50 beside the published implementation, {kind}",
+                ("here", work),
+                ("theirs, 2 threads of another machine", seconds),
+                at_most=bound,
+            )

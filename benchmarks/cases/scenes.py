@@ -1,0 +1,30 @@
+"""Inputs that several cases share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+
+def small_boxes(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """(count, 4) targets of 3 to 15 pixels anywhere in a square image."""
+    corner = torch.rand(count, 2, generator=generator) * (size - 16)
+    return torch.cat([corner, corner + 3 + torch.rand(count, 2, generator=generator) * 12], dim=1)
+
+
+def sample(size: int, num_targets: int = 13) -> dict[str, Any]:
+    """One training sample of noise, with targets, sky and metadata."""
+    instances = Instances((size, size))
+    instances.gt_boxes = Boxes(small_boxes(num_targets, size))
+    instances.gt_classes = torch.zeros(num_targets, dtype=torch.int64)
+    return {
+        "image": torch.rand(3, size, size) * 255,
+        "height": size,
+        "width": size,
+        "instances": instances,
+        "sem_seg": (torch.arange(size) < size // 2).long()[:, None].expand(size, size).contiguous(),
+        "metadata": {"platform": "Air", "band": "LWIR", "width": size, "height": size},
+    }

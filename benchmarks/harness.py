@@ -1,0 +1,223 @@
+"""Interleaved timing of pairs, and the tables that hold it.
+
+The two sides of a pair run in turn, so that whatever else the machine does falls on both. What is reported is the
+median of the ratios of neighbouring runs, with its 10 % and 90 % quantiles.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Work = Callable[[], object]
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        case: what is compared.
+        ours, other: what stands on each side.
+        seconds, other_seconds: median time of one run.
+        ratio, low, high: median, 10 % and 90 % quantile of ours / other.
+        at_most: the target for the ratio, ``None`` for none.
+        per_second: what is counted when rates are shown in place of times, e.g. "images".
+    """
+
+    case: str
+    ours: str
+    other: str
+    seconds: float
+    other_seconds: float
+    ratio: float
+    low: float
+    high: float
+    at_most: float | None = None
+    per_second: str = ""
+
+    def show(self, seconds: float) -> str:
+        return f"{1 / seconds:.0f} {self.per_second}/s" if self.per_second else show_time(seconds)
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None:
+            return ""
+        return f"at most {self.at_most:g}: {'met' if self.ratio <= self.at_most else '**missed**'}"
+
+
+@dataclass
+class Bench:
+    """Runs comparisons and keeps their rows.
+
+    Args:
+        folder: an empty one, for files.
+        device: that models and tensors are put on.
+        quick: small inputs, one run and no targets, to see that everything works.
+        seconds: time given to one comparison; at least three pairs are run, at most 50.
+    """
+
+    folder: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    quick: bool = False
+    seconds: float = 4.0
+    rows: list[Row] = field(default_factory=list)
+    memory_rows: list[tuple[str, str, float]] = field(default_factory=list)
+
+    def compare(
+        self,
+        case: str,
+        ours: tuple[str, Work],
+        other: tuple[str, Work | float],
+        *,
+        at_most: float | None = None,
+        other_seldom: int = 1,
+        per_second: str = "",
+    ) -> Row:
+        """Time two pieces of work in turn and keep the row.
+
+        Args:
+            case: what is compared.
+            ours: a name and the work.
+            other: likewise; a number stands for a time in seconds that was measured elsewhere.
+            at_most: target for the ratio ours / other.
+            other_seldom: a slow other side runs once for so many runs of ours, whose median is its counterpart.
+            per_second: see ``Row``.
+        """
+        mine, theirs = ours[1], other[1]
+        calls = self._calls(mine)
+        other_calls = 1 if isinstance(theirs, float) else self._calls(theirs)
+        first, second, ratios = [], [], []
+        start = time.perf_counter()
+        while not ratios or (
+            not self.quick and (len(ratios) < 3 or (time.perf_counter() - start < self.seconds and len(ratios) < 50))
+        ):
+            own = [timed(mine, self.device, calls) for _ in range(other_seldom)]
+            first += own
+            second.append(theirs if isinstance(theirs, float) else timed(theirs, self.device, other_calls))
+            ratios.append(statistics.median(own) / second[-1])
+        low, high = np.quantile(ratios, [0.1, 0.9])
+        row = Row(
+            case,
+            ours[0],
+            other[0],
+            statistics.median(first),
+            statistics.median(second),
+            statistics.median(ratios),
+            float(low),
+            float(high),
+            None if self.quick else at_most,
+            per_second,
+        )
+        self.rows.append(row)
+        return row
+
+    def share(
+        self, case: str, part: tuple[str, float], whole: tuple[str, float], *, at_most: float | None = None
+    ) -> Row:
+        """Keep a share of times that the work took itself, in seconds."""
+        ratio = part[1] / whole[1]
+        row = Row(case, part[0], whole[0], part[1], whole[1], ratio, ratio, ratio, None if self.quick else at_most)
+        self.rows.append(row)
+        return row
+
+    def memory(self, case: str, name: str, work: Work) -> float:
+        """Keep the highest additional memory of one run in MB: of the device's, or of this process."""
+        peak = peak_memory(work, self.device) / _MEGABYTE
+        self.memory_rows.append((case, name, peak))
+        return peak
+
+    def _calls(self, work: Work) -> int:
+        """Calls per measurement, so that it takes some 5 ms or more; runs the work once or more beforehand."""
+        timed(work, self.device)
+        once = timed(work, self.device)
+        return 1 if self.quick else max(1, min(1000, round(0.005 / max(once, 1e-7))))
+
+    def table(self) -> str:
+        """All rows as Markdown."""
+        lines = [
+            "| case | ours | other | ratio ours / other (10 % to 90 %) | target |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row.case} | {row.ours}: {row.show(row.seconds)} | {row.other}: {row.show(row.other_seconds)} | "
+            f"{row.ratio:.3g} ({row.low:.3g} to {row.high:.3g}) | {row.verdict} |"
+            for row in self.rows
+        ]
+        if self.memory_rows:
+            lines += ["", "| memory of one run | | MB |", "|---|---|---|"]
+            lines += [f"| {case} | {name} | {peak:.0f} |" for case, name, peak in self.memory_rows]
+        return "\n".join(lines)
+
+
+def timed(work: Work, device: torch.device, calls: int = 1) -> float:
+    """Seconds per call, everything on the device included."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    _wait(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def show_time(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE
+
+
+def peak_memory(work: Work, device: torch.device) -> int:
+    """Bytes that a run needs at its highest point beyond what was in use before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    work()
+    before = highest = resident_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(highest, resident_bytes()) - before
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, edge: int = 2048) -> float:
+    """Measured rate of a square matrix product in 10^9 multiplications and additions a second, best of five."""
+    a = torch.randn(edge, edge, device=device).to(dtype)
+    best = min(timed(lambda: a @ a, device) for _ in range(5))
+    return 2 * edge**3 / best / 1e9

@@ -1,0 +1,95 @@
+"""The benchmark runner: statistics of the harness by hand, and a quick run of every case."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def harness(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(repo_root / "benchmarks")
+    import harness
+
+    return harness
+
+
+def run(repo_root, *args):
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, str(repo_root / "benchmarks/run.py"), "--quick", *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_a_ratio_is_the_median_over_interleaved_pairs(harness, tmp_path, monkeypatch):
+    times = {"ours": iter([1.0, 1.0, 2.0, 4.0, 9.0]), "other": iter([1.0, 1.0, 1.0, 1.0, 3.0])}
+    order = []
+
+    def timed(work, device, calls=1):
+        order.append(work)
+        return next(times[work])
+
+    clock = iter([0.0])  # nine seconds later the time is up
+    monkeypatch.setattr(harness, "timed", timed)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock, 9.0))
+    bench = harness.Bench(tmp_path, seconds=1.0)
+    row = bench.compare("case", ("a", "ours"), ("b", "other"), at_most=2.5)
+    # Two runs of each side warm up; the ratios of the pairs are 2, 4 and 3.
+    assert order == ["ours", "ours", "other", "other", "ours", "other", "ours", "other", "ours", "other"]
+    assert row.ratio == 3.0
+    assert (row.seconds, row.other_seconds) == (4.0, 1.0)
+    assert row.low == pytest.approx(2.2)
+    assert row.high == pytest.approx(3.8)
+    assert row.verdict == "at most 2.5: **missed**"
+    assert "| case | a: 4 s | b: 1 s | 3 (2.2 to 3.8) | at most 2.5: **missed** |" in bench.table()
+
+
+def test_a_constant_stands_for_a_time_measured_elsewhere(harness, tmp_path):
+    bench = harness.Bench(tmp_path, quick=True)
+    row = bench.compare("sleep", ("here", lambda: time.sleep(0.01)), ("limit", 0.1))
+    assert row.other_seconds == 0.1
+    assert 0.1 <= row.ratio < 1
+    assert row.verdict == ""
+
+
+def test_rates_and_times_are_written_for_people(harness, tmp_path):
+    bench = harness.Bench(tmp_path)
+    bench.share("wait", ("waiting", 0.002), ("step", 0.1), at_most=0.05)
+    assert "| wait | waiting: 2 ms | step: 100 ms | 0.02 (0.02 to 0.02) | at most 0.05: met |" in bench.table()
+    assert harness.Row("", "", "", 0.004, 1, 1, 1, 1, per_second="images").show(0.004) == "250 images/s"
+    assert [harness.show_time(t) for t in (2.5, 0.25, 2.5e-5)] == ["2.5 s", "250 ms", "25 µs"]
+
+
+def test_peak_memory_sees_what_is_gone_afterwards(harness):
+    def work():
+        kept = torch.ones(20_000_000)  # 80 MB
+        time.sleep(0.05)
+        return kept.sum()
+
+    assert 60e6 < harness.peak_memory(work, CPU) < 160e6
+
+
+def test_a_quick_run_prints_a_table_and_no_verdict(repo_root, tmp_path):
+    output = tmp_path / "new" / "table.md"
+    done = run(repo_root, "--cases", "targets", "--output", str(output))
+    assert done.stdout.strip() == output.read_text(encoding="utf-8").strip()
+    assert "| region targets, 20 targets, 128x128 | all at once:" in done.stdout
+    assert "GFLOP/s in float32" in done.stdout
+    assert "met" not in done.stdout.split("| target |")[1]
+
+
+@pytest.mark.slow
+def test_every_case_runs(repo_root):
+    text = run(repo_root, "--cases", "parts", "data", "detectors").stdout
+    for case in ("exchange with its selection", "M2DM", "LEEM", "mapper", "BAG-CP", "second start", "waiting for data",
+                 "AuxDet beside its baseline", "BAFE-Net beside detectron2's FCOS"):  # fmt: skip
+        assert f"| {case}" in text, case
