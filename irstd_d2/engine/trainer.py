@@ -114,6 +114,12 @@ class IRSTDTrainer(DefaultTrainer):
             setattr(self.checkpointer.model, _RUNNING_NORMALIZER, state["loss_normalizer"])
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model, with ``MODEL.CHANNELS_LAST`` in that memory format, which its activations then follow."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         return build_optimizer(cfg, model)
 
