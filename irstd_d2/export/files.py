@@ -1,0 +1,209 @@
+"""Writing a model as TorchScript or ONNX, with the facts that running it needs."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import nn
+
+from ..errors import ConfigError
+from ..files import write_atomically
+from .candidates import nms_mask_op
+from .graphs import EXPORT_PATCHES, DetectionGraph, build_graph, example_inputs, input_names, metadata_vocabulary
+from .runtime import FACTS_KEY
+
+FORMATS = ("torchscript", "onnx")
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class FixedShape:
+    """The only batch that a file takes.
+
+    Attributes:
+        num_images: N
+        size: (height, width), multiples of the model's ``size_divisibility``.
+    """
+
+    num_images: int
+    size: tuple[int, int]
+
+
+def export_model(
+    cfg: CfgNode,
+    model: nn.Module,
+    path: str | PathLike,
+    *,
+    format: str = "onnx",
+    with_nms: bool = True,
+    fixed: FixedShape | None = None,
+) -> None:
+    """Write a model to a file that ``irstd_d2.export.runtime`` runs.
+
+    Args:
+        cfg: configuration of the model; says how images are prepared.
+        model: with its weights.
+        path: the file; ``.onnx`` for that format.
+        format: "torchscript" or "onnx".
+        with_nms: whether non-maximum suppression is part of the file.
+        fixed: the only shape that an ONNX file takes; ``None`` leaves number and size of the images free.
+
+    Raises:
+        ConfigError: for an unknown format, or a model or an option that cannot be exported.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ConfigError(f"the format is {format!r}; use one of {', '.join(FORMATS)}")
+    if (path.suffix == ".onnx") != (format == "onnx"):
+        raise ConfigError(f"{path}: name ONNX files *.onnx, and only them, so that the runtime can tell them apart")
+    if fixed and format != "onnx":
+        raise ConfigError("a TorchScript file takes any number and size of images; leave the fixed shape out")
+    with _exporting(model):
+        suppress = {"suppress": nms_mask_op} if format == "onnx" else {}
+        graph = build_graph(model, with_nms=with_nms, **suppress)
+        facts = json.dumps(describe(cfg, graph, fixed), indent=1)
+        if format == "onnx":
+            _write_onnx(graph, path, facts, fixed)
+        else:
+            _write_torchscript(graph, path, facts)
+
+
+@contextmanager
+def _exporting(model: nn.Module) -> Iterator[None]:
+    """Without gradients and in evaluation mode, and back."""
+    was_training = model.training
+    with torch.no_grad():
+        try:
+            yield
+        finally:
+            model.train(was_training)
+
+
+@contextmanager
+def _patched() -> Iterator[None]:
+    with ExitStack() as stack:
+        for patch in EXPORT_PATCHES:
+            stack.enter_context(patch())
+        yield
+
+
+def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None) -> dict[str, Any]:
+    """What a program must know to prepare inputs and read outputs."""
+    fixed_resize = cfg.INPUT.RESIZE_MODE == "fixed"
+    resize = (
+        {"mode": "fixed", "size": list(cfg.INPUT.FIXED_SIZE)}
+        if fixed_resize
+        else {"mode": "shortest_edge", "shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
+    )
+    vocabulary = metadata_vocabulary(graph.model)
+    aliases = dict(entry.split("=", 1) for entry in cfg.MODEL.METADATA.ALIASES)
+    return {
+        "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "classes": _class_names(cfg, graph.final.num_classes),
+        "inputs": input_names(graph),
+        "outputs": output_names(graph),
+        "preprocessing": {
+            "channel_order": cfg.INPUT.FORMAT,
+            "high_bit_depth": cfg.INPUT.HIGH_BIT_DEPTH,
+            "resize": resize,
+            "divisor": size_divisor(graph.model),
+            "normalized_inside": True,
+            "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": list(cfg.MODEL.PIXEL_STD),
+        },
+        "nms": {
+            "inside": graph.with_nms,
+            "threshold": graph.final.threshold,
+            "max_detections": graph.final.max_detections,
+        },
+        "metadata": vocabulary and {"platforms": list(vocabulary[0]), "bands": list(vocabulary[1]), "aliases": aliases},
+        "fixed_shape": fixed and {"images": fixed.num_images, "size": list(fixed.size)},
+    }
+
+
+def output_names(graph: DetectionGraph) -> list[str]:
+    """Names of the outputs of a graph, in order."""
+    return ["boxes", "scores", "classes", *graph.extra_names]
+
+
+def size_divisor(model: nn.Module) -> int:
+    """What the sides of a batch must be multiples of."""
+    backbone: Any = model.backbone
+    return max(1, backbone.size_divisibility)
+
+
+def _class_names(cfg: CfgNode, num_classes: int) -> list[str]:
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = MetadataCatalog.get(name).get("thing_classes") or []
+        if len(names) == num_classes:
+            return list(names)
+    return ["target"] if num_classes == 1 else [f"class {i}" for i in range(num_classes)]
+
+
+def _trace_size(graph: DetectionGraph) -> tuple[int, int]:
+    """A small size of two unequal sides."""
+    divisor = size_divisor(graph.model)
+    unit = -(-32 // divisor) * divisor
+    return 3 * unit, 4 * unit
+
+
+def _write_torchscript(graph: DetectionGraph, path: Path, facts: str) -> None:
+    # Tracing warns of every number in the code, and of its own retirement.
+    with _patched(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        traced = torch.jit.trace(graph, example_inputs(graph, _trace_size(graph)), check_trace=False)
+        write_atomically(path, lambda file: torch.jit.save(traced, file, _extra_files={FACTS_KEY: facts}))
+
+
+def _write_onnx(graph: DetectionGraph, path: Path, facts: str, fixed: FixedShape | None) -> None:
+    import onnx
+
+    from .onnx_operators import TRANSLATIONS
+
+    if fixed:
+        inputs, shapes = example_inputs(graph, fixed.size, fixed.num_images), None
+    else:
+        inputs, shapes = example_inputs(graph, _trace_size(graph)), _dynamic_shapes(graph)
+    with _patched():
+        program: Any = torch.onnx.export(
+            graph,
+            inputs,
+            input_names=input_names(graph),
+            output_names=output_names(graph),
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
+            dynamo=True,
+            verbose=False,
+        )
+    content = program.model_proto
+    onnx.helper.set_model_props(content, {FACTS_KEY: facts})
+    onnx.checker.check_model(content)
+    write_atomically(path, lambda file: file.write(content.SerializeToString()))
+
+
+def _dynamic_shapes(graph: DetectionGraph) -> tuple[Any, ...]:
+    free = torch.export.Dim.DYNAMIC
+    metadata = ({0: free},) * (len(input_names(graph)) - 2)
+    return ({0: free, 2: free, 3: free}, {0: free}, *((metadata,) if metadata else ()))
+
+
+def largest_shape(cfg: CfgNode, model: nn.Module, num_images: int = 1) -> FixedShape:
+    """The fixed shape that every image fits into after the resizing of a configuration."""
+    divisor = size_divisor(model)
+    sides: Sequence[int] = (
+        cfg.INPUT.FIXED_SIZE if cfg.INPUT.RESIZE_MODE == "fixed" else (cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    )
+    height, width = (-(-side // divisor) * divisor for side in sides)
+    return FixedShape(num_images, (height, width))

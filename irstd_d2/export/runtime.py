@@ -1,0 +1,362 @@
+"""Run an exported detector on image files. This file needs nothing else of the project: copy it beside the model.
+
+    python runtime.py model.onnx image.png folder/*.png --platform Air --band LWIR
+
+It needs numpy, Pillow, and onnxruntime for an .onnx file or torch and torchvision for a TorchScript file. What a model
+expects (size, channel order, names of classes, platforms and bands) is stored inside the file.
+
+Letters in shapes: D detections, (h, w) size of an image file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FACTS_KEY = "irstd_d2.json"
+_MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})
+_PERCENTILES = (0.1, 99.9)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a model found in one image.
+
+    Attributes:
+        boxes: (D, 4) float32, x1 y1 x2 y2 in pixels of the file.
+        scores: (D,) float32, descending.
+        classes: (D,) int64, positions in the model's list of class names.
+        sky: (h', w') float32, probability of sky in the size that the network saw; ``None`` for models without it.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    sky: np.ndarray | None = None
+
+
+class ExportedDetector:
+    """A detector from a file that ``tools/export_model.py`` wrote.
+
+    Args:
+        path: the file; ``.onnx`` is run by onnxruntime, anything else is taken for TorchScript.
+        providers: of onnxruntime, e.g. ``["CUDAExecutionProvider"]``; by default its own choice. For TorchScript the
+            first entry is torch's device, e.g. ``["cuda"]``.
+        threads: of one call on a CPU; 0 leaves it to the library.
+
+    Raises:
+        ValueError: the file was not written by this project.
+    """
+
+    def __init__(self, path: str | PathLike, providers: Sequence[str] = (), threads: int = 0):
+        self.path = Path(path)
+        engine = _OnnxEngine if self.path.suffix == ".onnx" else _TorchEngine
+        self._engine = engine(self.path, list(providers), threads)
+        if self._engine.facts is None:
+            raise ValueError(f"{path}: holds no {FACTS_KEY}; export it with tools/export_model.py")
+        self.facts: dict[str, Any] = json.loads(self._engine.facts)
+        self.class_names: list[str] = self.facts["classes"]
+
+    def __call__(
+        self,
+        images: Sequence[str | PathLike | np.ndarray],
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[Detections]:
+        """Detect in a batch of images, which may differ in size.
+
+        Args:
+            images: files, or arrays (h, w, 3) in 0..255 in the model's channel order.
+            metadata: of all images or one per image: ``platform`` and ``band`` by name, ``width`` and ``height`` of the
+                original image if it is not the file's. What is missing is unknown. Models without metadata ignore it.
+        """
+        if not len(images):
+            return []
+        per_image = [metadata] * len(images) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
+        if len(per_image) != len(images):
+            raise ValueError(f"{len(images)} images came with metadata of {len(per_image)}; give one entry per image")
+        arrays = [image if isinstance(image, np.ndarray) else self.read(image) for image in images]
+        resized = [resize(array, self._network_size(array.shape[:2])) for array in arrays]
+        inputs = self._batch(resized)
+        if self.facts["metadata"]:
+            inputs.update(self._encode(per_image, [array.shape[:2] for array in arrays]))
+        outputs = dict(zip(self.facts["outputs"], self._engine.run(inputs)))
+        return [
+            self._result({name: value[i] for name, value in outputs.items()}, small.shape[:2], array.shape[:2])
+            for i, (small, array) in enumerate(zip(resized, arrays))
+        ]
+
+    def read(self, path: str | PathLike) -> np.ndarray:
+        """Read an image file as the model was trained on: (h, w, 3) float32 in 0..255."""
+        facts = self.facts["preprocessing"]
+        image = read_image(path, facts["high_bit_depth"])
+        return image[:, :, ::-1] if facts["channel_order"] == "BGR" else image
+
+    def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        facts = self.facts["preprocessing"]["resize"]
+        if facts["mode"] == "fixed":
+            return tuple(facts["size"])
+        return shortest_edge_size(size, facts["shortest"], facts["longest"])
+
+    def _batch(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Pad images at the right and below to one size."""
+        sizes = np.array([image.shape[:2] for image in images])
+        divisor, fixed = self.facts["preprocessing"]["divisor"], self.facts["fixed_shape"]
+        height, width = (-(-sizes.max(0) // divisor) * divisor).tolist()
+        count = len(images)
+        if fixed:
+            count, (height, width) = fixed["images"], fixed["size"]
+            if len(images) > count or (sizes > (height, width)).any():
+                raise ValueError(
+                    f"{self.path}: takes {count} images of up to {width}x{height} pixels, not {len(images)} of "
+                    f"{sizes[:, 1].max()}x{sizes[:, 0].max()}; export with --dynamic"
+                )
+        batch = np.zeros((count, 3, height, width), np.float32)
+        for target, image in zip(batch, images):
+            target[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        padded = np.ones((count, 2), np.float32)
+        padded[: len(images)] = sizes
+        return {"image": batch, "image_size": padded}
+
+    def _encode(
+        self, metadata: Sequence[Mapping[str, Any] | None], sizes: Sequence[tuple[int, int]]
+    ) -> dict[str, np.ndarray]:
+        names, count = self.facts["metadata"], len(sizes)
+        if self.facts["fixed_shape"]:
+            count = self.facts["fixed_shape"]["images"]
+        encoded: dict[str, np.ndarray] = {
+            "platform": np.full(count, -1, np.int64),
+            "band": np.full(count, -1, np.int64),
+            "original_size": np.zeros((count, 2), np.float32),
+        }
+        for i, (given, (height, width)) in enumerate(zip(metadata, sizes)):
+            values = {"width": width, "height": height, **(given or {})}
+            for field in ("platform", "band"):
+                encoded[field][i] = name_index(values.get(field), names[f"{field}s"], names["aliases"], field)
+            if values["width"] and values["height"]:
+                encoded["original_size"][i] = values["width"], values["height"]
+        return encoded
+
+    def _result(
+        self, outputs: Mapping[str, np.ndarray], network: tuple[int, int], original: tuple[int, int]
+    ) -> Detections:
+        """Suppress where the file does not, and scale to the file's pixels."""
+        boxes, scores, classes = (outputs[name].copy() for name in ("boxes", "scores", "classes"))
+        present = scores >= 0
+        boxes, scores, classes = boxes[present].astype(np.float32), scores[present].astype(np.float32), classes[present]
+        if not self.facts["nms"]["inside"]:
+            keep = suppress(boxes, scores, classes, self.facts["nms"]["threshold"])
+            keep = keep[: self.facts["nms"]["max_detections"]]
+            boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
+        (height, width), (old_height, old_width) = original, network
+        boxes *= np.array([width / old_width, height / old_height] * 2, np.float32)
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+        solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        sky = outputs["sky"][0, :old_height, :old_width].astype(np.float32) if "sky" in outputs else None
+        return Detections(boxes[solid], scores[solid], classes[solid].astype(np.int64), sky)
+
+
+class _OnnxEngine:
+    def __init__(self, path: Path, providers: list[str], threads: int):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            fspath(path), options, providers=providers or onnxruntime.get_available_providers()
+        )
+        self.facts = self._session.get_modelmeta().custom_metadata_map.get(FACTS_KEY)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self._session.run(None, dict(inputs))
+
+
+class _TorchEngine:
+    def __init__(self, path: Path, providers: list[str], threads: int):
+        import torch
+        import torchvision  # noqa: F401  its operators are part of the file
+
+        self._torch, self._device = torch, providers[0] if providers else "cpu"
+        if threads:
+            torch.set_num_threads(threads)
+        files = {FACTS_KEY: ""}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self._module = torch.jit.load(fspath(path), map_location=self._device, _extra_files=files)
+        facts = files[FACTS_KEY]
+        self.facts = (facts.decode() if isinstance(facts, bytes) else facts) or None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with self._torch.inference_mode():
+            outputs = self._module(*(self._torch.from_numpy(value).to(self._device) for value in inputs.values()))
+        return [output.cpu().numpy() for output in outputs]
+
+
+def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.ndarray:
+    """Read an 8-bit image of any kind, or a deeper gray one, as (h, w, 3) float32 RGB in 0..255.
+
+    Args:
+        path: PNG, TIFF, BMP or JPEG.
+        high_bit_depth: how values of more than 8 bits become 0..255: "full_range" maps the whole range of the type and
+            takes floats as 0..1; "minmax" the lowest and highest value of the image; "percentile" its 0.1 % and 99.9 %
+            quantiles.
+
+    Raises:
+        ValueError: for colour of more than 8 bits.
+        OSError: for a file that cannot be read.
+    """
+    with Image.open(path) as file:
+        if file.format == "PNG" and _png_is_deep_colour(path):
+            raise ValueError(f"{path}: colour of 16 bits; store it as 16-bit gray or 8-bit colour")
+        image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
+        deep = image.mode[0] in "IF"
+        array = np.array(image if deep or image.mode in ("L", "RGB") else image.convert(_plain_mode(image.mode)))
+        if deep and file.format == "PNG":
+            array = array.astype(np.uint16)  # some versions of Pillow widen it
+    if deep:
+        array = _to_byte_range(array, high_bit_depth)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _plain_mode(mode: str) -> str:
+    return "L" if mode == "1" else "RGB"
+
+
+def _png_is_deep_colour(path: str | PathLike) -> bool:
+    with Path(path).open("rb") as file:
+        head = file.read(26)
+    return len(head) == 26 and head[24] == 16 and head[25] != 0
+
+
+def _to_byte_range(image: np.ndarray, mode: str) -> np.ndarray:
+    if mode == "full_range":
+        is_float = image.dtype.kind == "f"
+        low, high = (0.0, 1.0) if is_float else (float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max))
+    else:
+        low, high = np.percentile(image, _PERCENTILES) if mode == "percentile" else (image.min(), image.max())
+        low, high = float(low), float(high)
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return np.clip((image.astype(np.float64) - low) * scale, 0.0, 255.0).astype(np.float32)
+
+
+def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
+    """Scale (height, width) so that the shorter side becomes ``shortest`` while the longer stays below ``longest``."""
+    height, width = size
+    scale = shortest / min(height, width)
+    new_height, new_width = height * scale, width * scale
+    if height < width:
+        new_height = shortest
+    else:
+        new_width = shortest
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (h, w, 3) bilinearly at pixel centres, without anti-aliasing, to (height, width)."""
+    image = image.astype(np.float32, copy=False)
+    if image.shape[:2] == tuple(size):
+        return image
+    for axis, length in enumerate(size):
+        old = image.shape[axis]
+        position = np.clip((np.arange(length) + 0.5) * (old / length) - 0.5, 0, old - 1)
+        low = np.minimum(position.astype(np.int64), max(old - 2, 0))
+        weight = (position - low).astype(np.float32)
+        weight = weight[:, None, None] if axis == 0 else weight[None, :, None]
+        start, end = image.take(low, axis), image.take(np.minimum(low + 1, old - 1), axis)
+        image = start + (end - start) * weight
+    return image
+
+
+def name_index(name: object, names: Sequence[str], aliases: Mapping[str, str], field: str) -> int:
+    """Position of a platform's or band's name; -1 if it is unknown, with a warning if the model does not know it."""
+    if name is None or _key(str(name)) in _MISSING:
+        return -1
+    keys = [_key(known) for known in names]
+    key = _key(str(name))
+    if key not in keys:
+        key = {_key(alias): _key(target) for alias, target in aliases.items()}.get(key, key)
+    if key not in keys:
+        logger.warning("%s %r is not among %s and is treated as unknown", field, name, list(names))
+        return -1
+    return keys.index(key)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
+    """Non-maximum suppression within each class.
+
+    Args:
+        boxes: (T, 4)
+        scores: (T,)
+        classes: (T,)
+        threshold: IoU above which the weaker box goes.
+
+    Returns:
+        Positions of what stays, best first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = (high - low).clip(min=0).prod(1)
+        doubled = shared > threshold * (area[best] + area[rest] - shared)
+        order = rest[~(doubled & (classes[rest] == classes[best]))]
+    return np.array(kept, dtype=np.int64)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: print one JSON object per image."""
+    parser = argparse.ArgumentParser(
+        description="Run an exported detector on images; prints one JSON object per image."
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images", nargs="*", type=Path)
+    parser.add_argument("--facts", action="store_true", help="print what the file says about itself, and stop")
+    parser.add_argument("--threshold", type=float, default=0.3, help="detections below this score are left out")
+    parser.add_argument("--platform", help="unknown by default")
+    parser.add_argument("--band", help="unknown by default")
+    args = parser.parse_args(arguments)
+    detector = ExportedDetector(args.model)
+    if args.facts:
+        sys.stdout.write(json.dumps(detector.facts, indent=1) + "\n")
+        return 0
+    for path in args.images:
+        found = detector([path], {"platform": args.platform, "band": args.band})[0]
+        shown = found.scores >= args.threshold
+        row = {
+            "file_name": str(path),
+            "boxes": found.boxes[shown].round(3).tolist(),
+            "scores": found.scores[shown].round(5).tolist(),
+            "classes": [detector.class_names[i] for i in found.classes[shown]],
+        }
+        sys.stdout.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Write a trained model as a file that runs without detectron2, and compare the two on images.
+
+    python tools/export_model.py --config-file configs/bafe/bafe_r18_fpn.yaml --weights model_best.pth \
+        --format onnx --output bafe.onnx --check image.png other.png [--platform Air --band LWIR]
+
+`irstd_d2/export/runtime.py`, one file that needs numpy, Pillow and onnxruntime, runs the result on image files. How
+images are resized, the names of classes, platforms and bands are stored inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from detectron2.structures import Instances
+
+import auxdet_d2  # noqa: F401  registers
+import bafe_d2  # noqa: F401  registers
+from irstd_d2 import get_config
+from irstd_d2.errors import ConfigError, DatasetError
+from irstd_d2.export import (
+    FORMATS,
+    Detections,
+    ExportedDetector,
+    FixedShape,
+    compare_detections,
+    export_model,
+    largest_shape,
+)
+from irstd_d2.inference import Predictor
+
+logger = logging.getLogger("export_model")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--weights", required=True, help="checkpoint of that configuration")
+    parser.add_argument("--format", choices=FORMATS, default="onnx")
+    parser.add_argument("--output", required=True, type=Path, help="file to write, *.onnx for ONNX")
+    parser.add_argument("--nms", action=argparse.BooleanOptionalAction, default=True, help="suppress inside the file")
+    parser.add_argument(
+        "--dynamic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="any number and size of images (default); --no-dynamic: one shape, for engines that need it",
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images of a fixed shape")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a fixed shape")
+    parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="IMAGE", help="compare with PyTorch")
+    parser.add_argument("--platform", help="of the images of --check; unknown by default")
+    parser.add_argument("--band", help="of the images of --check; unknown by default")
+    parser.add_argument("--box-tolerance", type=float, default=0.02, help="pixels")
+    parser.add_argument("--score-tolerance", type=float, default=1e-4)
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
+    return parser.parse_args()
+
+
+def as_arrays(instances: Instances) -> Detections:
+    return Detections(instances.pred_boxes.tensor.numpy(), instances.scores.numpy(), instances.pred_classes.numpy())
+
+
+def check(predictor: Predictor, args: argparse.Namespace) -> bool:
+    """Compare file and model on every image; say whether all are within the tolerances."""
+    detector = ExportedDetector(args.output)
+    metadata = {key: value for key in ("platform", "band") if (value := getattr(args, key))}
+    good = True
+    for path in args.check:
+        expected = as_arrays(predictor(path, metadata))
+        difference = compare_detections(expected, detector([path], metadata)[0])
+        within = difference.within(args.box_tolerance, args.score_tolerance)
+        good &= within
+        logger.info(
+            "%s: %d detections, boxes within %.2g pixel, scores within %.2g, %d without partner (best score %.3f)%s",
+            path, difference.pairs, difference.boxes, difference.scores, difference.unpaired,
+            difference.unpaired_score, "" if within else "  DIFFERENT",
+        )  # fmt: skip
+    return good
+
+
+def main() -> int:
+    args = parse()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # exporters tell every step at INFO
+    logger.setLevel(logging.INFO)
+    try:
+        cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
+        predictor = Predictor(cfg)
+        fixed = None
+        if not args.dynamic:
+            fixed = largest_shape(cfg, predictor.model, args.batch)
+            fixed = FixedShape(args.batch, tuple(args.size)) if args.size else fixed
+        export_model(cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed)
+        logger.info("%s: %.1f MB", args.output, args.output.stat().st_size / 1e6)
+        return 0 if check(predictor, args) else 1
+    except (ConfigError, DatasetError) as error:
+        logger.error("error: %s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
