@@ -32,14 +32,21 @@ def enlarge(image: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, zoom: float) -> np.ndarray:
-    if zoom >= 1:
+    if zoom >= 1 and zoom == int(zoom):
         return enlarge(image, int(zoom))
     size = max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom))
-    return np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+    interpolation = cv2.INTER_AREA if zoom < 1 else cv2.INTER_NEAREST
+    return np.ascontiguousarray(cv2.resize(image, size, interpolation=interpolation))
 
 
 def draw_brackets(
-    canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], *, zoom: float = 1, gap: int = 2
+    canvas: np.ndarray,
+    box: np.ndarray,
+    colour: tuple[int, int, int],
+    *,
+    zoom: float = 1,
+    gap: int = 2,
+    thickness: int = 1,
 ) -> None:
     """Mark a box by its corners, ``gap`` canvas pixels outside of it, in place.
 
@@ -49,13 +56,15 @@ def draw_brackets(
         colour: RGB.
         zoom: canvas pixels per pixel of the image.
         gap: canvas pixels between box and mark.
+        thickness: of the mark in canvas pixels; it grows outwards.
     """
-    x1, y1 = np.round(np.asarray(box[:2]) * zoom).astype(int) - gap - 1
-    x2, y2 = np.round(np.asarray(box[2:]) * zoom).astype(int) + gap
-    arm = max(3, min(x2 - x1, y2 - y1) // 4)
-    for x, y, dx, dy in ((x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1)):
-        cv2.line(canvas, (int(x), int(y)), (int(x + dx * arm), int(y)), colour, 1)
-        cv2.line(canvas, (int(x), int(y)), (int(x), int(y + dy * arm)), colour, 1)
+    for extra in range(thickness):
+        x1, y1 = np.round(np.asarray(box[:2]) * zoom).astype(int) - gap - 1 - extra
+        x2, y2 = np.round(np.asarray(box[2:]) * zoom).astype(int) + gap + extra
+        arm = max(3, min(x2 - x1, y2 - y1) // 4)
+        for x, y, dx, dy in ((x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1)):
+            cv2.line(canvas, (int(x), int(y)), (int(x + dx * arm), int(y)), colour, 1)
+            cv2.line(canvas, (int(x), int(y)), (int(x), int(y + dy * arm)), colour, 1)
 
 
 def draw_detections(
@@ -67,9 +76,13 @@ def draw_detections(
     correct: np.ndarray | None = None,
     sky: np.ndarray | None = None,
     edge: int = 512,
-    insets: int = 3,
+    insets: int | Sequence[tuple[int, int]] = 3,
+    inset_zoom: int | None = None,
+    below: bool = False,
 ) -> np.ndarray:
-    """Draw targets and detections on an enlarged image, with numbered insets beside it.
+    """Draw targets and detections on an enlarged image, with numbered insets beside it or below.
+
+    Every inset is stretched to its own range of values, so that a faint target shows beside a bright one elsewhere.
 
     Args:
         image: (H, W, 3) RGB in any range.
@@ -79,7 +92,11 @@ def draw_detections(
         correct: (D,) bool, colours detections; all count as correct by default.
         sky: (H, W) bool, its outline is drawn.
         edge: the whole image is drawn about this long: enlarged by a whole number, or reduced if it is longer by half.
-        insets: number of zoomed parts with every pixel, around the best detections and the targets without one.
+            With ``below`` it is drawn exactly this wide.
+        insets: number of zoomed parts with every pixel, around the best detections and the targets without one; or the
+            upper left pixels (x, y) of these parts.
+        inset_zoom: of the insets; by default what fits, but at least ``INSET_ZOOM``.
+        below: the insets stand in a row below the image, instead of in a column beside it.
 
     Returns:
         (height, width, 3) uint8 RGB
@@ -91,8 +108,8 @@ def draw_detections(
     order = np.argsort(-scores, kind="stable")
     boxes, scores, correct = boxes[order], scores[order], correct[order]
     height, width = image.shape[:2]
-    scale = edge / max(height, width)
-    zoom = scale if scale < 2 / 3 else max(1, round(scale))
+    scale = edge / (width if below else max(height, width))
+    zoom = scale if below or scale < 2 / 3 else max(1, round(scale))
     pixels = to_bytes(image)
 
     def draw(canvas: np.ndarray, zoom: float, corner: np.ndarray) -> None:
@@ -108,15 +125,17 @@ def draw_detections(
         outline, _ = cv2.findContours(_scaled(sky.astype(np.uint8), zoom), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outline, -1, SKY_COLOUR, 1)
     draw(canvas, zoom, np.zeros(2))
-    corners = _inset_corners(targets, boxes, insets, (height, width))
+    image_size = height, width
+    corners = inset_corners([*boxes, *targets], insets, image_size) if isinstance(insets, int) else list(insets)
     if not corners:
         return canvas
-    inset_zoom = max(INSET_ZOOM, canvas.shape[0] // (insets * INSET_PIXELS))
+    if inset_zoom is None:
+        inset_zoom = max(INSET_ZOOM, canvas.shape[1 if below else 0] // (max(len(corners), 3) * INSET_PIXELS))
     column = []
     for number, (x, y) in enumerate(corners, 1):
-        part = enlarge(pixels[y : y + INSET_PIXELS, x : x + INSET_PIXELS], inset_zoom)
+        part = enlarge(to_bytes(image[y : y + INSET_PIXELS, x : x + INSET_PIXELS]), inset_zoom)
         draw(part, inset_zoom, np.array([x, y]))
-        _write_scores(part, boxes, scores, np.array([x, y]), inset_zoom)
+        write_scores(part, boxes, scores, np.array([x, y]), inset_zoom)
         frame = np.zeros((INSET_PIXELS * inset_zoom, INSET_PIXELS * inset_zoom, 3), np.uint8)
         frame[: part.shape[0], : part.shape[1]] = part
         _write(frame, str(number), 5, 14, FRAME_COLOUR)
@@ -126,15 +145,19 @@ def draw_detections(
         cv2.rectangle(canvas, (left, top), (right, bottom), FRAME_COLOUR, 1)
         # Beside the frame when it is too small to hold the number.
         _write(canvas, str(number), left + 3 if right - left > 24 else right + 3, top + 13, FRAME_COLOUR)
-    return _beside(canvas, np.concatenate(column))
+    return _join(canvas, np.concatenate(column, axis=1 if below else 0), axis=0 if below else 1)
 
 
-def _inset_corners(
-    targets: np.ndarray, boxes: np.ndarray, count: int, image_size: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """Upper left pixels of the parts worth a look: around detections in their order, then targets, none close."""
+def inset_corners(boxes: Sequence[np.ndarray], count: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Upper left pixels of the parts worth a look: around boxes in their order, except those in a part chosen before.
+
+    Args:
+        boxes: x1 y1 x2 y2, most interesting first.
+        count: parts at most.
+        image_size: (height, width)
+    """
     chosen: list[np.ndarray] = []
-    for box in np.concatenate([boxes, targets]):
+    for box in boxes:
         centre = (box[:2] + box[2:]) / 2
         if len(chosen) < count and all(np.abs(centre - c).max() > INSET_PIXELS / 2 for c in chosen):
             chosen.append(centre)
@@ -148,26 +171,40 @@ def _write(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int, int
         cv2.putText(canvas, text, (x, y), _FONT, _FONT_SCALE, ink, width, cv2.LINE_AA)
 
 
-def _write_scores(part: np.ndarray, boxes: np.ndarray, scores: np.ndarray, corner: np.ndarray, zoom: int) -> None:
-    """Write scores below their boxes, best first, leaving out those that would cover a score or another box."""
+def write_scores(canvas: np.ndarray, boxes: np.ndarray, scores: np.ndarray, corner: np.ndarray, zoom: int) -> None:
+    """Write scores below their boxes, in place, best first, leaving out those that would cover a score or another box.
+
+    Args:
+        canvas: (h * zoom, w * zoom, 3) uint8, an enlarged part of the image.
+        boxes: (D, 4) x1 y1 x2 y2 in pixels of the image.
+        scores: (D,), best first.
+        corner: x y of the part in the image.
+        zoom: canvas pixels per pixel of the image.
+    """
     (text_width, text_height), _ = cv2.getTextSize("0.00", _FONT, _FONT_SCALE, 1)
     on_canvas = (boxes - np.tile(corner, 2)) * zoom
     taken = on_canvas.copy()
     for box, score in zip(on_canvas, scores):
         x, y = int(box[0]), int(box[3]) + 7 + text_height
         label = np.array([x, y - text_height, x + text_width, y], float)
-        inside = (label[:2] >= 0).all() and (label[2:] < part.shape[1::-1]).all()
+        inside = (label[:2] >= 0).all() and (label[2:] < canvas.shape[1::-1]).all()
         free = ((label[2:] <= taken[:, :2]) | (taken[:, 2:] <= label[:2])).any(1).all()
         if inside and free:
-            _write(part, f"{score:.2f}", x, y, TEXT_COLOUR)
+            _write(canvas, f"{score:.2f}", x, y, TEXT_COLOUR)
             taken = np.concatenate([taken, label[None]])
 
 
-def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    height = max(len(left), len(right))
-    padded = [np.pad(part, ((0, height - len(part)), (0, 0), (0, 0))) for part in (left, right)]
-    gap = np.zeros((height, 4, 3), np.uint8)
-    return np.concatenate([padded[0], gap, padded[1]], axis=1)
+def _join(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+    """Two pictures with a gap: the second below the first (axis 0) or to its right (axis 1)."""
+    across = 1 - axis
+    length = max(first.shape[across], second.shape[across])
+
+    def fill(picture: np.ndarray, gap: int) -> np.ndarray:
+        missing = [(0, 0)] * 3
+        missing[across], missing[axis] = (0, length - picture.shape[across]), (0, gap)
+        return np.pad(picture, missing)
+
+    return np.concatenate([fill(first, 4), fill(second, 0)], axis=axis)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Reports of finished runs."""
+"""Reports of runs."""
 
-from .report import write_report
+from .features import Tap
+from .report import Options, write_report
 
-__all__ = ["write_report"]
+__all__ = ["Options", "Tap", "write_report"]

@@ -1,10 +1,20 @@
-"""Charts of a report as SVG text, drawn by matplotlib without a display."""
+"""Charts of a report as inline SVG, drawn by matplotlib without a display.
+
+Ink is ``currentColor``, so that a chart follows the page into the dark, and text stays text. Runs are told apart by
+colour and dashes; their names stand in the page's key (``swatch``), never in a chart.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -13,77 +23,157 @@ from matplotlib.figure import Figure
 from ..evaluation.average_precision import PrecisionRecall
 from ..evaluation.detection_probability import OperatingCurve
 
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Between light and dark, so that they show on both, and told apart with any colour vision.
+COLOURS = ("#3a86d0", "#e0662a", "#1f9e77", "#b56bb5", "#c59a12", "#5bb6d9", "#8d8d8d")
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+_INK = "#010203"  # becomes currentColor
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    **{f"{part}color": _INK for part in ("text.", "xtick.", "ytick.", "axes.label", "axes.edge", "grid.")},
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
 
 
-def _plain(name: str) -> str:
-    """A run's name as text: a dollar sign would start mathematics."""
-    return name.replace("$", r"\$")
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        title: shown above it.
+        text: what it shows, for those who cannot see it.
+        svg: markup without a reference to anything outside.
+    """
+
+    title: str
+    text: str
+    svg: str
 
 
-def _figure(title: str, x: str, y: str, width: float = 4.6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, 3.2), layout="constrained")
+def colour_of(run: int) -> str:
+    """Colour of the ``run``-th run of a report."""
+    return COLOURS[run % len(COLOURS)]
+
+
+def swatch(run: int) -> str:
+    """The line of the ``run``-th run as a small SVG for the key."""
+    dashes = ("", "5 1.5", "1.5 1.5", "5 1.5 1.5 1.5")[run % len(DASHES)]
+    return (
+        '<svg class="swatch" viewBox="0 0 22 8" width="22" height="8" aria-hidden="true">'
+        f'<line x1="0" y1="4" x2="22" y2="4" stroke="{colour_of(run)}" stroke-width="3" stroke-dasharray="{dashes}"/>'
+        "</svg>"
+    )
+
+
+def _figure(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.18, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_alpha(0.5)
     return figure, axes
 
 
-def _svg(figure: Figure, *, legend: bool) -> str:
-    if legend:
-        for axes in figure.axes:
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False, fontsize=8)
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+    # Several charts share a page: names inside one must not be found by another.
+    prefix = "c" + hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", text)
+    return text.replace(_INK, "currentColor")
 
 
-def precision_recall_chart(curves: Mapping[str, PrecisionRecall], title: str) -> str:
-    """Precision against recall, one line per run."""
-    figure, axes = _figure(title, "recall", "precision")
-    for (name, curve), colour in zip(curves.items(), np.resize(COLOURS, len(curves))):
-        axes.plot(curve.recall, curve.precision, color=colour, label=_plain(name), linewidth=1.5)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    return _svg(figure, legend=True)
+def _line_style(run: int) -> dict[str, Any]:
+    return {"color": colour_of(run), "linestyle": DASHES[run % len(DASHES)], "linewidth": 1.6}
 
 
-def detection_probability_chart(curves: Mapping[str, OperatingCurve]) -> str:
-    """Pd against false pixels per million, one line per run."""
-    figure, axes = _figure("Pd against Fa", "false pixels per million", "Pd")
-    for (name, curve), colour in zip(curves.items(), np.resize(COLOURS, len(curves))):
-        axes.step(curve.fa_pixels * 1e6, curve.pd, where="post", color=colour, label=_plain(name), linewidth=1.5)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.02)
-    return _svg(figure, legend=True)
+def precision_recall_chart(curves: Mapping[int, PrecisionRecall]) -> Chart:
+    """Precision against recall at IoU 0.5, one line per run; keys here and below are the runs' numbers."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("recall", "precision")
+        for run, curve in curves.items():
+            axes.plot(curve.recall, curve.precision, **_line_style(run))
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        reached = ", ".join(f"{curve.max_recall:.2f}" for curve in curves.values())
+        return Chart(
+            "Precision and recall (IoU 0.5, exact boxes)", f"Curves that reach a recall of {reached}", _svg(figure)
+        )
 
 
-def series_chart(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, y: str) -> str:
-    """A logged scalar against the iteration, one line per run; long logs are thinned to 500 points."""
-    figure, axes = _figure(title, "iteration", y)
-    for (name, (x, values)), colour in zip(series.items(), np.resize(COLOURS, len(series))):
-        step = max(1, len(x) // 500)
-        marker = "o" if len(x) < 3 else None
-        axes.plot(x[::step], values[::step], color=colour, label=_plain(name), linewidth=1.2, marker=marker)
-    return _svg(figure, legend=True)
+def operating_charts(curves: Mapping[int, OperatingCurve]) -> list[Chart]:
+    """Pd against Fa, and FROC: Pd against false alarms per image."""
+    best = ", ".join(f"{100 * curve.best_f1()[0]:.1f}" for curve in curves.values())
+    kinds = (
+        ("Pd and Fa (centres within 3 pixels)", "false pixels per million", lambda c: 1e6 * c.fa_pixels, 1.0),
+        ("FROC", "false alarms per image", lambda c: c.false_alarms / max(c.num_images, 1), 0.01),
+    )
+    charts = []
+    for title, x_label, x_of, linear_until in kinds:
+        with mpl.rc_context(_STYLE):
+            figure, axes = _figure(x_label, "Pd")
+            for run, curve in curves.items():
+                axes.step(x_of(curve), curve.pd, where="post", **_line_style(run))
+            axes.set_xscale("symlog", linthresh=linear_until)
+            axes.set_xlim(left=0)
+            axes.set_ylim(0, 1.02)
+            charts.append(Chart(title, f"Curves of all thresholds; the best F1 is {best} percent", _svg(figure)))
+    return charts
 
 
-def group_chart(groups: Mapping[str, Mapping[str, float]], title: str, y: str) -> str:
-    """Grouped bars: one cluster per group, one bar per run; a missing value leaves a gap with a dash."""
-    names = list(groups)
-    runs = list(dict.fromkeys(run for row in groups.values() for run in row))
-    figure, axes = _figure(title, "", y, width=max(4.6, 1.0 + 0.35 * len(names) * max(len(runs), 1)))
-    width = 0.8 / max(len(runs), 1)
-    for i, run in enumerate(runs):
-        x = np.arange(len(names)) + (i - (len(runs) - 1) / 2) * width
-        values = np.array([groups[name].get(run, np.nan) for name in names], float)
-        bars = axes.bar(x, np.nan_to_num(values), width, color=COLOURS[i % len(COLOURS)], label=_plain(run))
-        labels = ["–" if np.isnan(v) else f"{v:.1f}" for v in values]
-        axes.bar_label(bars, labels, fontsize=7)
-    axes.set_xticks(np.arange(len(names)), names, fontsize=8)
-    axes.margins(y=0.25 if len(runs) > 1 else 0.05)  # the legend lies above the bars
-    return _svg(figure, legend=len(runs) > 1)
+def series_chart(series: Mapping[int, tuple[Sequence[float], Sequence[float]]], title: str) -> Chart:
+    """A logged scalar against the iteration, one line per run; long logs are thinned to 500 points.
+
+    Values that are not finite leave a gap.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("iteration", "")
+        ends = []
+        for run, (x, values) in series.items():
+            step = max(1, math.ceil(len(x) / 500))
+            y = np.array(values, float)[::step]
+            y[~np.isfinite(y)] = np.nan
+            axes.plot(x[::step], y, marker="o" if len(y) < 3 else None, markersize=5, **_line_style(run))
+            ends.append(f"{values[-1]:.4g} at iteration {x[-1]:.0f}")
+        return Chart(title, f"Last values: {'; '.join(ends)}", _svg(figure))
+
+
+def group_chart(groups: Mapping[str, Mapping[int, float]], title: str) -> Chart:
+    """Horizontal bars: one cluster per group, one bar per run; a missing value is a dash.
+
+    Args:
+        groups: label (may have several lines) -> run -> value.
+        title: with the metric and its unit.
+    """
+    labels = list(groups)
+    runs = sorted({run for row in groups.values() for run in row})
+    thickness = 0.8 / max(len(runs), 1)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("", "", height=0.5 + len(labels) * max(0.42, 0.2 * len(runs) + 0.1))
+        top = 0.0
+        for i, run in enumerate(runs):
+            y = np.arange(len(labels)) + (i - (len(runs) - 1) / 2) * thickness
+            values = np.array([groups[label].get(run, math.nan) for label in labels], float)
+            values[~np.isfinite(values)] = math.nan
+            bars = axes.barh(y, np.nan_to_num(values), thickness * 0.92, color=colour_of(run))
+            axes.bar_label(bars, [_value(v) for v in values], fontsize=8, padding=2)
+            top = max(top, float(np.nan_to_num(values).max(initial=0)))
+        axes.set_yticks(np.arange(len(labels)), [label.replace("$", r"\$") for label in labels], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.18 * top or 1)
+        axes.grid(visible=False, axis="y")
+        text = "; ".join(
+            f"{' '.join(label.split())}: {', '.join(_value(groups[label].get(run, math.nan)) for run in runs)}"
+            for label in labels
+        )
+        return Chart(title, text, _svg(figure))
+
+
+def _value(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "–"

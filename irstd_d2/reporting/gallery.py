@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ..data import read_image
-from ..evaluation.detection_probability import match_by_centre
-from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.ground_truth import UNKNOWN, GroundTruth
 from ..evaluation.matching import NO_TARGET, DetectionTable
-from ..visualization import FALSE_COLOUR, TARGET_COLOUR, TRUE_COLOUR, draw_brackets, enlarge, to_bytes
+from ..visualization import FALSE_COLOUR, TARGET_COLOUR, TRUE_COLOUR, draw_brackets, enlarge, to_bytes, write_scores
+from .metrics import Judged
+from .pictures import data_uri
 
 CROP = 48  # pixels of the original image on each side of a crop
 ZOOM = 5
@@ -27,29 +26,47 @@ class Case:
 
     Attributes:
         kind: ``miss`` or ``false alarm``.
-        file_name: of the image, without its folder.
+        image: name of the file, and what is known of it.
         text: what is seen, for the caption.
-        picture: PNG as a data URI.
+        picture: data URI; empty if the file cannot be read, which ``text`` then says.
     """
 
     kind: str
-    file_name: str
+    image: str
     text: str
     picture: str
 
 
-def worst_cases(
-    dicts: Sequence[dict[str, Any]], truth: GroundTruth, detections: DetectionTable, *, count: int = 12
-) -> list[Case]:
-    """Draw the false alarms with the highest scores and the missed targets, largest first.
+@dataclass(frozen=True)
+class Gallery:
+    """The worst cases of a run at its best F1.
+
+    Attributes:
+        run: name of the run.
+        threshold: detections below this score are left out.
+        false_alarms, misses: how many there are in the whole data set.
+        cases: the worst of both kinds, false alarms first.
+    """
+
+    run: str
+    threshold: float
+    false_alarms: int
+    misses: int
+    cases: tuple[Case, ...]
+
+
+def worst_cases(run: Judged, dicts: Sequence[dict[str, Any]], truth: GroundTruth, *, count: int = 12) -> Gallery:
+    """Draw the false alarms with the highest scores and the largest targets that were missed, at the best F1.
 
     Args:
+        run: on the data set.
         dicts: the data set, in the order of ``truth``.
         truth: its ground truth.
-        detections: of the run, sorted by score.
         count: pictures of each kind; at most one of a kind per image, so that a bad image does not fill the gallery.
     """
-    matched, excused = match_by_centre(detections, truth.targets)
+    # The table is sorted by score, and matching gives the best score its choice, so a cut changes no match above it.
+    kept = run.detections.rows(run.detections.scores >= run.threshold)
+    matched, excused = run.found[: len(kept)], run.excused[: len(kept)]
     false = np.flatnonzero((matched == NO_TARGET) & ~excused)
     found = np.zeros(len(truth.targets), bool)
     found[matched[matched != NO_TARGET]] = True
@@ -57,23 +74,25 @@ def worst_cases(
     size = (truth.targets.boxes[missed, 2:] - truth.targets.boxes[missed, :2]).prod(1)
     missed = missed[np.argsort(-size, kind="stable")]
 
-    cases = []
-    for index in _one_per_image(false, detections.image, count):
-        text = f"false alarm, score {detections.scores[index]:.2f}"
-        cases.append(
-            _case(
-                "false alarm", detections.image[index], detections.boxes[index], text, dicts, truth, detections, matched
-            )
+    def case(kind: str, image: int, box: np.ndarray, text: str) -> Case:
+        name = Path(dicts[image]["file_name"]).name
+        try:
+            picture = _crop(dicts[image]["file_name"], image, box, kind, truth, kept, matched)
+        except (OSError, ValueError) as error:
+            text, picture = f"{text}; the image cannot be read: {error}", ""
+        return Case(
+            kind, " · ".join([name, *_facts(dicts[image])]), f"{text}, at x {box[0]:.0f}, y {box[1]:.0f}", picture
         )
-    for index in _one_per_image(missed, truth.targets.image, count):
-        x1, y1, x2, y2 = truth.targets.boxes[index]
-        text = f"missed target of {x2 - x1:.0f}x{y2 - y1:.0f} pixels"
-        cases.append(
-            _case(
-                "miss", truth.targets.image[index], truth.targets.boxes[index], text, dicts, truth, detections, matched
-            )
-        )
-    return cases
+
+    cases = [
+        case("false alarm", kept.image[i], kept.boxes[i], f"False alarm, score {kept.scores[i]:.2f}")
+        for i in _one_per_image(false, kept.image, count)
+    ]
+    for i in _one_per_image(missed, truth.targets.image, count):
+        x1, y1, x2, y2 = truth.targets.boxes[i]
+        text = f"Missed target of {x2 - x1:.0f}\u00d7{y2 - y1:.0f} pixels"
+        cases.append(case("miss", truth.targets.image[i], truth.targets.boxes[i], text))
+    return Gallery(run.name, run.threshold, len(false), len(missed), tuple(cases))
 
 
 def _one_per_image(rows: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
@@ -81,17 +100,20 @@ def _one_per_image(rows: np.ndarray, image: np.ndarray, count: int) -> np.ndarra
     return rows[np.sort(first)][:count]
 
 
-def _case(
-    kind: str,
+def _facts(record: dict[str, Any]) -> list[str]:
+    metadata = record.get("metadata") or {}
+    return [str(metadata[key]) for key in ("platform", "band") if metadata.get(key) not in (None, UNKNOWN)]
+
+
+def _crop(
+    file_name: str,
     image_index: int,
     box: np.ndarray,
-    text: str,
-    dicts: Sequence[dict[str, Any]],
+    kind: str,
     truth: GroundTruth,
     detections: DetectionTable,
     matched: np.ndarray,
-) -> Case:
-    file_name = dicts[image_index]["file_name"]
+) -> str:
     image = read_image(file_name, format="RGB")
     corner = np.round((box[:2] + box[2:] - CROP) / 2).astype(int)
     corner = np.clip(corner, 0, np.maximum(np.array(image.shape[1::-1]) - CROP, 0))
@@ -100,15 +122,11 @@ def _case(
     shift = np.tile(corner, 2)
     for target in truth.targets.boxes[truth.targets.image == image_index]:
         draw_brackets(canvas, target - shift, TARGET_COLOUR, zoom=ZOOM)
-    for index in np.flatnonzero(detections.image == image_index):
-        if detections.scores[index] >= 0.05:
-            colour = FALSE_COLOUR if matched[index] == NO_TARGET else TRUE_COLOUR
-            draw_brackets(canvas, detections.boxes[index] - shift, colour, zoom=ZOOM, gap=6)
-    return Case(kind, Path(file_name).name, text, _data_uri(canvas))
-
-
-def _data_uri(canvas: np.ndarray) -> str:
-    done, data = cv2.imencode(".png", canvas[..., ::-1])
-    if not done:
-        raise RuntimeError("OpenCV could not encode a picture of the gallery")
-    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    mine = np.flatnonzero(detections.image == image_index)
+    for index in mine[::-1]:
+        ink = FALSE_COLOUR if matched[index] == NO_TARGET else TRUE_COLOUR
+        draw_brackets(canvas, detections.boxes[index] - shift, ink, zoom=ZOOM, gap=6)
+    colour, gap = (FALSE_COLOUR, 6) if kind == "false alarm" else (TARGET_COLOUR, 2)
+    draw_brackets(canvas, box - shift, colour, zoom=ZOOM, gap=gap, thickness=2)
+    write_scores(canvas, detections.boxes[mine], detections.scores[mine], corner, ZOOM)
+    return data_uri(canvas)

@@ -3,51 +3,88 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from jinja2 import Environment
 
-from ..evaluation.average_precision import EXACT, PrecisionRecall, precision_recall, voc_verdicts
-from ..evaluation.average_precision import PAPER as PAPER_PROTOCOL
-from ..evaluation.bootstrap import average_precision_interval, compare_runs
-from ..evaluation.detection_probability import match_by_centre, operating_curve
+from ..errors import DatasetError
+from ..evaluation.average_precision import precision_recall, voc_verdicts
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.matching import DetectionTable
-from ..evaluation.table_evaluation import (
-    DetectionProbabilityEvaluator,
-    TableEvaluator,
-    VOCDetectionEvaluator,
-    select_images,
-)
+from ..files import write_atomically
 from . import charts
-from .gallery import Case, worst_cases
-from .run import Run, load_detections, load_run
+from .charts import Chart
+from .examples import Example, choose, make_example
+from .features import BACKBONE, Lens, Tap
+from .gallery import Gallery, worst_cases
+from .metrics import (
+    GROUP_KEYS,
+    Breakdown,
+    Judged,
+    MetricTable,
+    Significance,
+    breakdowns,
+    judge,
+    metric_tables,
+    number,
+    setting_differences,
+    significance,
+)
+from .run import Run, load_run
 
 logger = logging.getLogger(__name__)
 
-GROUP_KEYS = ("platform", "band", "resolution")
+# Metrics of a breakdown that get a chart, with its title.
+_CHARTED = {"voc_exact AP50_area": "AP50 by {}, percent (exact boxes)", "pd_fa F1": "Best F1 by {}, percent"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the report says of one data set; the template reads the fields by name."""
+    """What the report says of one data set; the template reads the fields by name.
+
+    Attributes:
+        data_set: its name.
+        text: how much it holds.
+        notes: what could not be shown.
+        runs: those that were judged.
+        tables, significance, charts, breakdowns, breakdown_charts, examples, galleries: the parts.
+    """
 
     data_set: str
-    num_images: int
-    num_targets: int
-    runs: tuple[str, ...]
-    metrics: tuple[tuple[str, tuple[str, ...]], ...]
-    comparisons: tuple[str, ...]
-    charts: tuple[str, ...]
-    galleries: tuple[tuple[str, list[Case]], ...]
+    text: str = ""
+    notes: tuple[str, ...] = ()
+    runs: tuple[Judged, ...] = ()
+    tables: tuple[MetricTable, ...] = ()
+    significance: tuple[Significance, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    breakdowns: tuple[Breakdown, ...] = ()
+    breakdown_charts: tuple[Chart, ...] = ()
+    examples: tuple[Example, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much a report shows.
+
+    Attributes:
+        gallery: pictures of each kind per run and data set; 0 for none.
+        examples: images that show all runs side by side; 0 for none.
+        features: images on which the models are run, for feature maps and sky masks; 0 for none.
+        draws: bootstrap draws; 0 for no intervals.
+        taps: feature maps beside the backbone's.
+    """
+
+    gallery: int = 12
+    examples: int = 4
+    features: int = 0
+    draws: int = 1000
+    taps: tuple[Tap, ...] = ()
 
 
 def write_report(
@@ -55,41 +92,53 @@ def write_report(
     output: str | PathLike,
     *,
     title: str = "Infrared small-target detection",
-    gallery: int = 12,
-    draws: int = 1000,
+    options: Options | None = None,
 ) -> Path:
     """Write one self-contained HTML file about one or several runs.
+
+    What is missing or broken in a run becomes a note on the page.
 
     Args:
         folders: run folders, as ``tools/train_net.py`` leaves them; the first is the one others are compared with.
         output: file to write; replaced at once when complete.
         title: of the page.
-        gallery: pictures of each kind per run and data set; 0 for none.
-        draws: bootstrap draws.
+        options: how much to show.
 
     Returns:
         The file written.
 
     Raises:
-        DatasetError: for a folder that is no run.
-        KeyError: for a data set that is not registered; the message of detectron2's catalog lists the known ones.
+        DatasetError: for a run folder that does not exist.
+        OSError: the file cannot be written.
     """
+    options = options or Options()
     runs = _with_unique_names([load_run(folder) for folder in folders])
-    names = dict.fromkeys(name for run in runs for name in run.predictions)
+    numbered = dict(enumerate(runs))
+    lenses, notes = _lenses(numbered, options)
+    notes = [(run.name, note) for run in runs for note in run.notes] + notes
     sections = [
-        _section(name, [run for run in runs if name in run.predictions], gallery=gallery, draws=draws) for name in names
+        _section(name, {i: run for i, run in numbered.items() if name in run.predictions}, lenses, options)
+        for name in dict.fromkeys(name for run in runs for name in run.predictions)
     ]
+    different, partial = setting_differences(runs)
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    text = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(title=title, runs=runs, sections=sections, history_charts=_history_charts(runs))
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    environment.filters["zip"] = zip
+    text = environment.from_string(template).render(
+        title=title,
+        runs=runs,
+        facts=[_facts(run) for run in runs],
+        notes=notes,
+        sections=sections,
+        swatch=charts.swatch,
+        features=options.features,
+        history_charts=_history_charts(runs),
+        setting_differences=different,
+        partial_settings=partial,
     )
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output)
+    write_atomically(output, lambda file: file.write(text.encode("utf-8", errors="replace")))
     return output
 
 
@@ -101,118 +150,108 @@ def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _section(data_set: str, runs: Sequence[Run], *, gallery: int, draws: int) -> Section:
-    dicts = DatasetCatalog.get(data_set)
+def _lenses(runs: Mapping[int, Run], options: Options) -> tuple[dict[int, Lens], list[tuple[str, str]]]:
+    lenses, notes = {}, []
+    for i, run in runs.items() if options.features else ():
+        try:
+            lenses[i] = Lens(run, (*options.taps, BACKBONE))
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            reason = error.problem if isinstance(error, DatasetError) else error
+            notes.append((run.name, f"No feature maps and sky masks: {reason}."))
+    return lenses, notes
+
+
+def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens], options: Options) -> Section:
+    try:
+        dicts = DatasetCatalog.get(data_set)
+    except (KeyError, OSError, ValueError) as error:
+        # A KeyError is about the registered name and quotes its own message.
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        return Section(data_set, notes=(f"The data set cannot be loaded, so nothing is evaluated: {reason}",))
     truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(data_set).thing_classes)
-    tables = {run.name: load_detections(run, data_set, truth) for run in runs}
-    logger.info("%s: %d runs on %d images", data_set, len(runs), len(dicts))
+    keys, notes = _group_keys(dicts)
+    judged = []
+    for i, run in runs.items():
+        try:
+            judged.append(judge(i, run, data_set, truth, group_by=keys))
+        except (KeyError, OSError, ValueError) as error:
+            notes.append(f"{run.name} is left out: {error}")
+    text = f"{len(dicts)} images, {int((~truth.targets.ignored).sum())} targets"
+    logger.info("%s: %d runs on %d images", data_set, len(judged), len(dicts))
+    if not judged:
+        return Section(data_set, text, tuple(notes))
+    parts = breakdowns(judged)
+    chosen = choose(truth, max(options.examples, options.features))
     return Section(
         data_set=data_set,
-        num_images=len(dicts),
-        num_targets=int((~truth.targets.ignored).sum()),
-        runs=tuple(tables),
-        metrics=tuple(_metric_rows(truth, tables, draws)),
-        comparisons=tuple(_comparisons(truth, tables, draws)),
-        charts=tuple(_charts(truth, tables)),
+        text=text,
+        notes=tuple(notes),
+        runs=tuple(judged),
+        tables=tuple(metric_tables(judged)),
+        significance=tuple(significance(judged, data_set, options.draws)),
+        charts=tuple(_curves(judged, truth)),
+        breakdowns=tuple(parts),
+        breakdown_charts=tuple(
+            charts.group_chart(part.metrics[metric], heading.format(part.key))
+            for part in parts
+            for metric, heading in _CHARTED.items()
+            if metric in part.metrics
+        ),
+        examples=tuple(
+            make_example(index, dicts, truth, judged, lenses if i < options.features else {})
+            for i, index in enumerate(chosen)
+        ),
         galleries=tuple(
-            (name, worst_cases(dicts, truth, table, count=gallery)) for name, table in tables.items() if gallery
+            worst_cases(run, dicts, truth, count=options.gallery) for run in (judged if options.gallery else ())
         ),
     )
 
 
-def _evaluators(truth: GroundTruth) -> list[TableEvaluator]:
-    return [
-        VOCDetectionEvaluator(truth, iou_thresholds=(0.25, 0.5, 0.75), protocol=EXACT, distributed=False),
-        VOCDetectionEvaluator(truth, iou_thresholds=(0.5,), protocol=PAPER_PROTOCOL, distributed=False),
-        DetectionProbabilityEvaluator(truth, distributed=False),
-    ]
+def _group_keys(dicts: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The keys that metrics can be broken down by, and a note on those that need files which are gone."""
+    keys, notes = list(GROUP_KEYS), []
+    for key, field in (("contrast", "file_name"), ("sky", "sem_seg_file_name")):
+        files = [record[field] for record in dicts if record.get(field)]
+        absent = [path for path in files if not Path(path).is_file()]
+        if not files or absent:
+            keys.remove(key)
+        if absent:
+            notes.append(f"Not broken down by {key}: {len(absent)} files are missing, such as {absent[0]}.")
+    return keys, notes
 
 
-def _metric_rows(
-    truth: GroundTruth, tables: Mapping[str, DetectionTable], draws: int
-) -> Iterable[tuple[str, tuple[str, ...]]]:
-    for evaluator in _evaluators(truth):
-        columns = [evaluator.compute(table, truth.targets, truth.pixels) for table in tables.values()]
-        for metric in columns[0]:
-            yield f"{evaluator.name} {metric}", tuple(_number(column[metric]) for column in columns)
-    if draws and len(truth.class_names) == 1 and len(truth.image_ids):
-        cells = []
-        for table in tables.values():
-            interval = average_precision_interval(table, truth.targets, len(truth.image_ids), draws=draws)
-            cells.append(f"{100 * interval.low:.1f} to {100 * interval.high:.1f}")
-        yield "voc_exact AP50_area, 95 % interval over images", tuple(cells)
+def _curves(runs: Sequence[Judged], truth: GroundTruth) -> list[Chart]:
+    num_targets = int((~truth.targets.ignored).sum())
+    precision = {
+        run.number: precision_recall(voc_verdicts(run.detections, truth.targets), run.detections.scores, num_targets)
+        for run in runs
+    }
+    return [charts.precision_recall_chart(precision), *charts.operating_charts({run.number: run.curve for run in runs})]
 
 
-def _comparisons(truth: GroundTruth, tables: Mapping[str, DetectionTable], draws: int) -> Iterable[str]:
-    if not draws or len(truth.class_names) != 1:
-        return
-    (first, base), *others = tables.items()
-    for name, table in others:
-        result = compare_runs(base, table, truth.targets, len(truth.image_ids), draws=draws)
-        d = result.difference
-        yield (
-            f"{name} against {first}: {100 * d.value:+.1f} AP50 (95 % interval {100 * d.low:+.1f} to "
-            f"{100 * d.high:+.1f}, paired permutation test p = {result.p_value:.3f})"
-        )
-
-
-def _charts(truth: GroundTruth, tables: Mapping[str, DetectionTable]) -> Iterable[str]:
-    curves = {name: _curve(table, truth) for name, table in tables.items()}
-    yield charts.precision_recall_chart(curves, "Precision and recall, IoU 0.5, exact boxes")
-    yield charts.detection_probability_chart(
-        {name: operating_curve(table, truth.targets, truth.pixels) for name, table in tables.items()}
-    )
-    evaluator = VOCDetectionEvaluator(truth, distributed=False)
-    for key in GROUP_KEYS:
-        groups = truth.image_groups(key)
-        if len(groups) < 2:
-            continue
-        bars = {
-            f"{group}\n{int(images.sum())} images": {
-                name: evaluator.compute(*select_images(table, truth.targets, images), truth.pixels[images])["AP50_area"]
-                for name, table in tables.items()
-            }
-            for group, images in groups.items()
-        }
-        yield charts.group_chart(bars, f"AP50 by {key}, exact boxes", "AP50")
-    yield charts.group_chart(_recall_by_size(truth, tables), "Recall by target size, centres within 3 pixels", "recall")
-
-
-def _curve(table: DetectionTable, truth: GroundTruth) -> PrecisionRecall:
-    verdicts = voc_verdicts(table, truth.targets)
-    return precision_recall(verdicts, table.scores, int((~truth.targets.ignored).sum()))
-
-
-def _recall_by_size(truth: GroundTruth, tables: Mapping[str, DetectionTable]) -> dict[str, dict[str, float]]:
-    area = (truth.targets.boxes[:, 2:] - truth.targets.boxes[:, :2]).prod(1)
-    rows: dict[str, dict[str, float]] = {}
-    edges = (0, 9, 25, 81, 1024, math.inf)
-    for name, table in tables.items():
-        matched, _ = match_by_centre(table, truth.targets)
-        found = np.zeros(len(area), bool)
-        found[matched[matched >= 0]] = True
-        for low, high in pairwise(edges):
-            inside = (area >= low) & (area < high) & ~truth.targets.ignored
-            if inside.any():
-                label = f"{low} to {high}" if high < math.inf else f"from {low}"
-                rows.setdefault(f"{label} px\u00b2\n{int(inside.sum())} targets", {})[name] = 100 * found[inside].mean()
-    return rows
-
-
-def _history_charts(runs: Sequence[Run]) -> list[str]:
+def _history_charts(runs: Sequence[Run]) -> list[Chart]:
     keys = dict.fromkeys(key for run in runs for row in run.history for key in row)
-    wanted = [key for key in keys if "loss" in key and "val" not in key] + [key for key in keys if key == "lr"]
-    wanted += [key for key in keys if key.endswith("AP50") and "/" in key and key.count("/") <= 2]
+    losses = sorted((key for key in keys if "loss" in key), key=lambda key: (key != "total_loss", key))
+    curves = losses + [key for key in keys if key == "lr"]
+    metrics = [key for key in keys if key.endswith(("AP50", "AP50_area", "/F1", "/IoU")) and key.count("/") == 1]
     pictures = []
-    for key in wanted:
-        series = {run.name: run.series(key) for run in runs}
-        series = {name: points for name, points in series.items() if points[0]}
-        if series:
-            pictures.append(charts.series_chart(series, key, key))
+    for key in curves + metrics:
+        series = {i: points for i, run in enumerate(runs) if (points := run.series(key))[0]}
+        # One evaluation, at the end, is no curve.
+        if series and (key in curves or max(len(x) for x, _ in series.values()) > 1):
+            pictures.append(charts.series_chart(series, key))
     return pictures
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:.2f}"
+def _facts(run: Run) -> dict[str, str]:
+    """What a reader wants to know of a run first."""
+    depth = run.setting("MODEL.RESNETS.DEPTH")
+    backbone = f"{run.setting('MODEL.BACKBONE.NAME', '')} {depth if depth is not None else ''}".strip()
+    planned = run.setting("SOLVER.MAX_ITER")
+    return {
+        "model": str(run.setting("MODEL.META_ARCHITECTURE", "–")),
+        "backbone": backbone or "–",
+        "iterations": (f"{run.iterations} of {planned}" if planned else str(run.iterations)) if run.iterations else "–",
+        "seed": str(run.setting("SEED", "–")),
+        "evaluated on": ", ".join(run.predictions) or "–",
+    }

@@ -1,7 +1,9 @@
-"""The HTML report: complete, self-contained, and safe with hostile names."""
+"""The HTML report: complete, self-contained, safe with hostile names, and written whatever a run lacks."""
 
 import json
+import math
 import re
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -10,10 +12,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from irstd_d2.errors import DatasetError
-from irstd_d2.reporting import write_report
-from irstd_d2.reporting.run import load_run
+from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator, add_predictions_file
+from irstd_d2.reporting import Options, write_report
+from irstd_d2.reporting.charts import group_chart, series_chart
+from irstd_d2.reporting.examples import choose
+from irstd_d2.reporting.metrics import compare, setting_differences
+from irstd_d2.reporting.run import PREDICTIONS, load_run, weights_of
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\bad"
+QUICK = Options(gallery=0, examples=0, draws=0)
+VOID = {"meta", "link", "img", "br"}
 
 
 @pytest.fixture
@@ -28,14 +37,18 @@ def data_set(tmp_path):
         for x1, y1, x2, y2 in boxes:
             image[y1:y2, x1:x2] = 220
         path = tmp_path / f"{i} {HOSTILE.replace('/', '')}.png"
-        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+        sky = np.zeros((64, 80), np.uint8)
+        sky[:30] = 255
+        for file, pixels in ((path, image), (tmp_path / f"sky {i}.png", sky)):
+            file.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
         dicts.append(
             {
                 "file_name": str(path),
+                "sem_seg_file_name": str(tmp_path / f"sky {i}.png"),
                 "image_id": f"im{i}",
                 "height": 64,
                 "width": 80,
-                "metadata": {"platform": "Air" if i % 2 else "Land", "band": "LWIR", "width": 80, "height": 64},
+                "metadata": {"platform": "Air" if i % 2 else HOSTILE, "band": "LWIR", "width": 80, "height": 64},
                 "annotations": [
                     {"bbox": b.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0} for b in boxes
                 ],
@@ -59,80 +72,309 @@ def make_run(folder, data_set, *, shift=0, iterations=30):
             rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": bbox, "score": rng.random()})
         rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": [1, 1, 4, 4], "score": rng.random()})
     (folder / "inference" / name).mkdir(parents=True)
-    (folder / "inference" / name / "coco_instances_results.json").write_text(json.dumps(rows))
-    lines = [{"iteration": i, "total_loss": 3 / (1 + i), "lr": 0.01} for i in range(iterations)]
-    (folder / "metrics.json").write_text("\n".join(json.dumps(row) for row in lines) + '\n{"iteration": 3')
-    (folder / "config.yaml").write_text(f"DATASETS:\n  TEST: [{name}]\nNOTE: '{HOSTILE}'\n")
+    (folder / "inference" / name / PREDICTIONS).write_text(json.dumps(rows))
+    lines = [{"iteration": i, "total_loss": 3 / (1 + i), "lr": 0.01, "roi_head/num": 1} for i in range(iterations)]
+    lines.append({"iteration": iterations, "bbox/AP50": 1.0, "sky/IoU": 61.5, "sky/platform/Air/IoU": 62.25})
+    (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (folder / "config.yaml").write_text(
+        f"DATASETS:\n  TEST: [{name}]\nNOTE: '{HOSTILE}'\nSHIFT: {shift}\nSOLVER: {{MAX_ITER: {iterations}}}\n"
+    )
     (folder / "log.txt").write_text(
         "[11/21 05:00:00 d2]: Environment info:\n----\nPyTorch  2.x\n----\n[11/21 05:00:01 d2]: next line\n"
     )
     return folder
 
 
+class Page(HTMLParser):
+    """Elements of a page, with a check that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self._open = [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def report(folders, tmp_path, options=QUICK):
+    return write_report(folders, tmp_path / "out" / "report.html", options=options).read_text(encoding="utf-8")
+
+
 def test_report_of_two_runs(tmp_path, data_set):
     first = make_run(tmp_path / "baseline", data_set, shift=2)
     second = make_run(tmp_path / HOSTILE, data_set)
-    path = write_report([first, second], tmp_path / "out" / "report.html", gallery=4, draws=50)
-    text = path.read_text(encoding="utf-8")
+    text = report([first, second], tmp_path, Options(gallery=4, examples=2, draws=50))
     assert "6 images, 12 targets" in text
-    row = re.search(r"<tr><td>voc_exact AP50_area</td><td>(.*?)</td><td>(.*?)</td>", text)
-    assert float(row[1]) < float(row[2])
-    assert "against baseline: +" in text
-    assert text.count("<figure>") >= 4
-    assert "data:image/png;base64," in text
+    row = re.search(r"<th scope=\"row\">AP50_area</th><td>(.*?)</td><td>(.*?)</td><td class=\"(.*?)\">(.*?)<", text)
+    assert float(row[2]) - float(row[1]) == pytest.approx(float(row[4]), abs=0.011)
+    assert row[3] == "difference better"
     assert "PyTorch  2.x" in text
-    assert "AP50 by platform" in text or text.count("<svg") >= 6  # matplotlib draws text as shapes
+    assert ">SHIFT</th>" in text
+    page = Page(text)
     # Nothing is loaded from elsewhere, nothing runs, and no hostile name became markup.
-    assert not re.search(r"<script|<link|<iframe|src=\"(?!data:)|@import|url\((?!#)", text)
-    assert "<img src=x" not in text
+    assert not page.all("script")
+    assert not [a for _, a in page.elements if any(key.startswith("on") for key in a)]
+    links = [a[key] for _, a in page.elements for key in ("src", "href", "xlink:href") if key in a]
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert {"x", "javascript:"}.isdisjoint(links)
+    assert not re.search(r"@import|url\((?!#)", text)
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    # Everything that is a picture says what it shows; no two things have one name.
+    assert len(page.all("img")) >= 2 + 2 * 2 + 4
+    assert all(attributes["alt"] for attributes in page.all("img"))
+    names = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(names) == len(set(names))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(names)
+    charts = [a["aria-label"] for a in page.all("div") if a.get("role") == "img"]
+    for title in ("Precision and recall", "Pd and Fa", "FROC", "AP50 by platform", "AP50 by size", "Best F1 by sky"):
+        assert any(title in label for label in charts), title
+    assert any("total_loss. Last values: 0.1 at iteration 29; 0.1 at iteration 29" in label for label in charts)
 
 
 def test_equal_numbers_in_report_and_evaluator(tmp_path, data_set):
-    from irstd_d2.evaluation.ground_truth import GroundTruth
-    from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator, add_predictions_file
-
     run = make_run(tmp_path / "a", data_set, shift=1)
-    text = write_report([run], tmp_path / "r.html", gallery=0, draws=0).read_text(encoding="utf-8")
+    text = report([run], tmp_path)
     evaluator = VOCDetectionEvaluator(GroundTruth.from_dataset(data_set[0]), iou_thresholds=(0.25, 0.5, 0.75))
-    add_predictions_file(evaluator, run / "inference" / data_set[0] / "coco_instances_results.json")
+    add_predictions_file(evaluator, run / "inference" / data_set[0] / PREDICTIONS)
+    table = text[text.index("<b>voc_exact</b>") :]
     for metric, value in evaluator.evaluate()["voc_exact"].items():
-        assert f"<td>voc_exact {metric}</td><td>{value:.2f}</td>" in text
-    assert "<figure>" not in text
+        row = re.search(rf'<th scope="row">{metric}</th><td>(.*?)</td>', table)
+        assert row[1] == f"{value:.2f}", metric
+    assert "<img" not in text
+    assert "95 % intervals" not in text
+
+
+def test_what_training_logged_is_shown_where_it_cannot_be_computed(tmp_path, data_set):
+    text = report([make_run(tmp_path / "a", data_set, iterations=5)], tmp_path)
+    assert "as logged by the training: a at iteration 5" in text
+    assert re.search(r'<b>sky</b>.*?<th scope="row">IoU</th><td>61.50</td>', text, re.DOTALL)
+    assert "1.00</td>" not in re.search(r"<b>bbox</b>.*?</table>", text, re.DOTALL)[0]  # computed from the detections
+    assert "roi_head" not in text
+    run = load_run(tmp_path / "a")
+    assert run.logged_results("x") == (5, {"bbox": {"AP50": 1.0}, "sky": {"IoU": 61.5, "platform/Air/IoU": 62.25}})
+
+
+def test_intervals_and_paired_comparison(tmp_path, data_set):
+    runs = [make_run(tmp_path / "a", data_set, shift=2), make_run(tmp_path / "b", data_set)]
+    text = report(runs, tmp_path, Options(gallery=0, examples=0, draws=60))
+    row = re.search(r'<th scope="row">voc_exact AP50_area</th>(.*?)</tr>', text)[1]
+    first, second, difference, p = re.findall(r"<td>(.*?)</td>", row)
+    assert re.fullmatch(r"0\.00 \(0\.00 to 0\.00\)", first)
+    value, low, high = map(float, re.findall(r"[\d.]+", second))
+    assert low <= value <= high
+    assert difference.startswith(f"+{value:.2f} (+{low:.2f} to ")
+    assert 0 < float(p) < 0.2
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path, data_set):
     runs = [make_run(tmp_path / part / "run", data_set) for part in "ab"]
-    text = write_report(runs, tmp_path / "r.html", gallery=0, draws=0).read_text(encoding="utf-8")
-    assert "<th>run (1)</th><th>run (2)</th>" in text
+    text = report(runs, tmp_path)
+    assert '<th scope="col">run (1)</th><th scope="col">run (2)</th>' in text
 
 
-def test_history_drops_the_torn_last_line_and_keeps_the_last_of_a_resumed_iteration(tmp_path, data_set):
+def test_the_gallery_names_the_worst_and_survives_images_that_are_gone(tmp_path, data_set):
+    dicts = data_set[1]
+    run = make_run(tmp_path / "a", data_set, shift=40)
+    text = report([run], tmp_path, Options(gallery=2, examples=1, draws=0))
+    assert len(re.findall(r"False alarm, score 0\.\d\d, at x", text)) == 2 * 2  # caption and alternative text
+    assert len(re.findall(r"Missed target of 3×3 pixels", text)) == 2 * 2
+    assert "0 found, 2 missed" in text
+    for record in dicts:
+        (tmp_path / record["file_name"].rpartition("/")[2]).unlink()
+    text = report([run], tmp_path, Options(gallery=2, examples=1, draws=0))
+    assert "no picture" in text
+    assert "The image cannot be shown" in text
+    assert "Not broken down by contrast: 6 files are missing" in text
+    assert "AP50 by platform" in text
+    assert "AP50 by contrast" not in text
+    Page(text)
+
+
+def test_a_perfect_run_has_an_empty_gallery(tmp_path, data_set):
+    run = make_run(tmp_path / "a", data_set)
+    path = run / "inference" / data_set[0] / PREDICTIONS
+    path.write_text(json.dumps([row for row in json.loads(path.read_text()) if row["bbox"] != [1, 1, 4, 4]]))
+    text = report([run], tmp_path, Options(gallery=3, examples=0, draws=0))
+    assert "0 false alarms, 0 missed targets" in text
+    assert text.count("<p>None.</p>") == 2
+
+
+def test_no_detections_at_all(tmp_path, data_set):
+    run = make_run(tmp_path / "a", data_set)
+    (run / "inference" / data_set[0] / PREDICTIONS).write_text("[]")
+    text = report([run], tmp_path, Options(gallery=1, examples=1, draws=10))
+    assert "0 false alarms, 12 missed targets" in text
+    Page(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "cannot be read"),
+        ('[{"image_id": "elsewhere", "category_id": 0, "bbox": [1, 1, 2, 2], "score": 1}]', "elsewhere"),
+        ('[{"image_id": "im0", "category_id": 7, "bbox": [1, 1, 2, 2], "score": 1}]', "classes outside"),
+        ('[{"image_id": "im0", "category_id": 0, "bbox": [1, 1, 2, 2], "score": NaN}]', "not finite"),
+    ],
+)
+def test_predictions_that_cannot_be_judged_are_named(tmp_path, data_set, content, message):
+    good, bad = make_run(tmp_path / "good", data_set), make_run(tmp_path / "bad", data_set)
+    (bad / "inference" / data_set[0] / PREDICTIONS).write_text(content)
+    text = report([bad, good], tmp_path)
+    note = re.search(r"<li>bad is left out: (.*?)</li>", text, re.DOTALL)[1]
+    assert message in note
+    assert '<th scope="col">good</th>' in text
+    text = report([bad], tmp_path)
+    assert "<li>bad is left out" in text
+    assert "Curves" not in text
+
+
+def test_a_data_set_that_is_not_here(tmp_path, data_set):
+    run = make_run(tmp_path / "a", data_set)
+    (run / "inference" / data_set[0]).rename(run / "inference" / "never_registered")
+    text = report([run], tmp_path)
+    assert "The data set cannot be loaded" in text
+    assert "never_registered" in text
+    assert "total_loss" in text
+
+
+def test_missing_pieces_become_notes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    text = report([tmp_path / "empty"], tmp_path, Options(features=1))
+    for note in ("No config.yaml", "No metrics.json", f"No {PREDICTIONS}", "No feature maps and sky masks"):
+        assert note in text
+    assert "there are no metrics" in text
+    assert "No environment in log.txt." in text
+    Page(text)
+    with pytest.raises(DatasetError, match="is not a folder"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_history_survives_what_an_interrupted_run_leaves(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set, iterations=3)
     path = folder / "metrics.json"
     path.write_text('{"iteration": 1, "total_loss": 9}\n\n{"iteration": 1, "total_loss": 2}\n{"iteration": 2, "lr": ')
     run = load_run(folder)
     assert run.series("total_loss") == ([1], [2])
-    path.write_text('{"iteration": 1\n{"iteration": 2}\n')
-    with pytest.raises(DatasetError, match=r"metrics\.json: line 1: is not JSON"):
-        load_run(folder)
+    assert "metrics.json ends within a line: the run was stopped while writing it." in run.notes
+    assert "The training stopped after iteration 2 of 3; tools/train_net.py --resume goes on with it." in run.notes
+    (folder / "model_final.pth").touch()
+    assert not any("stopped after" in note for note in load_run(folder).notes)
+    path.write_text('{"iteration": 1\n[1]\n{"lr": 1}\n{"iteration": "x"}\n{"iteration": 2, "lr": "<b>"}\n')
+    run = load_run(folder)
+    assert "Lines of metrics.json that are not log entries are left out: 1, 2, 3, 4." in run.notes
+    assert run.series("lr") == ([], [])
+    assert run.iterations == 0
+    Page(report([folder], tmp_path))
 
 
-def test_folders_that_are_no_runs_are_refused(tmp_path, data_set):
-    with pytest.raises(DatasetError, match="holds neither"):
-        load_run(tmp_path)
+def test_a_configuration_that_is_not_yaml_is_shown_as_text(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
-    (folder / "config.yaml").write_text("a: [")
-    with pytest.raises(DatasetError, match=r"config\.yaml: file: is not YAML"):
-        load_run(folder)
+    (folder / "config.yaml").write_text("a: [<b>")
+    run = load_run(folder)
+    assert run.settings == {}
+    assert any(note.startswith("config.yaml is not YAML") for note in run.notes)
+    assert '<pre tabindex="0">a: [&lt;b&gt;</pre>' in report([folder], tmp_path)
+    for text in ("- 1", "DATASETS: 3", "DATASETS: {TEST: []}", "SOLVER: {MAX_ITER: many}"):
+        (folder / "config.yaml").write_text(text)
+        assert load_run(folder).name == "a"
+
+
+def test_a_configuration_runs_no_code(tmp_path, data_set):
+    folder = make_run(tmp_path / "a", data_set)
+    mark = tmp_path / "ran"
+    (folder / "config.yaml").write_text(f'A: !!python/object/apply:os.mkdir ["{mark}"]\n')
+    report([folder], tmp_path, Options(features=1))
+    assert not mark.exists()
 
 
 def test_predictions_directly_under_inference_belong_to_the_configured_test_set(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
     name = data_set[0]
-    path = folder / "inference" / name / "coco_instances_results.json"
+    path = folder / "inference" / name / PREDICTIONS
     path.rename(folder / "inference" / path.name)
     (folder / "log.txt").unlink()
     run = load_run(folder)
     assert list(run.predictions) == [name]
     assert run.environment == ""
+    (folder / "config.yaml").unlink()
+    run = load_run(folder)
+    assert run.predictions == {}
+    assert any("its data set is unknown" in note for note in run.notes)
+
+
+def test_the_best_weights_of_a_run(tmp_path, data_set):
+    folder = make_run(tmp_path / "a", data_set)
+    elsewhere = tmp_path / "given.pth"
+    elsewhere.touch()
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"MODEL: {{WEIGHTS: '{elsewhere}'}}\n")
+    assert weights_of(load_run(folder)) is None  # what a training started from
+    (folder / "last_checkpoint").write_text("../model_0000009.pth")
+    for name in ("model_0000009.pth", "model_final.pth", "model_best.pth"):
+        (folder / name).touch()
+        assert weights_of(load_run(folder)) == folder / name
+    for name in ("metrics.json", "model_0000009.pth", "model_final.pth", "model_best.pth"):
+        (folder / name).unlink()
+    assert weights_of(load_run(folder)) == elsewhere  # what an evaluation used
+
+
+def test_differences_of_configurations(tmp_path, data_set):
+    a, b, c = (make_run(tmp_path / n, data_set, shift=s) for n, s in (("a", 1), ("b", 2), ("c", 3)))
+    (b / "config.yaml").write_text("SHIFT: 1\nSOLVER: {BASE_LR: 0.1}\nOUTPUT_DIR: x\n")
+    (a / "config.yaml").write_text(f"SHIFT: [{'9, ' * 60}]\nSOLVER: {{BASE_LR: 0.1, MAX_ITER: 3}}\nOUTPUT_DIR: y\n")
+    (c / "config.yaml").unlink()
+    rows, partial = setting_differences([load_run(folder) for folder in (a, b, c)])
+    assert [key for key, _ in rows] == ["SHIFT"]
+    long, short, none = rows[0][1]
+    assert (len(long), short, none) == (80, "1", "–")
+    assert partial == ["SOLVER.MAX_ITER"]
+    assert setting_differences([load_run(c)]) == ([], [])
+
+
+def test_better_and_worse():
+    cells = compare("AP50", [10.0, 12.5, 9.0, 10.001, math.nan])
+    assert [(c.text, c.difference, c.verdict) for c in cells] == [
+        ("10.00", "", ""),
+        ("12.50", "+2.50", "better"),
+        ("9.00", "\u22121.00", "worse"),
+        ("10.00", "0.00", ""),
+        ("–", "–", ""),
+    ]
+    assert compare("Fa", [5.0, 7.0])[1].verdict == "worse"
+    assert compare("FAPI@80", [math.inf, 7.0])[1].difference == "–"
+    assert compare("F1_score", [0.2, 0.4])[1].verdict == ""
+
+
+def test_charts_hold_values_that_are_not_finite_and_hostile_labels():
+    chart = series_chart({0: ([1, 2, 3], [1.0, math.inf, math.nan]), 8: (list(range(2000)), [1.0] * 2000)}, "loss")
+    assert "currentColor" in chart.svg
+    assert "#010203" not in chart.svg
+    chart = group_chart({HOSTILE: {0: math.nan, 1: 2.0}, "b": {1: math.inf}}, "x")
+    assert chart.text.endswith("bad: –, 2.0; b: –, –")
+    assert "<img" not in chart.svg
+    assert "$\\bad" in chart.svg.replace("&lt;", "<")
+    Page(chart.svg)
+    assert "<svg" in group_chart({}, "nothing").svg
+
+
+def test_examples_are_spread_over_the_images_with_targets(data_set):
+    _, dicts = data_set
+    without = [{**record, "annotations": []} for record in dicts]
+    assert choose(GroundTruth.from_dicts([*without, *dicts]), 3) == [6, 8, 11]
+    assert choose(GroundTruth.from_dicts(without), 2) == [0, 5]
+    assert choose(GroundTruth.from_dicts(dicts), 0) == []
+    assert choose(GroundTruth.from_dicts([]), 3) == []
+    assert choose(GroundTruth.from_dicts(dicts), 100) == list(range(6))

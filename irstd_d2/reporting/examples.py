@@ -1,0 +1,221 @@
+"""Some images of a data set with the work of all runs side by side: detections, sky masks, feature maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import read_image
+from ..data.image_io import SKY, read_sky_mask
+from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.matching import NO_TARGET
+from ..evaluation.sky import confusion, sky_metrics
+from ..visualization import INSET_PIXELS, draw_brackets, draw_detections, inset_corners
+from .features import FeatureMap, Insight, Lens, target_ratio
+from .metrics import Judged, number
+from .pictures import data_uri, heat_map, sky_picture
+
+INSETS, INSET_ZOOM = 3, 4
+EDGE = INSETS * (INSET_ZOOM * INSET_PIXELS + 4)  # width of a picture in pixels
+SKY_EDGE = 320
+MAP_EDGE = 176
+MARK = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption; ``alt`` says more for those who cannot see it."""
+
+    caption: str
+    alt: str
+    source: str
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """Heat maps of one tap, finest first."""
+
+    title: str
+    maps: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class RunMaps:
+    """The feature maps of one run on one image."""
+
+    run: str
+    rows: tuple[MapRow, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image.
+
+    Attributes:
+        name: of the file.
+        detections: the image with its targets, then one picture per run.
+        sky: the true mask, then the predicted one of each run; empty where no model that was run predicts one.
+        maps: per run with feature maps.
+        notes: what could not be shown.
+    """
+
+    name: str
+    detections: tuple[Picture, ...]
+    sky: tuple[Picture, ...]
+    maps: tuple[RunMaps, ...]
+    notes: tuple[str, ...]
+
+
+def choose(truth: GroundTruth, count: int) -> list[int]:
+    """Images with targets, spread evenly over the data set and not chosen by result; any where none has a target."""
+    candidates = np.unique(truth.targets.image) if len(truth.targets) else np.arange(len(truth.image_ids))
+    if not len(candidates) or count < 1:
+        return []
+    return candidates[np.unique(np.linspace(0, len(candidates) - 1, count).astype(int))].tolist()
+
+
+def make_example(
+    index: int,
+    dicts: Sequence[dict[str, Any]],
+    truth: GroundTruth,
+    runs: Sequence[Judged],
+    lenses: Mapping[int, Lens],
+) -> Example:
+    """Show one image.
+
+    Args:
+        index: of the image.
+        dicts: the data set, in the order of ``truth``.
+        truth: its ground truth.
+        runs: their detections are drawn.
+        lenses: run number -> its model, for sky masks and feature maps.
+    """
+    record = dicts[index]
+    name = Path(record["file_name"]).name
+    try:
+        image = read_image(record["file_name"])
+        mask = read_sky_mask(record["sem_seg_file_name"]) if record.get("sem_seg_file_name") else None
+    except (OSError, ValueError) as error:
+        return Example(name, (), (), (), (f"The image cannot be shown: {error}",))
+    targets = truth.targets.boxes[truth.targets.image == index]
+    notes: list[str] = []
+    insights: dict[int, Insight] = {}
+    for run in runs:
+        if run.number in lenses:
+            try:
+                insights[run.number] = lenses[run.number](record)
+            except (RuntimeError, ValueError) as error:
+                notes.append(f"{run.name} could not be run on this image: {error}")
+    insets = _insets(image, targets, index, runs)
+    return Example(
+        name,
+        (
+            _truth_picture(image, targets, insets, name),
+            *(_detections(image, targets, insets, index, run, truth) for run in runs),
+        ),
+        tuple(_sky(image, mask, runs, insights)),
+        tuple(RunMaps(run.name, _maps(image, insights[run.number], targets)) for run in runs if run.number in insights),
+        tuple(notes),
+    )
+
+
+def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[Judged]) -> list[tuple[int, int]]:
+    """Parts that all pictures of an image enlarge: a target, the best false alarm of each run, then other targets."""
+    false = []
+    for run in runs:
+        table = run.detections
+        wrong = (table.image == index) & (table.scores >= run.threshold) & (run.found == NO_TARGET) & ~run.excused
+        false += list(table.boxes[wrong][:1])
+    return inset_corners([*targets[:1], *false, *targets[1:]], INSETS, image.shape[:2])
+
+
+def _truth_picture(image: np.ndarray, targets: np.ndarray, insets: Sequence[tuple[int, int]], name: str) -> Picture:
+    text = f"{len(targets)} target{'s' if len(targets) != 1 else ''}"
+    picture = draw_detections(image, targets=targets, edge=EDGE, insets=insets, inset_zoom=INSET_ZOOM, below=True)
+    return Picture(f"Ground truth: {text}", f"Image {name} with {text} in green brackets", data_uri(picture))
+
+
+def _detections(
+    image: np.ndarray,
+    targets: np.ndarray,
+    insets: Sequence[tuple[int, int]],
+    index: int,
+    run: Judged,
+    truth: GroundTruth,
+) -> Picture:
+    table, matched = run.detections, run.found
+    mine = np.flatnonzero((table.image == index) & (table.scores >= run.threshold))
+    hits = int((matched[mine] != NO_TARGET).sum())
+    false = int(((matched[mine] == NO_TARGET) & ~run.excused[mine]).sum())
+    missed = int((~truth.targets.ignored[truth.targets.image == index]).sum()) - hits
+    text = f"{hits} found, {missed} missed, {false} false"
+    picture = draw_detections(
+        image,
+        targets=targets,
+        boxes=table.boxes[mine],
+        scores=table.scores[mine],
+        correct=matched[mine] != NO_TARGET,
+        edge=EDGE,
+        insets=insets,
+        inset_zoom=INSET_ZOOM,
+        below=True,
+    )
+    return Picture(
+        f"{run.name}: {text}",
+        f"Detections of {run.name} with scores from {run.threshold:.2f}: {text}",
+        data_uri(picture),
+    )
+
+
+def _size(image: np.ndarray, edge: int) -> tuple[int, int]:
+    height, width = image.shape[:2]
+    scale = edge / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _sky(
+    image: np.ndarray, mask: np.ndarray | None, runs: Sequence[Judged], insights: Mapping[int, Insight]
+) -> list[Picture]:
+    if all(insight.sky is None for insight in insights.values()):
+        return []
+    size = _size(image, SKY_EDGE)
+    pictures = []
+    if mask is not None:
+        share = 100 * float((mask == SKY).mean())
+        text = f"True sky: {share:.0f} % of the image"
+        pictures.append(Picture(text, f"{text}, tinted blue", data_uri(sky_picture(image, mask == SKY, size))))
+    for run in runs:
+        insight = insights.get(run.number)
+        if insight is None or insight.sky is None:
+            continue
+        text = f"{run.name}: predicted sky"
+        usable = mask is not None and mask.shape == insight.sky.shape
+        if mask is not None and usable:
+            text += f", IoU {number(sky_metrics(confusion(insight.sky, mask))['IoU'])} %"
+        picture = sky_picture(image, insight.sky, size, mask if usable else None)
+        pictures.append(Picture(text, f"{text}, tinted blue, errors orange", data_uri(picture)))
+    return pictures
+
+
+def _maps(image: np.ndarray, insight: Insight, targets: np.ndarray) -> tuple[MapRow, ...]:
+    return tuple(
+        MapRow(title, tuple(_map(image, title, feature_map, targets) for feature_map in maps))
+        for title, maps in insight.rows.items()
+    )
+
+
+def _map(image: np.ndarray, title: str, feature_map: FeatureMap, targets: np.ndarray) -> Picture:
+    size = _size(image, MAP_EDGE)
+    canvas = heat_map(feature_map.values, size, feature_map.covered)
+    zoom = size[0] / image.shape[0]
+    for box in targets:
+        draw_brackets(canvas, box, MARK, zoom=zoom)
+    height, width = feature_map.values.shape
+    ratio = target_ratio(feature_map, targets, image.shape[:2])
+    text = f"{feature_map.level}, {width}\u00d7{height}" + ("" if math.isnan(ratio) else f", targets \u00d7{ratio:.1f}")
+    return Picture(text, f"Heat map of activations {title}, {text}", data_uri(canvas))
