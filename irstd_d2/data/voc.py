@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..errors import ConfigError
+from ..memory import without_garbage_collection
 from .cache import read_annotations
 from .faults import Fault, FaultKind, refuse_or_skip
 from .layout import FolderIndex, VocLayout, get_layout
@@ -25,18 +24,6 @@ CLASS_NAMES = ("Target",)
 
 _UNKNOWN = SidecarEntry(None, None, None, None)
 _logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Tens of thousands of small objects, none of them garbage, would start collections that walk all of memory."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def load_voc(
@@ -86,7 +73,7 @@ def load_voc(
     return dicts
 
 
-@_without_garbage_collection()
+@without_garbage_collection()
 def scan_voc(
     root: str | PathLike,
     split: str | None = None,

@@ -11,11 +11,12 @@ The papers' readers also subtract one from every annotated coordinate. That is a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from .matching import NO_TARGET, DetectionTable, TargetTable, candidate_pairs, match_best, pair_iou
+from .matching import NO_TARGET, DetectionTable, TargetTable, close_pairs, match_best, pair_iou
 
 Mode = Literal["area", "11points"]
 
@@ -95,16 +96,10 @@ def voc_verdicts(
         iou_threshold: reached counts.
         protocol: how boxes are measured.
     """
-    pair_detection, pair_target = candidate_pairs(detections, targets)
-    iou = pair_iou(
-        detections.boxes[pair_detection],
-        targets.boxes[pair_target],
-        legacy_widths=protocol.legacy_widths,
-        dtype=protocol.dtype,
-    )
+    overlap = partial(pair_iou, legacy_widths=protocol.legacy_widths, dtype=protocol.dtype)
+    pair_detection, pair_target, iou = close_pairs(detections, targets, overlap, iou_threshold)
     best = match_best(pair_detection, pair_target, iou, targets, len(detections))
     hit = best != NO_TARGET
-    hit[hit] = iou[best[hit]] >= iou_threshold
     target = np.full(len(detections), NO_TARGET)
     target[hit] = pair_target[best[hit]]
     on_ignored = hit.copy()

@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..files import write_atomically
+from ..memory import without_garbage_collection
 from .breakdown import AREA_BOUNDS, Breakdown
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable
@@ -123,26 +124,9 @@ class _Problem:
     """Detections and targets in the form that COCO's libraries take."""
 
     def __init__(self, detections: DetectionTable, targets: TargetTable, num_images: int, num_classes: int):
-        self._frame = {
-            "info": {},
-            "images": [{"id": i} for i in range(num_images)],
-            "categories": [{"id": i, "name": str(i)} for i in range(num_classes)],
-        }
-        self._detections = self._annotations(detections, iscrowd=[0] * len(detections), score=detections.scores)
-        self._targets = self._annotations(targets, iscrowd=targets.ignored.astype(int))
-
-    @staticmethod
-    def _annotations(table: DetectionTable | TargetTable, **columns: Any) -> list[dict[str, Any]]:
-        corners, sizes = table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]
-        columns = {
-            "id": np.arange(1, len(table) + 1),
-            "image_id": table.image,
-            "category_id": table.category,
-            "bbox": np.concatenate([corners, sizes], axis=1),
-            **columns,
-        }
-        values = (np.asarray(column).tolist() for column in columns.values())
-        return [dict(zip(columns, row)) for row in zip(*values)]
+        self._detections, self._targets = detections, targets
+        self._images = [{"id": i} for i in range(num_images)]
+        self._categories = [{"id": i, "name": str(i)} for i in range(num_classes)]
 
     def solve(
         self,
@@ -159,9 +143,11 @@ class _Problem:
             no target.
         """
         coco_class, eval_class = _coco_api(use_faster)
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
-            truth = self._load(coco_class, self._targets, target_area)
-            results = self._load(coco_class, self._detections, detection_area)
+        # pycocotools reports by printing.
+        with without_garbage_collection(), contextlib.redirect_stdout(io.StringIO()):
+            none = np.zeros(len(self._detections), int)
+            truth = self._load(coco_class, self._targets, target_area, self._targets.ignored.astype(int))
+            results = self._load(coco_class, self._detections, detection_area, none, self._detections.scores)
             evaluation = eval_class(truth, results, "bbox")
             params = evaluation.params
             params.iouThrs = IOU_THRESHOLDS
@@ -172,11 +158,37 @@ class _Problem:
             evaluation.accumulate()
         return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
 
-    def _load(self, coco_class: Any, annotations: list[dict[str, Any]], areas: np.ndarray) -> Any:
-        for annotation, area in zip(annotations, areas.tolist()):
-            annotation["area"] = area
+    def _load(
+        self,
+        coco_class: Any,
+        table: DetectionTable | TargetTable,
+        area: np.ndarray,
+        iscrowd: np.ndarray,
+        scores: np.ndarray | None = None,
+    ) -> Any:
+        boxes = np.concatenate([table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]], axis=1)
+        scores = np.zeros(len(table)) if scores is None else scores  # targets need none
+        columns = (table.image, table.category, boxes, area, iscrowd, scores)
         coco = coco_class()
-        coco.dataset = {**self._frame, "annotations": annotations}
+        coco.dataset = {
+            "info": {},
+            "images": self._images,
+            "categories": self._categories,
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": box,
+                    "area": size,
+                    "iscrowd": crowd,
+                    "score": score,
+                }
+                for number, (image, category, box, size, crowd, score) in enumerate(
+                    zip(*(column.tolist() for column in columns)), 1
+                )
+            ],
+        }
         coco.createIndex()
         return coco
 

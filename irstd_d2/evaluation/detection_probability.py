@@ -16,7 +16,7 @@ from .matching import (
     NO_TARGET,
     DetectionTable,
     TargetTable,
-    candidate_pairs,
+    close_pairs,
     match_greedy,
     pair_centre_distance,
 )
@@ -100,8 +100,33 @@ class OperatingCurve:
         return np.concatenate([[0.0], self.pd])[index]
 
 
+@dataclass(frozen=True)
+class CentrePairs:
+    """Detections and targets of the same image and class whose centres are close.
+
+    Attributes:
+        detection, target: (P,) indices, ascending.
+        distance: (P,) pixels.
+    """
+
+    detection: np.ndarray
+    target: np.ndarray
+    distance: np.ndarray
+
+    @classmethod
+    def of(cls, detections: DetectionTable, targets: TargetTable, reach: float) -> CentrePairs:
+        """List the pairs at most ``reach`` pixels apart."""
+        detection, target, closeness = close_pairs(
+            detections, targets, lambda a, b: -pair_centre_distance(a, b), -reach
+        )
+        return cls(detection, target, -closeness)
+
+
 def match_by_centre(
-    detections: DetectionTable, targets: TargetTable, max_distance: float = CENTRE_DISTANCE
+    detections: DetectionTable,
+    targets: TargetTable,
+    max_distance: float = CENTRE_DISTANCE,
+    pairs: CentrePairs | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match detections to targets by the distance of box centres.
 
@@ -109,27 +134,30 @@ def match_by_centre(
         detections: sorted by score.
         targets: ground truth.
         max_distance: pixels; a detection exactly this far still matches.
+        pairs: of these tables, with at least this reach, where they are at hand.
 
     Returns:
         (D,) target index or ``NO_TARGET``, and (D,) bool: the detection lies on an ignored target only, so it is
         neither right nor wrong.
     """
-    pair_detection, pair_target = candidate_pairs(detections, targets)
-    distance = pair_centre_distance(detections.boxes[pair_detection], targets.boxes[pair_target])
-    near = distance <= max_distance
-    ignored = targets.ignored[pair_target]
+    pairs = pairs or CentrePairs.of(detections, targets, max_distance)
+    near = pairs.distance <= max_distance
+    ignored = targets.ignored[pairs.target]
     use = near & ~ignored
-    matched = match_greedy(pair_detection[use], pair_target[use], -distance[use], len(detections), len(targets))
+    matched = match_greedy(pairs.detection[use], pairs.target[use], -pairs.distance[use], len(detections), len(targets))
     on_ignored = np.zeros(len(detections), bool)
-    on_ignored[pair_detection[near & ignored]] = True
+    on_ignored[pairs.detection[near & ignored]] = True
     return matched, on_ignored & (matched == NO_TARGET)
 
 
 def centre_verdicts(
-    detections: DetectionTable, targets: TargetTable, max_distance: float = CENTRE_DISTANCE
+    detections: DetectionTable,
+    targets: TargetTable,
+    max_distance: float = CENTRE_DISTANCE,
+    pairs: CentrePairs | None = None,
 ) -> Verdicts:
-    """Judge every detection by ``match_by_centre``."""
-    matched, excused = match_by_centre(detections, targets, max_distance)
+    """Judge every detection by ``match_by_centre``; arguments as there."""
+    matched, excused = match_by_centre(detections, targets, max_distance, pairs)
     true = matched != NO_TARGET
     false = ~true & ~excused
     if detections.outside is not None:

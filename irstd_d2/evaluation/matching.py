@@ -1,19 +1,22 @@
 """Matching of detections to targets over a whole data set at once.
 
-All detection metrics of the project start from two tables (columns over all images) and the list of candidate pairs
-inside each image; matching then is a few array operations, whatever the number of images.
+All detection metrics of the project start from two tables (columns over all images) and the list of close pairs inside
+each image; matching then is a few array operations, whatever the number of images.
 
 Letters in shapes: D detections, G targets, P candidate pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 NO_TARGET = -1
+
+# Few enough for a processor's cache.
+_PAIRS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -134,17 +137,64 @@ def candidate_pairs(detections: DetectionTable, targets: TargetTable) -> tuple[n
     Returns:
         (P,) detection indices, ascending, and (P,) target indices, ascending within a detection.
     """
-    # One key per (image, class); the targets of a key are one run of the sorted target list.
+    return _pairs(np.arange(len(detections)), *_targets_of(detections, targets))
+
+
+def close_pairs(
+    detections: DetectionTable,
+    targets: TargetTable,
+    closeness: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    minimum: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List the candidate pairs that are close; memory grows with their number, not with that of all pairs.
+
+    Args:
+        detections, targets: tables.
+        closeness: of paired boxes, (n, 4) and (n, 4) -> (n,), higher is closer.
+        minimum: least closeness of the pairs that are listed.
+
+    Returns:
+        (P,) detection indices, ascending, (P,) target indices, ascending within a detection, (P,) closeness.
+    """
+    by_key, first, count = _targets_of(detections, targets)
+    total = np.cumsum(count)
+    parts = []
+    start = 0
+    while start < len(count):
+        before = total[start] - count[start]
+        stop = max(start + 1, int(np.searchsorted(total, before + _PAIRS_AT_ONCE, "right")))
+        pair_detection, pair_target = _pairs(np.arange(start, stop), by_key, first[start:stop], count[start:stop])
+        value = closeness(detections.boxes[pair_detection], targets.boxes[pair_target])
+        near = value >= minimum
+        parts.append((pair_detection[near], pair_target[near], value[near]))
+        start = stop
+    nothing = (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    found = tuple(np.concatenate(column) for column in zip(*(parts or [nothing])))
+    return found[0], found[1], found[2]
+
+
+def _targets_of(detections: DetectionTable, targets: TargetTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the targets so that those of one image and class are one run, and find the run of each detection.
+
+    Returns:
+        (G,) target indices in that order, and where each detection's run starts in it and how long it is, (D,) each.
+    """
     top = 1 + max(targets.category.max(initial=0), detections.category.max(initial=0))
     target_key = targets.image * top + targets.category
     key = detections.image * top + detections.category
     by_key = np.argsort(target_key, kind="stable")
-    first = np.searchsorted(target_key[by_key], key, "left")
-    count = np.searchsorted(target_key[by_key], key, "right") - first
-    pair_detection = np.repeat(np.arange(len(key)), count)
+    sorted_key = target_key[by_key]
+    first = np.searchsorted(sorted_key, key, "left")
+    return by_key, first, np.searchsorted(sorted_key, key, "right") - first
+
+
+def _pairs(
+    detection: np.ndarray, by_key: np.ndarray, first: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair each of some detections with its run of targets."""
     start = np.cumsum(count) - count
     within = np.arange(count.sum()) - np.repeat(start, count)
-    return pair_detection, by_key[np.repeat(first, count) + within]
+    return np.repeat(detection, count), by_key[np.repeat(first, count) + within]
 
 
 def pair_iou(a: np.ndarray, b: np.ndarray, *, legacy_widths: bool = False, dtype: type = np.float64) -> np.ndarray:
@@ -158,17 +208,21 @@ def pair_iou(a: np.ndarray, b: np.ndarray, *, legacy_widths: bool = False, dtype
     Returns:
         (P,) of ``dtype``
     """
-    a, b, one = a.astype(dtype), b.astype(dtype), dtype(1 if legacy_widths else 0)
-    size_a, size_b = a[:, 2:] - a[:, :2] + one, b[:, 2:] - b[:, :2] + one
-    overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + one
-    intersection = np.maximum(overlap, 0).prod(1)
-    union = size_a.prod(1) + size_b.prod(1) - intersection
-    return intersection / np.maximum(union, dtype(1e-6))
+    one = dtype(1 if legacy_widths else 0)
+    ax1, ay1, ax2, ay2 = np.ascontiguousarray(a.T, dtype)
+    bx1, by1, bx2, by2 = np.ascontiguousarray(b.T, dtype)
+    overlap_x = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1) + one, 0)
+    overlap_y = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1) + one, 0)
+    intersection = overlap_x * overlap_y
+    area_a = (ax2 - ax1 + one) * (ay2 - ay1 + one)
+    area_b = (bx2 - bx1 + one) * (by2 - by1 + one)
+    return intersection / np.maximum(area_a + area_b - intersection, dtype(1e-6))
 
 
 def pair_centre_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Distance of box centres in pixels. Args: (P, 4) each. Returns: (P,)."""
-    return np.linalg.norm((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2, axis=1)
+    x, y = ((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).T
+    return np.sqrt(x * x + y * y)
 
 
 def match_best(
@@ -179,13 +233,13 @@ def match_best(
     Among equals a target that is not ignored comes first, then the lower index.
 
     Args:
-        pair_detection, pair_target: (P,) from ``candidate_pairs``.
+        pair_detection, pair_target: (P,) from ``close_pairs``.
         quality: (P,) higher is better.
         targets: the table behind ``pair_target``.
         num_detections: D.
 
     Returns:
-        (D,) index into the pairs, ``NO_TARGET`` where an image has no target.
+        (D,) index into the pairs, ``NO_TARGET`` for a detection that is in no pair.
     """
     order = np.lexsort((pair_target, targets.ignored[pair_target], -quality, pair_detection))
     detection, first = np.unique(pair_detection[order], return_index=True)

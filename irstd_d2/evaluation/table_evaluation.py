@@ -24,7 +24,7 @@ from ..errors import DatasetError
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
 from .breakdown import select_images as select_images  # also offered here
-from .detection_probability import CENTRE_DISTANCE, centre_verdicts, operating_curve
+from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, detection_table
 
@@ -349,7 +349,8 @@ class CentreDistanceEvaluator(TableEvaluator):
             of_class, truth = _select_class(detections, targets, category)
             num_targets = int((~truth.ignored).sum())
             if num_targets:
-                verdicts = [centre_verdicts(of_class, truth, distance) for distance in self.distances]
+                pairs = CentrePairs.of(of_class, truth, max(self.distances))
+                verdicts = [centre_verdicts(of_class, truth, distance, pairs) for distance in self.distances]
                 curves = [precision_recall(verdict, of_class.scores, num_targets) for verdict in verdicts]
                 by_class.append([100 * average_precision(curve) for curve in curves])
         values = np.mean(by_class, axis=0) if by_class else np.full(len(self.distances), np.nan)
