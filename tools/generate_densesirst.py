@@ -2,7 +2,7 @@
 """Make a set in the layout of DenseSIRST from any sparse set with sky masks (BAFE-Net, section III-B).
 
     tools/generate_densesirst.py datasets/open-sirst-v2 output/dense --sky-masks datasets/SIRSTdevkit/SkySeg/BinaryMask
-    tools/generate_densesirst.py my_set output/dense --recipe released --seed 1 --jobs 8
+    tools/generate_densesirst.py my_set output/dense --recipe fitted --seed 1 --jobs 8
     tools/generate_densesirst.py my_set output/dense --areas 2 4 --targets 10 15 --area-edge 30
 
 Writes OUTPUT/SIRSTdevkit. With DETECTRON2_DATASETS=OUTPUT its splits are the data sets
@@ -42,7 +42,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--recipe",
         choices=RECIPES,
         default="paper",
-        help="paper: the text of section III-B; released: what the released files show (%(default)s)",
+        help="paper: the text of section III-B; fitted: as the released files are (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
     low_high = ("FROM", "TO")
@@ -51,6 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--area-edge", type=int, metavar="PIXELS", help="edge of an area")
     parser.add_argument("--gaps", type=int, nargs=2, metavar=low_high, help="pixels between neighbours")
     parser.add_argument("--brightness", type=float, nargs=2, metavar=low_high, help="range of lambda in Eq. 1")
+    parser.add_argument("--gain", type=float, metavar="FACTOR", help="on the brightness of the library's targets")
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that was made with other parameters")
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty images and those without sky mask out")
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     progress = sys.stderr.isatty()
     try:
-        config = replace(recipe, seed=args.seed, rule=replace(recipe.rule, **given))
+        gain = recipe.gain if args.gain is None else args.gain
+        config = replace(recipe, seed=args.seed, gain=gain, rule=replace(recipe.rule, **given))
         source = read_sparse_set(
             args.source, layout=args.layout, splits=args.split, sky_masks=args.sky_masks, skip_bad=args.skip_bad
         )

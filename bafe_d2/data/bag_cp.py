@@ -11,6 +11,7 @@ Randomness is numpy's global generator, as in detectron2's own augmentations.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -64,6 +65,22 @@ class PasteRule:
                 )
         if self.area_edge < EDGE:
             raise ConfigError(f"INPUT.BAG_CP.AREA_EDGE is {self.area_edge}; a target needs {EDGE} pixels")
+
+
+class Blend(NamedTuple):
+    """How T targets are blended in (Eq. 1 to 3).
+
+    Attributes:
+        offsets: (T, 2) shares of a target's size, x and y.
+        sigmas: (T, 2) in half sizes.
+        angles: (T,) radians.
+        brightness: (T,) lambda.
+    """
+
+    offsets: np.ndarray
+    sigmas: np.ndarray
+    angles: np.ndarray
+    brightness: np.ndarray
 
 
 class PasteTransform(Transform):
@@ -260,20 +277,24 @@ class BAGCopyPaste(T.Augmentation):
         slack = edge - (layout + sizes[kept]).max(0, initial=0)
         return np.array(kept, int), layout + np.random.randint(0, slack + 1)
 
+    def _draw_blend(self, count: int) -> Blend:
+        rule = self.rule
+        return Blend(
+            offsets=np.random.uniform(*rule.offset, (count, 2)),
+            sigmas=np.random.uniform(*rule.sigma, (count, 2)),
+            angles=np.deg2rad(np.random.uniform(-90, 90, count)),
+            brightness=np.random.uniform(*rule.brightness, count),
+        )
+
     def _paste(self, index: np.ndarray, corners: np.ndarray) -> PasteTransform:
         """Turn targets (T,) at corners (T, 2) into pixels and boxes."""
         rule, count = self.rule, len(index)
         sizes, patches = self.library.sizes[index], self.library.patches[index]
         window = target_window(sizes, EDGE)
         if rule.gaussian:
-            weights = gaussian_weights(
-                sizes,
-                np.random.uniform(*rule.offset, (count, 2)),
-                np.random.uniform(*rule.sigma, (count, 2)),
-                np.deg2rad(np.random.uniform(-90, 90, count)),
-                EDGE,
-            )
-            weights *= np.random.uniform(*rule.brightness, count)[:, None, None]
+            blend = self._draw_blend(count)
+            weights = gaussian_weights(sizes, blend.offsets, blend.sigmas, blend.angles, EDGE)
+            weights *= blend.brightness[:, None, None]
             counted = weights > COUNTED_ABOVE
         else:
             weights, counted = np.ones_like(patches, dtype=float), window

@@ -111,6 +111,10 @@ class TargetLibrary:
         logger.info("library of %d targets saved to %s", len(library), path)
         return library
 
+    def scaled(self, gain: float) -> TargetLibrary:
+        """The same targets, ``gain`` times as bright."""
+        return TargetLibrary((self.patches * np.float32(gain)).clip(0, 1), self.sizes)
+
     def save(self, path: str | PathLike) -> None:
         """Write the library; a complete file, old or new, exists at every moment."""
         path = Path(path)

@@ -78,14 +78,11 @@ def draw_comparison(named: Mapping[str, DatasetStatistics], title: str) -> Figur
     figure = Figure(figsize=(9.6, 6.8), layout="constrained")
     panels = _style_panels(figure, list(figure.subplots(2, 2).flat), title)
     most = max(int(statistics.counts().max()) for statistics in named.values())
+    side_label = "square root of the box area (pixels; last: 10 and more)"
+    contrast_label = "mean of target / mean of surroundings (last: 4 and more)"
     rows: list[tuple[str, str, Callable[[DatasetStatistics], np.ndarray], np.ndarray]] = [
-        ("(a) Target sizes", "square root of the box area (pixels)", lambda s: s.sides(), np.arange(0, 10.25, 0.5)),
-        (
-            "(b) Local contrast",
-            "mean of target / mean of surroundings",
-            lambda s: s.contrast(),
-            np.linspace(0.5, 4, 36),
-        ),
+        ("(a) Target sizes", side_label, lambda s: s.sides(), np.arange(0, 10.25, 0.5)),
+        ("(b) Local contrast", contrast_label, lambda s: s.contrast(), np.linspace(0.5, 4, 36)),
         ("(c) Brightness", "peak of target / peak of image", lambda s: s.brightness(), np.linspace(0, 1, 26)),
         ("(d) Targets per image", "targets", lambda s: s.counts(), np.arange(0, most + 2)),
     ]

@@ -161,6 +161,16 @@ def test_one_image_does_not_depend_on_the_others_nor_on_the_global_generator(spa
     assert first.pasted == len(first.boxes) - 1
 
 
+def test_gain_darkens_what_is_pasted_and_nothing_else(sparse, tmp_path):
+    one = generate(sparse, tmp_path / "one")
+    dark = generate(sparse, tmp_path / "dark", GeneratorConfig(gain=0.5))
+    before, bright, half = (read_raw(folder / "PNGImages/gray16.png").astype(int) for folder in (sparse, one, dark))
+    pasted = (bright > before) & (bright < 65535)
+    assert pasted.sum() > 20
+    np.testing.assert_allclose((half - before)[pasted], (bright - before)[pasted] / 2, atol=1)
+    assert contents(one / "SIRST") == contents(dark / "SIRST")
+
+
 @pytest.mark.parametrize("after", [3, 9, 20])
 def test_goes_on_after_an_interrupt(sparse, tmp_path, monkeypatch, after):
     whole = contents(generate(sparse, tmp_path / "whole"))

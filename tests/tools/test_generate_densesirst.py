@@ -37,7 +37,7 @@ def sparse(tmp_path):
 def test_command_line(tool, sparse, tmp_path, capsys):
     arguments = [str(sparse), str(tmp_path / "out"), "--sky-masks", str(tmp_path / "sky"), "--seed", "4"]
     arguments += ["--areas", "1", "1", "--targets", "3", "4", "--brightness", "0.9", "1", "--area-edge", "18"]
-    arguments += ["--library-split", "train_full", "--gaps", "2", "2"]
+    arguments += ["--library-split", "train_full", "--gaps", "2", "2", "--gain", "0.5"]
     assert tool.main(arguments) == 0
     folder = tmp_path / "out/SIRSTdevkit"
     assert f"{folder}: 2 images" in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_command_line(tool, sparse, tmp_path, capsys):
     assert (folder / "Splits/test_v2.txt").read_text() == "b\n"
     config = json.loads((folder / "generated.json").read_text())["config"]
     assert config["library"].startswith("1 targets")
-    assert config["seed"] == 4
+    assert (config["seed"], config["gain"]) == (4, 0.5)
     rule = config["rule"]
     assert (rule["areas"], rule["targets"], rule["brightness"], rule["area_edge"], rule["gaps"]) == (
         [1, 1],
@@ -59,9 +59,9 @@ def test_command_line(tool, sparse, tmp_path, capsys):
 def test_recipes_and_overwrite(tool, sparse, tmp_path, capsys):
     arguments = [str(sparse), str(tmp_path / "out"), "--sky-masks", str(tmp_path / "sky")]
     assert tool.main(arguments) == 0
-    assert tool.main([*arguments, "--recipe", "released"]) == 2
+    assert tool.main([*arguments, "--recipe", "fitted"]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert tool.main([*arguments, "--recipe", "released", "--overwrite"]) == 0
+    assert tool.main([*arguments, "--recipe", "fitted", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out/SIRSTdevkit/generated.json").read_text())["config"]["fill"] is True
 
 
@@ -70,6 +70,7 @@ def test_recipes_and_overwrite(tool, sparse, tmp_path, capsys):
     [
         (["--gaps", "3", "1"], "GAPS"),
         (["--jobs", "0"], "processes"),
+        (["--gain", "0"], "gain"),
         (["--split", "val_full"], "val_full"),
         (["--sky-masks", "nowhere"], "no such folder"),
         (["--library-split", "nothing"], "nothing"),
