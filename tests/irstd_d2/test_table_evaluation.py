@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils import comm
 
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.average_precision import PAPER
@@ -155,42 +154,3 @@ def test_a_broken_predictions_file_is_named(truth, tmp_path, text):
     path.write_text(text)
     with pytest.raises(DatasetError, match=r"results\.json: predictions: cannot be read"):
         add_predictions_file(VOCDetectionEvaluator(truth), path)
-
-
-def _evaluate_on_rank(rank, world_size, port, truth, path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
-    )
-    comm.create_local_process_group(world_size)
-    evaluator = VOCDetectionEvaluator(truth, group_by=("platform",))
-    fill(evaluator, truth, range(rank, len(truth.image_ids), world_size))
-    results = evaluator.evaluate()
-    if rank == 0:
-        path.write_text(json.dumps(results))
-    else:
-        assert results is None
-    torch.distributed.destroy_process_group()
-
-
-def fill(evaluator, truth, images):
-    for i in images:
-        rng = np.random.default_rng(i)
-        corner = rng.integers(0, 20, (30, 2))
-        evaluator.add(
-            truth.image_ids[i], np.concatenate([corner, corner + 4], 1), rng.integers(1, 9, 30) / 9, np.zeros(30, int)
-        )
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(21):
-        corner = rng.integers(0, 20, (5, 2))
-        rows.append(record(f"i{i}", np.concatenate([corner, corner + 4], 1).tolist(), platform="AL"[i % 2]))
-    truth = GroundTruth.from_dicts(rows)
-    single = VOCDetectionEvaluator(truth, group_by=("platform",))
-    fill(single, truth, range(21))
-    path = tmp_path / "results.json"
-    torch.multiprocessing.spawn(_evaluate_on_rank, (2, 29641, truth, path), nprocs=2)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(single.evaluate()))
