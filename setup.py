@@ -55,6 +55,7 @@ setup(
     extras_require={
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript"],
         "report": ["matplotlib>=3.8", "jinja2>=3.1"],
+        "fuzz": ["atheris>=3"],
         "dev": [
             "pytest>=8",
             "pytest-cov",
