@@ -8,8 +8,9 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from irstd_d2.errors import DatasetError
-from irstd_d2.evaluation.average_precision import PAPER
+from irstd_d2.evaluation.average_precision import EXACT, PAPER, VOCProtocol, precision_recall, voc_verdicts
 from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.matching import detection_table, target_table
 from irstd_d2.evaluation.table_evaluation import (
     DetectionProbabilityEvaluator,
     TableEvaluator,
@@ -154,3 +155,48 @@ def test_a_broken_predictions_file_is_named(truth, tmp_path, text):
     path.write_text(text)
     with pytest.raises(DatasetError, match=r"results\.json: predictions: cannot be read"):
         add_predictions_file(VOCDetectionEvaluator(truth), path)
+
+
+@pytest.mark.parametrize(("protocol", "legacy"), [(EXACT, False), (PAPER, True)])
+def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(oracle_dir, protocol, legacy):
+    data = json.loads((oracle_dir / "voc_metric.json").read_text())
+    records = [
+        record(i, image["gt"], difficult=np.flatnonzero(image["difficult"]).tolist())
+        for i, image in enumerate(data["images"])
+    ]
+    evaluator = VOCDetectionEvaluator(
+        GroundTruth.from_dicts(records), iou_thresholds=(0.5, 0.75), protocol=protocol, distributed=False
+    )
+    for i, image in enumerate(data["images"]):
+        boxes, scores = np.reshape(np.array(image["det"], float), (-1, 4)), np.array(image["scores"], float)
+        evaluator.add(i, boxes, scores, np.zeros(len(scores), int))
+    found = evaluator.evaluate()[f"voc_{protocol.name}"]
+    for threshold in ("0.5", "0.75"):
+        suffix = f"{float(threshold) * 100:.0f}"
+        for mode, name in (("area", "area"), ("11points", "11point")):
+            expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/stable"]
+            assert found[f"AP{suffix}_{name}"] == pytest.approx(100 * expected["mAP"], abs=1e-4)
+            assert found[f"recall{suffix}"] == pytest.approx(100 * expected["max_recall"], abs=1e-4)
+            assert found[f"precision{suffix}"] == pytest.approx(100 * expected["last_precision"], abs=1e-4)
+            published = data["results"].get(f"VOCMetric/{mode}/iou{threshold}/dataset_type=VOC2012")
+            if legacy:  # sorted unstably there: the order of equal scores moves it by a few thousandths
+                assert found[f"AP{suffix}_{name}"] / 100 == pytest.approx(published["mAP"], abs=4e-3)
+        if legacy:
+            recall = data["results"]["eval_recalls/100/legacy=True"][threshold]
+            assert found[f"recall{suffix}"] == pytest.approx(100 * recall, abs=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "threshold"), [("area", "0.5"), ("area", "0.75"), ("11points", "0.5")])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_curve_is_that_of_the_papers_implementation_between_equal_scores(oracle_dir, mode, threshold, legacy):
+    data = json.loads((oracle_dir / "voc_metric.json").read_text())
+    images = data["images"]
+    targets = target_table([i["gt"] for i in images], None, [i["difficult"] for i in images])
+    detections = detection_table([i["det"] for i in images], [i["scores"] for i in images])
+    protocol = VOCProtocol(legacy_widths=legacy, dtype=np.float32)
+    verdicts = voc_verdicts(detections, targets, float(threshold), protocol)
+    curve = precision_recall(verdicts, detections.scores, int((~targets.ignored).sum()), np.float32)
+    expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}"]
+    last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True))
+    np.testing.assert_allclose(curve.recall[last], np.array(expected["recall"])[last], atol=1e-6)
+    np.testing.assert_allclose(curve.precision[last], np.array(expected["precision"])[last], atol=1e-6)
