@@ -1,5 +1,6 @@
 """The examples, and the Python of the README, run as they stand."""
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 
 import auxdet_d2  # noqa: F401  registers, before the registries are copied
 import bafe_d2  # noqa: F401
 from irstd_d2.data import MAPPER_REGISTRY
+from irstd_d2.evaluation import EVALUATOR_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,4 +111,25 @@ def test_readme_names_existing_files():
     for path in re.findall(r"\]\(((?:docs|datasets|benchmarks)/[^)]+|[A-Z]+\.md)\)", text):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"(?:tools|configs|tests)/[\w/]+\.(?:py|sh|yaml)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_page_of_components_is_complete():
+    text = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
+    registries = (BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY)
+    ours = ("irstd_d2", "auxdet_d2", "bafe_d2")
+    for registry in (*registries, MAPPER_REGISTRY, EVALUATOR_REGISTRY):
+        for name, component in registry:
+            if component.__module__.split(".")[0] in ours:
+                assert f"`{name}`" in text, name
+    for module, names in re.findall(r"^\| `([\w.]+)\.(\w+)`", text, re.MULTILINE):
+        assert hasattr(importlib.import_module(module), names), f"{module}.{names}"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_pages_name_existing_files(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    for path in re.findall(r"(?:tools|configs|tests|benchmarks)/[\w/]+\.(?:py|sh|yaml|md)", text):
         assert (ROOT / path).exists(), path
