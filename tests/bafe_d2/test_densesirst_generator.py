@@ -1,5 +1,9 @@
 """The generator of dense sets: its layout, its rules, that it repeats itself byte for byte and survives interrupts."""
 
+import multiprocessing
+import shutil
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -193,6 +197,28 @@ def test_goes_on_after_an_interrupt(sparse, tmp_path, monkeypatch, after):
     assert contents(generate(sparse, tmp_path / "cut")) == whole
     done = (after - 1) // 7  # images with all of their seven files
     assert len(written) == 7 * (5 - done) + 3
+
+
+@pytest.mark.slow
+def test_goes_on_after_a_kill(sparse, tmp_path):
+    """As above with a process that gets no chance to tidy up."""
+    for i in range(12):
+        for folder, suffix in (("PNGImages", "png"), ("SkyMasks", "png"), ("Annotations", "xml")):
+            shutil.copyfile(sparse / f"{folder}/gray8.{suffix}", sparse / f"{folder}/more{i}.{suffix}")
+    for path in (sparse / "ImageSets/Main").iterdir():
+        path.unlink()
+    whole = contents(generate(sparse, tmp_path / "whole"))
+    worker = multiprocessing.get_context("fork").Process(target=generate, args=(sparse, tmp_path / "cut"))
+    worker.start()
+    boxes = tmp_path / "cut/SIRSTdevkit/SIRST/BBox"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (boxes.is_dir() and any(boxes.glob("*.xml"))):
+        time.sleep(0.002)
+    worker.kill()
+    worker.join()
+    done = len(list(boxes.glob("*.xml")))
+    assert 1 <= done < 17
+    assert contents(generate(sparse, tmp_path / "cut")) == whole
 
 
 def test_a_second_run_writes_no_image(sparse, tmp_path, monkeypatch):
