@@ -43,6 +43,8 @@ def _add_metadata_keys(cfg: CfgNode) -> None:
     # Probability with which each field of each training image (platform, band, size) becomes unknown, so that the
     # model learns to do without; used by MetadataDatasetMapper. The published model trains without.
     cfg.INPUT.METADATA_DROPOUT = 0.0
+    # Probability with which a training image has no metadata at all, for models that will see such images.
+    cfg.INPUT.METADATA_DROPOUT_ALL = 0.0
 
 
 def _add_refinement_keys(cfg: CfgNode) -> None:

@@ -24,25 +24,35 @@ class MetadataDatasetMapper(IRSTDDatasetMapper):
         is_train: metadata is dropped in training only.
         metadata_dropout: probability with which a field (platform, band, size) of an image becomes unknown, each
             field for itself.
+        metadata_dropout_all: probability with which an image has no metadata at all.
         kwargs: as for ``IRSTDDatasetMapper``.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, metadata_dropout: float = 0.0, **kwargs: Any):
+    def __init__(
+        self, is_train: bool, *, metadata_dropout: float = 0.0, metadata_dropout_all: float = 0.0, **kwargs: Any
+    ):
         super().__init__(is_train, **kwargs)
-        if not 0 <= metadata_dropout <= 1:
-            raise ConfigError(f"INPUT.METADATA_DROPOUT is {metadata_dropout}; give a probability in 0..1")
-        self.metadata_dropout = metadata_dropout
+        for key, value in (("METADATA_DROPOUT", metadata_dropout), ("METADATA_DROPOUT_ALL", metadata_dropout_all)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"INPUT.{key} is {value}; give a probability in 0..1")
+        self.metadata_dropout, self.metadata_dropout_all = metadata_dropout, metadata_dropout_all
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        return {**super().from_config(cfg, is_train), "metadata_dropout": cfg.INPUT.METADATA_DROPOUT}
+        return {
+            **super().from_config(cfg, is_train),
+            "metadata_dropout": cfg.INPUT.METADATA_DROPOUT,
+            "metadata_dropout_all": cfg.INPUT.METADATA_DROPOUT_ALL,
+        }
 
     def process_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the metadata in which dropped fields are ``None``."""
         metadata = dict(metadata)
-        if self.is_train and self.metadata_dropout:
-            for keys in _FIELDS:
-                if np.random.random() < self.metadata_dropout:
-                    metadata.update(dict.fromkeys(keys))
+        if not self.is_train or not (self.metadata_dropout or self.metadata_dropout_all):
+            return metadata
+        nothing_known = np.random.random() < self.metadata_dropout_all
+        for keys in _FIELDS:
+            if nothing_known or np.random.random() < self.metadata_dropout:
+                metadata.update(dict.fromkeys(keys))
         return metadata

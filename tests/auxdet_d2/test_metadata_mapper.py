@@ -51,6 +51,17 @@ def test_dropout_takes_whole_fields_at_its_rate(sample):
     assert mapper(True, 1.0)(sample)["metadata"] == dict.fromkeys(KNOWN)
 
 
+def test_images_without_any_metadata():
+    np.random.seed(0)
+    drop = mapper(True, 0.1, metadata_dropout_all=0.4)
+    seen = [drop.process_metadata(KNOWN) for _ in range(2000)]
+    nothing = np.mean([all(value is None for value in m.values()) for m in seen])
+    assert nothing == pytest.approx(0.4 + 0.6 * 0.1**3, abs=0.04)
+    assert np.mean([m["band"] is None for m in seen]) == pytest.approx(0.46, abs=0.04)
+    with pytest.raises(ConfigError, match="METADATA_DROPOUT_ALL"):
+        mapper(True, 0.0, metadata_dropout_all=2.0)
+
+
 def test_nothing_is_dropped_without_training_or_without_dropout(sample):
     assert mapper(False, 1.0)(sample)["metadata"] == KNOWN
     assert mapper(True, 0.0)(sample)["metadata"] == KNOWN
