@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             draws=args.bootstrap or 1000,
             compare=args.compare,
             score_threshold=args.score_threshold,
+            max_detections=args.max_detections,
         )
     text = to_markdown(runs, resampled)
     print(text)

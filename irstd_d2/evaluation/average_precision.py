@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from .matching import NO_TARGET, DetectionTable, TargetTable, close_pairs, match_best, pair_iou
+from .matching import NO_TARGET, DetectionTable, TargetTable, close_pairs, match_best, match_greedy, pair_iou
 
 Mode = Literal["area", "11points"]
 
@@ -114,6 +114,56 @@ def voc_verdicts(
     if detections.outside is not None:
         false &= ~detections.outside
     return Verdicts(true=true, false=false, target=target)
+
+
+def coco_verdicts(
+    detections: DetectionTable, targets: TargetTable, iou_threshold: float = 0.5, max_detections: int = 100
+) -> Verdicts:
+    """Judge every detection by COCO's rule, with verdicts that can be resampled; its metrics come from its own library.
+
+    The detections, best score first, each take the free target that they overlap most. One that finds none is excused
+    by an ignored target (a crowd) that covers enough of its own area, however many others lie there too.
+
+    Args:
+        detections: sorted by score.
+        targets: ground truth.
+        iou_threshold: reached counts.
+        max_detections: per image and class, best first; all others are neither true nor false.
+    """
+    numbers = len(detections), len(targets)
+    kept = _rank_in_image(detections) < max_detections
+    limit = min(iou_threshold, 1 - 1e-10)
+    pair_detection, pair_target, iou = close_pairs(detections, targets, pair_iou, limit)
+    use = kept[pair_detection] & ~targets.ignored[pair_target]
+    # Among equals COCO takes the last target, the matching here the first.
+    last_first = numbers[1] - 1 - pair_target[use]
+    matched = match_greedy(pair_detection[use], last_first, iou[use], *numbers)
+    true = matched != NO_TARGET
+    matched[true] = numbers[1] - 1 - matched[true]
+    crowds = targets.rows(targets.ignored)
+    covered, _, _ = close_pairs(detections, crowds, _covered_part, limit)
+    excused = ~kept
+    excused[covered] = True
+    if detections.outside is not None:
+        excused |= detections.outside
+    return Verdicts(true=true, false=~true & ~excused, target=matched)
+
+
+def _covered_part(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
+    """Part of each box that lies in its crowd."""
+    overlap = np.minimum(boxes[:, 2:], crowds[:, 2:]) - np.maximum(boxes[:, :2], crowds[:, :2])
+    return np.maximum(overlap, 0).prod(1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-12)
+
+
+def _rank_in_image(detections: DetectionTable) -> np.ndarray:
+    """(D,) how many better detections of the same class its image has."""
+    order = np.lexsort((detections.category, detections.image))
+    image, category = detections.image[order], detections.category[order]
+    new_run = np.append(True, (np.diff(image) != 0) | (np.diff(category) != 0))[: len(order)]
+    position = np.arange(len(order))
+    rank = np.empty(len(order), int)
+    rank[order] = position - np.maximum.accumulate(np.where(new_run, position, 0))
+    return rank
 
 
 def precision_recall(

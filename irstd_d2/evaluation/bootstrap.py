@@ -12,9 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from .average_precision import EXACT, PAPER, Verdicts, VOCProtocol, voc_verdicts
+from .average_precision import EXACT, PAPER, Verdicts, VOCProtocol, coco_verdicts, voc_verdicts
 from .detection_probability import CENTRE_DISTANCE, centre_verdicts
 from .matching import DetectionTable, TargetTable
+
+_COCO_RECALLS = np.linspace(0, 1, 101)
+_COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class ResampledMetric:
     """A metric that can be computed when image i counts ``weights[b, i]`` times.
 
     Attributes:
-        judge: detections, targets, pixels of the images (I,) and number of classes -> outcomes, one per class that the
-            metric is averaged over.
+        judge: detections, targets, pixels of the images (I,) and number of classes -> outcomes, one per class (and
+            threshold) that the metric is averaged over.
         value: an outcome and (B, I) weights -> (B,); NaN for a draw that has nothing to measure.
     """
 
@@ -85,7 +88,7 @@ class ResampledMetric:
     value: Callable[[Outcome, np.ndarray], np.ndarray]
 
     def values(self, outcomes: Sequence[Outcome], weights: np.ndarray) -> np.ndarray:
-        """The metric of each draw, (B,), averaged over the classes that have something to measure in it."""
+        """The metric of each draw, (B,), averaged over the outcomes that have something to measure in it."""
         rows = np.array([self.value(outcome, weights) for outcome in outcomes]).reshape(-1, len(weights))
         measured = np.isfinite(rows)
         count = measured.sum(0)
@@ -116,20 +119,58 @@ def _together(
     return [Outcome.of(centre_verdicts(detections, targets), detections, targets, image_pixels)]
 
 
-def _average_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
-    """AP in area mode. Precision peaks at true detections only, so the envelope is taken over those."""
+def _coco(
+    detections: DetectionTable,
+    targets: TargetTable,
+    image_pixels: np.ndarray,
+    num_classes: int,
+    *,
+    iou_thresholds: Sequence[float],
+    max_detections: int,
+) -> list[Outcome]:
+    return [
+        outcome
+        for threshold in iou_thresholds
+        for outcome in _by_class(
+            partial(coco_verdicts, iou_threshold=threshold, max_detections=max_detections),
+            detections,
+            targets,
+            image_pixels,
+            num_classes,
+        )
+    ]
+
+
+def _precision_at_recall(outcome: Outcome, weight: np.ndarray, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and envelope of precision at the true detections; precision peaks at those only."""
     true = np.flatnonzero(outcome.true)
+    repeat = weight[outcome.image]
+    false_before = np.cumsum(repeat * outcome.false)[true]
+    found = np.cumsum(repeat[true])
+    precision = found / np.maximum(found + false_before, 1)
+    return found / num_targets, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def _average_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    """AP in area mode."""
     result = np.full(len(weights), np.nan)
     for draw, weight in enumerate(weights):
         num_targets = weight @ outcome.targets
         if num_targets:
-            repeat = weight[outcome.image]
-            false_before = np.cumsum(repeat * outcome.false)[true]
-            found = repeat[true]
-            found_so_far = np.cumsum(found)
-            precision = found_so_far / np.maximum(found_so_far + false_before, 1)
-            envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            result[draw] = (found * envelope).sum() / num_targets
+            recall, envelope = _precision_at_recall(outcome, weight, num_targets)
+            result[draw] = (np.diff(recall, prepend=0.0) * envelope).sum()
+    return result
+
+
+def _interpolated_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    """COCO's mean of the envelope at 101 recalls."""
+    result = np.full(len(weights), np.nan)
+    for draw, weight in enumerate(weights):
+        num_targets = weight @ outcome.targets
+        if num_targets:
+            recall, envelope = _precision_at_recall(outcome, weight, num_targets)
+            at = np.searchsorted(recall, _COCO_RECALLS, side="left")
+            result[draw] = np.append(envelope, 0)[at].mean()
     return result
 
 
@@ -164,17 +205,21 @@ def _false_alarm_rate(outcome: Outcome, weights: np.ndarray, threshold: float) -
     return _rate(weights @ area, weights @ outcome.pixels)
 
 
-def resampled_metrics(score_threshold: float = 0.5) -> dict[str, ResampledMetric]:
+def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -> dict[str, ResampledMetric]:
     """The metrics that can be resampled, by the names that the evaluators give them, as fractions of one.
 
     Args:
         score_threshold: of detections that count for Pd and Fa.
+        max_detections: per image and class, for COCO's metrics.
     """
+    coco = partial(_coco, max_detections=max_detections)
 
     def voc(protocol: VOCProtocol) -> Judge:
         return partial(_by_class, partial(voc_verdicts, protocol=protocol))
 
     return {
+        "bbox/AP": ResampledMetric(partial(coco, iou_thresholds=_COCO_THRESHOLDS), _interpolated_precision),
+        "bbox/AP50": ResampledMetric(partial(coco, iou_thresholds=(0.5,)), _interpolated_precision),
         "voc_exact/AP50_area": ResampledMetric(voc(EXACT), _average_precision),
         "voc_paper/AP50_area": ResampledMetric(voc(PAPER), _average_precision),
         "centre/AP@3px": ResampledMetric(

@@ -130,6 +130,7 @@ def resample(
     draws: int = 1000,
     compare: bool = True,
     score_threshold: float = 0.5,
+    max_detections: int = 100,
     seed: int = 0,
 ) -> Resampled:
     """Bootstrap over images (``bootstrap``).
@@ -140,12 +141,13 @@ def resample(
         draws: number of resamplings.
         compare: whether to compare the others with the first.
         score_threshold: for Pd and Fa.
+        max_detections: per image and class, for COCO's metrics.
         seed: of the draws.
     """
     truth = _ground_truth(dataset_name)
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
     comparisons: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs[1:]} if compare else {}
-    for name, metric in resampled_metrics(score_threshold).items():
+    for name, metric in resampled_metrics(score_threshold, max_detections).items():
         judged = [metric.judge(run.detections, truth.targets, truth.pixels, len(truth.class_names)) for run in runs]
         scale = 1e6 if name.endswith("/Fa") else 100.0
         for run, outcomes in zip(runs, judged):

@@ -13,6 +13,7 @@ from irstd_d2.evaluation.bootstrap import (
     resampled_average_precision,
     resampled_metrics,
 )
+from irstd_d2.evaluation.coco_evaluation import coco_metrics
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import detection_table, target_table
 from irstd_d2.evaluation.table_evaluation import (
@@ -132,6 +133,7 @@ def evaluated(detections, targets, pixels):
         CentreDistanceEvaluator(truth),
     )
     results = {e.name: e.compute(detections, targets, pixels) for e in evaluators}
+    results["bbox"] = coco_metrics(detections, targets, len(pixels), num_classes=2)
     found = {}
     for name in resampled_metrics():
         evaluator, _, metric = name.partition("/")

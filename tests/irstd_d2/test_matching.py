@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_metrics import plain_curve_ap, plain_pd_fa, plain_voc, random_case
+from plain_metrics import plain_centre, plain_curve_ap, plain_pd_fa, plain_voc, random_case
 
 from irstd_d2.evaluation.average_precision import (
     EXACT,
@@ -16,15 +16,20 @@ from irstd_d2.evaluation.average_precision import (
     precision_recall,
     voc_verdicts,
 )
+from irstd_d2.evaluation.bootstrap import resampled_metrics
+from irstd_d2.evaluation.coco_evaluation import coco_metrics
 from irstd_d2.evaluation.detection_probability import match_by_centre, operating_curve
+from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import (
     NO_TARGET,
     candidate_pairs,
+    close_pairs,
     detection_table,
     match_greedy,
     pair_iou,
     target_table,
 )
+from irstd_d2.evaluation.table_evaluation import CentreDistanceEvaluator
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -186,3 +191,42 @@ def test_operating_curve_without_detections():
     assert curve.at_score(0.5) == {"Pd": 0.0, "Fa": 0.0, "Fa_boxes": 0.0, "precision": 0.0, "F1": 0.0}
     assert np.isinf(curve.false_alarms_per_image([0.5])).all()
     assert curve.pd_at_fa([0, 1]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_cocos_rule_gives_cocos_numbers(seed):
+    targets, detections = random_case(seed, max_detections=(9, 40)[seed % 2])
+    limit = (100, 3)[seed // 2 % 2]
+    metric = resampled_metrics(max_detections=limit)["bbox/AP"]
+    found = metric.values(metric.judge(detections, targets, np.ones(6, int), 2), np.ones((1, 6), int))
+    expected = coco_metrics(detections, targets, 6, num_classes=2, max_detections=limit)
+    assert 100 * found[0] == pytest.approx(expected["AP"], abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_average_precision_by_centre_distance_equals_a_plain_version(seed):
+    targets, detections = random_case(seed)
+    evaluator = CentreDistanceEvaluator(GroundTruth.from_dicts([], ("a", "b")), distances=(1, 2, 3, 5))
+    found = evaluator.compute(detections, targets, np.ones(6, int))
+    by_distance = []
+    for distance in evaluator.distances:
+        by_class = []
+        for category in range(2):
+            t, d = targets.category == category, detections.category == category
+            count = int((t & ~targets.ignored).sum())
+            if count:
+                verdicts = plain_centre(detections.rows(d), targets.rows(t), distance)
+                by_class.append(100 * plain_curve_ap(*verdicts, count, "area"))
+        by_distance.append(np.mean(by_class))
+        assert found[f"AP@{distance}px"] == pytest.approx(by_distance[-1])
+    assert found["AP"] == pytest.approx(np.mean(by_distance))
+
+
+def test_pairs_are_found_in_portions(monkeypatch):
+    targets, detections = random_case(3, max_targets=9)
+    whole = close_pairs(detections, targets, pair_iou, 0.1)
+    assert len(whole[0]) > 2
+    for portion in (1, 7):
+        monkeypatch.setattr("irstd_d2.evaluation.matching._PAIRS_AT_ONCE", portion)
+        for a, b in zip(whole, close_pairs(detections, targets, pair_iou, 0.1), strict=True):
+            np.testing.assert_array_equal(a, b)

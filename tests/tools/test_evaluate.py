@@ -136,7 +136,7 @@ def test_runs_are_compared(tool, runs, tmp_path, capsys):
     intervals = found["runs"]["strong"]["intervals"]
     assert intervals["pd_fa/Fa"]["value"] == pytest.approx(found["runs"]["strong"]["results"]["pd_fa"]["Fa"])
     assert found["draws"] == 200
-    assert cells(blocks[3][2])[:2] == ["voc_exact/AP50_area", "strong - weak"]
+    assert cells(blocks[3][2])[:2] == ["bbox/AP", "strong - weak"]
 
 
 def test_runs_of_the_same_name_and_plain_files_have_names(runs, dataset, tmp_path):
