@@ -149,9 +149,14 @@ class IRSTDDatasetMapper:
         return sample
 
     def load(self, dataset_dict: dict[str, Any]) -> IRSTDAugInput:
-        """Read the files of one dataset dict; in training also its boxes and sky mask."""
+        """Read the files of one dataset dict; in training also its boxes and sky mask.
+
+        A dict with an ``image``, as :func:`irstd_d2.data.read_image` returns it, has it taken in place of the file.
+        """
         file_name = dataset_dict["file_name"]
-        image = read_image(file_name, self.image_format, self.high_bit_depth)
+        image = dataset_dict.get("image")
+        if image is None:
+            image = read_image(file_name, self.image_format, self.high_bit_depth)
         _check_size(file_name, image, dataset_dict)
         if not self.is_train:
             return IRSTDAugInput(image)

@@ -78,10 +78,17 @@ def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = 
 
 
 def to_float_image(
-    raw: np.ndarray, path: str | PathLike, format: str = "RGB", high_bit_depth: str = "full_range"
+    raw: np.ndarray,
+    path: str | PathLike,
+    format: str = "RGB",
+    high_bit_depth: str = "full_range",
+    limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Turn what :func:`read_raw` returned for ``path`` into what :func:`read_image` returns."""
-    image = raw if raw.dtype == np.uint8 else _to_byte_range(raw, high_bit_depth, Path(path))
+    """Turn what :func:`read_raw` returned for ``path`` into what :func:`read_image` returns.
+
+    For a part of an image, ``limits`` are :func:`value_limits` of the whole, so that all parts are stretched alike.
+    """
+    image = raw if raw.dtype == np.uint8 else _stretch(raw, limits or value_limits(raw, path, high_bit_depth))
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     elif format == "RGB":
@@ -89,6 +96,40 @@ def to_float_image(
     elif image.shape[2] == 4:
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
     return np.ascontiguousarray(image, dtype=np.float32)
+
+
+def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "full_range") -> tuple[float, float]:
+    """The values of an image that become 0 and 255.
+
+    Args:
+        raw: the whole image in its own number type.
+        path: of its file, for messages.
+        high_bit_depth: see :func:`read_image`; 8 bits are never stretched.
+
+    Raises:
+        DatasetError: the image holds NaN or infinity, or floats beyond 0 to 1 with ``full_range``.
+    """
+    if raw.dtype == np.uint8:
+        return 0.0, 255.0
+    image = raw[:, :, :3] if raw.ndim == 3 else raw
+    is_float = image.dtype.kind == "f"
+    if is_float and not (np.isfinite(image.min()) and np.isfinite(image.max())):
+        raise DatasetError(path, "pixels", "NaN or infinite values", "replace them before saving the image")
+    if high_bit_depth == "full_range" and is_float:
+        if image.min() < 0 or image.max() > 1:
+            raise DatasetError(
+                path,
+                "pixels",
+                f"floats from {image.min():g} to {image.max():g}, expected 0 to 1",
+                "set INPUT.HIGH_BIT_DEPTH to minmax or percentile, or rescale the file",
+            )
+        return 0.0, 1.0
+    if high_bit_depth == "full_range":
+        return float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max)
+    if high_bit_depth == "minmax":
+        return float(image.min()), float(image.max())
+    low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+    return low, high
 
 
 def read_raw(path: str | PathLike) -> np.ndarray:
@@ -251,27 +292,10 @@ def _check_pixel_count(height: int, width: int, path: Path, file_size: int) -> N
         raise DatasetError(path, "header", f"{width}x{height} pixels in {file_size} bytes: truncated", _REWRITE)
 
 
-def _to_byte_range(image: np.ndarray, mode: str, path: Path) -> np.ndarray:
+def _stretch(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Map an image of more than 8 bits to float32 in ``[0, 255]``; alpha, if any, is dropped first."""
     image = image[:, :, :3] if image.ndim == 3 else image
-    is_float = image.dtype.kind == "f"
-    if is_float and not np.isfinite(image).all():
-        raise DatasetError(path, "pixels", "NaN or infinite values", "replace them before saving the image")
-    if mode == "full_range" and is_float:
-        low, high = 0.0, 1.0
-        if image.min() < low or image.max() > high:
-            raise DatasetError(
-                path,
-                "pixels",
-                f"floats from {image.min():g} to {image.max():g}, expected 0 to 1",
-                "set INPUT.HIGH_BIT_DEPTH to minmax or percentile, or rescale the file",
-            )
-    elif mode == "full_range":
-        low, high = float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max)
-    elif mode == "minmax":
-        low, high = float(image.min()), float(image.max())
-    else:
-        low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+    low, high = limits
     scale = 255.0 / (high - low) if high > low else 0.0
     # Double precision for 32-bit integers only: single precision holds every 16-bit value exactly.
     wide: NDArray[np.floating] = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)

@@ -1,4 +1,4 @@
-"""Inference: one image file, and images beyond the training size."""
+"""Inference: images, videos, and images beyond the training size."""
 
 from .predictor import Predictor
 from .tiling import TiledPredictor, tile_grid

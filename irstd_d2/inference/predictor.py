@@ -1,45 +1,131 @@
-"""A trained model as a function of one image file."""
+"""A trained model as a function of one image: a file, pixels in memory, or a file too large for either."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..data import build_mapper
+from ..data.image_io import to_float_image, value_limits
+from ..data.mapped_image import open_raw
+from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import IRSTDCheckpointer
+from .tiling import TiledPredictor, tile_grid
+
+Progress = Callable[[Sequence[Any]], Iterator[Any]]
 
 
 class Predictor:
     """Read, resize and detect as the evaluation of the same configuration does.
 
+    An image that is larger than a tile is cut into tiles. Each carries the metadata and the size of the whole image,
+    and is enlarged or reduced by the factor of a full tile. Pixels of more than 8 bits are stretched alike in all.
+
     Args:
         cfg: configuration; ``MODEL.WEIGHTS`` are loaded.
+        tile: edge of a tile in pixels of the image; 0: every image as a whole; ``None``: images with an edge of more
+            than twice the network's input in tiles of the size of that input.
+        overlap: of neighbouring tiles, in pixels; ``None``: 64, of small tiles a quarter.
+        batch_size: tiles per call of the model.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, *, tile: int | None = 0, overlap: int | None = None, batch_size: int = 4):
         self.model = build_model(cfg).eval()
         IRSTDCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self._mapper = build_mapper(cfg, is_train=False)
+        self._format, self._high_bit_depth = cfg.INPUT.FORMAT, cfg.INPUT.HIGH_BIT_DEPTH
+        self.tile = _network_size(cfg) if tile is None else tile
+        # Edge above which an image is cut.
+        self.largest_whole = 2 * self.tile if tile is None else self.tile or float("inf")
+        if overlap is None:
+            overlap = min(64, self.tile // 4)
+        self._grid: dict[str, Any] = {"tile": self.tile, "overlap": overlap, "align": _stride(self.model)}
+        self._batch_size, self._nms_threshold = batch_size, _nms_threshold(cfg, self.model)
+        if self.tile:
+            tile_grid(self.tile, self.tile, **self._grid)  # refuses an impossible overlap here
+            self._factors = self._tile_factors(self.tile)
 
-    @torch.no_grad()
-    def __call__(self, path: str | PathLike, metadata: Mapping[str, Any] | None = None) -> Instances:
+    def __call__(
+        self,
+        image: str | PathLike | np.ndarray,
+        metadata: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Instances:
         """Detect the targets of one image.
 
         Args:
-            path: an image file.
-            metadata: what is known of the image: ``platform``, ``band``; width and height come from the file.
+            image: an image file, or its pixels as OpenCV reads them: gray (H, W) or BGR (H, W, 3) of any depth.
+            metadata: what is known of the image: ``platform``, ``band``; ``width`` and ``height`` where they are not
+                those of the image itself.
+            progress: wraps the batches of tiles, e.g. ``tqdm.tqdm``.
 
         Returns:
-            ``pred_boxes`` in pixels of the file, ``scores`` and ``pred_classes``, on the CPU.
+            ``pred_boxes`` in pixels of the image, ``scores`` and ``pred_classes``, on the CPU.
 
         Raises:
             DatasetError: the file cannot be read.
         """
-        sample = self._mapper({"file_name": fspath(path), "metadata": dict(metadata or {})})
-        return self.model([sample])[0]["instances"].to("cpu")
+        name = "image in memory" if isinstance(image, np.ndarray) else fspath(image)
+        raw = image if isinstance(image, np.ndarray) else open_raw(image)
+        if max(raw.shape[:2]) > self.largest_whole:
+            limits = value_limits(raw, name, self._high_bit_depth)
+            prepare = partial(self._prepare, name=name, limits=limits)
+            tiled = TiledPredictor(
+                self.model,
+                **self._grid,
+                batch_size=self._batch_size,
+                nms_threshold=self._nms_threshold,
+                prepare=prepare,
+            )
+            return tiled(raw, dict(metadata or {}), progress)
+        pixels = to_float_image(raw, name, self._format, self._high_bit_depth)
+        sample = self._mapper({"file_name": name, "image": pixels, "metadata": dict(metadata or {})})
+        with torch.no_grad():
+            return self.model([sample])[0]["instances"].to("cpu")
+
+    def _prepare(self, crop: np.ndarray, *, name: str, limits: tuple[float, float]) -> torch.Tensor:
+        """From a crop of the image to the network's input, enlarged or reduced like a full tile."""
+        pixels = to_float_image(crop, name, self._format, self._high_bit_depth, limits)
+        height, width = pixels.shape[:2]
+        new_size = round(height * self._factors[0]), round(width * self._factors[1])
+        if new_size != (height, width):
+            pixels = ResizeTransform(height, width, *(max(1, side) for side in new_size)).apply_image(pixels)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def _tile_factors(self, tile: int) -> tuple[float, float]:
+        """By how much the configuration enlarges a full tile, vertically and horizontally."""
+        blank = np.zeros((tile, tile, 3), np.float32)
+        height, width = self._mapper({"file_name": "tile", "image": blank, "metadata": {}})["image"].shape[1:]
+        return height / tile, width / tile
+
+
+def _network_size(cfg: CfgNode) -> int:
+    """Edge of the images that the network sees, hence of a tile that is neither enlarged nor reduced."""
+    if cfg.INPUT.RESIZE_MODE == "fixed":
+        return int(min(cfg.INPUT.FIXED_SIZE))
+    if cfg.INPUT.RESIZE_MODE == "shortest_edge" and cfg.INPUT.MIN_SIZE_TEST:
+        return int(cfg.INPUT.MIN_SIZE_TEST)
+    return 512
+
+
+def _stride(model: torch.nn.Module) -> int:
+    """The coarsest stride of a detector's backbone; 1 where it does not say."""
+    backbone: Any = getattr(model, "backbone", None)
+    shapes = backbone.output_shape() if backbone is not None else {}
+    return max((shape.stride or 1 for shape in shapes.values()), default=1)
+
+
+def _nms_threshold(cfg: CfgNode, model: torch.nn.Module) -> float:
+    """IoU above which the detector itself takes two detections for one."""
+    if hasattr(model, "roi_heads"):
+        return cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    return cfg.MODEL.RETINANET.NMS_THRESH_TEST if retina else cfg.MODEL.FCOS.NMS_THRESH_TEST

@@ -62,7 +62,7 @@ def test_train_evaluate_and_detect(tool, tmp_path, caplog):
     arguments = ["--config-file", CONFIG, "--weights", weights, "--output", found, "--platform", "Air"]
     single = tmp_path / "mine" / "a.tif"
     assert tool("demo", *arguments, "--threshold", "0", "--input", folder.parent, single, "--opts", *SMALL[4:6]) == 0
-    names = {p.name for p in found.iterdir()}
+    names = {p.name for p in found.iterdir() if not p.name.startswith(".")}
     assert names == {"a.png", "a_2.png", "sub__a.png", "b ü.png", "detections.json"}
     rows = json.loads((found / "detections.json").read_text())
     assert {row["image_id"] for row in rows} <= {"a", "a_2", "sub__a", "b ü"}
