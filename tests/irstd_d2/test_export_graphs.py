@@ -28,12 +28,12 @@ METADATA = [{"platform": "Air", "band": "LWIR"}, {"platform": "Space"}, {}]
 
 
 def build(name, options=()):
-    """A model with weights that give scores and boxes which differ clearly."""
+    """A model with weights that give scores, and channels to exchange, which differ clearly: ties could fall each way."""
     torch.manual_seed(0)
     cfg = get_config(CONFIGS / name, [*KEEP_ALL, *options])
     model = build_model(cfg).eval()
     for key, parameter in model.named_parameters():
-        if parameter.ndim > 1 and any(part in key for part in ("cls", "logits", "centerness", "box_predictor")):
+        if parameter.ndim > 1 and any(part in key for part in ("cls_logits", "centerness", "cls_score", "exchange.mask")):
             nn.init.normal_(parameter, std=0.2)
     return cfg, model
 
