@@ -90,7 +90,7 @@ def draw_detections(
         boxes: (D, 4) detections, or ``None``.
         scores: (D,) written in the insets, best first, where they do not cover another.
         correct: (D,) bool, colours detections; all count as correct by default.
-        sky: (H, W) bool, its outline is drawn.
+        sky: (H, W) bool, the line between it and the rest is drawn.
         edge: the whole image is drawn about this long: enlarged by a whole number, or reduced if it is longer by half.
             With ``below`` it is drawn exactly this wide.
         insets: number of zoomed parts with every pixel, around the best detections and the targets without one; or the
@@ -122,8 +122,8 @@ def draw_detections(
 
     canvas = _scaled(pixels, zoom)
     if sky is not None:
-        outline, _ = cv2.findContours(_scaled(sky.astype(np.uint8), zoom), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outline, -1, SKY_COLOUR, 1)
+        large = _scaled(sky.astype(np.uint8), zoom)
+        canvas[(large == 1) & (cv2.erode(large, np.ones((3, 3), np.uint8)) == 0)] = SKY_COLOUR
     draw(canvas, zoom, np.zeros(2))
     image_size = height, width
     corners = inset_corners([*boxes, *targets], insets, image_size) if isinstance(insets, int) else list(insets)
@@ -135,7 +135,7 @@ def draw_detections(
     for number, (x, y) in enumerate(corners, 1):
         part = enlarge(to_bytes(image[y : y + INSET_PIXELS, x : x + INSET_PIXELS]), inset_zoom)
         draw(part, inset_zoom, np.array([x, y]))
-        write_scores(part, boxes, scores, np.array([x, y]), inset_zoom)
+        write_scores(part, boxes, scores, np.array([x, y]), inset_zoom, targets=targets)
         frame = np.zeros((INSET_PIXELS * inset_zoom, INSET_PIXELS * inset_zoom, 3), np.uint8)
         frame[: part.shape[0], : part.shape[1]] = part
         _write(frame, str(number), 5, 14, FRAME_COLOUR)
@@ -171,8 +171,16 @@ def _write(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int, int
         cv2.putText(canvas, text, (x, y), _FONT, _FONT_SCALE, ink, width, cv2.LINE_AA)
 
 
-def write_scores(canvas: np.ndarray, boxes: np.ndarray, scores: np.ndarray, corner: np.ndarray, zoom: int) -> None:
-    """Write scores below their boxes, in place, best first, leaving out those that would cover a score or another box.
+def write_scores(
+    canvas: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    corner: np.ndarray,
+    zoom: int,
+    *,
+    targets: np.ndarray | None = None,
+) -> None:
+    """Write scores below or above their boxes, in place, best first; a score without a free place is left out.
 
     Args:
         canvas: (h * zoom, w * zoom, 3) uint8, an enlarged part of the image.
@@ -180,18 +188,20 @@ def write_scores(canvas: np.ndarray, boxes: np.ndarray, scores: np.ndarray, corn
         scores: (D,), best first.
         corner: x y of the part in the image.
         zoom: canvas pixels per pixel of the image.
+        targets: (G, 4) boxes that no score may cover, as no score covers another or a detection.
     """
     (text_width, text_height), _ = cv2.getTextSize("0.00", _FONT, _FONT_SCALE, 1)
     on_canvas = (boxes - np.tile(corner, 2)) * zoom
-    taken = on_canvas.copy()
+    taken = on_canvas if targets is None else np.concatenate([on_canvas, (targets - np.tile(corner, 2)) * zoom])
     for box, score in zip(on_canvas, scores):
-        x, y = int(box[0]), int(box[3]) + 7 + text_height
-        label = np.array([x, y - text_height, x + text_width, y], float)
-        inside = (label[:2] >= 0).all() and (label[2:] < canvas.shape[1::-1]).all()
-        free = ((label[2:] <= taken[:, :2]) | (taken[:, 2:] <= label[:2])).any(1).all()
-        if inside and free:
-            _write(canvas, f"{score:.2f}", x, y, TEXT_COLOUR)
-            taken = np.concatenate([taken, label[None]])
+        x = int(box[0])
+        for y in (int(box[3]) + 7 + text_height, int(box[1]) - 7):
+            label = np.array([x, y - text_height, x + text_width, y], float)
+            inside = (label[:2] >= 0).all() and (label[2:] < canvas.shape[1::-1]).all()
+            if inside and ((label[2:] <= taken[:, :2]) | (taken[:, 2:] <= label[:2])).any(1).all():
+                _write(canvas, f"{score:.2f}", x, y, TEXT_COLOUR)
+                taken = np.concatenate([taken, label[None]])
+                break
 
 
 def _join(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
@@ -205,6 +215,13 @@ def _join(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
         return np.pad(picture, missing)
 
     return np.concatenate([fill(first, 4), fill(second, 0)], axis=axis)
+
+
+def with_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """Add a line of text above a picture; what does not fit is cut off, and letters beyond ASCII become "?"."""
+    strip = np.zeros((20, picture.shape[1], 3), np.uint8)
+    _write(strip, text.encode("ascii", "replace").decode(), 4, 14, FRAME_COLOUR)
+    return np.concatenate([strip, picture])
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:

@@ -2,17 +2,21 @@
 """Draw images of a registered data set with targets and, given a predictions file, detections.
 
     python tools/visualize.py --dataset densesirst_v2_test --output sheet.png
-    python tools/visualize.py --dataset densesirst_v2_test --output sheet.png \
+    python tools/visualize.py --dataset densesirst_v2_test --output pictures/ --images Misc_304 S2_26 \
         --predictions output/bafe/inference/densesirst_v2_test/coco_instances_results.json
 
-Green brackets: targets. Blue: detections that found one. Red: false alarms. Pale blue line: skyline.
+An output that ends in .png is one sheet of all pictures; else it is a folder with one picture per image.
+Green brackets: targets. Blue: detections that found one. Red: false alarms. Pale blue line: skyline. The numbered parts
+are shown below each image with every pixel, stretched to their own range of values.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,52 +25,98 @@ from tqdm import tqdm
 import irstd_d2  # noqa: F401  registers the data sets
 from irstd_d2.data import read_image
 from irstd_d2.data.image_io import read_sky_mask
+from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.detection_probability import match_by_centre
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import NO_TARGET, detection_table
 from irstd_d2.evaluation.table_evaluation import TableEvaluator, add_predictions_file
-from irstd_d2.visualization import contact_sheet, draw_detections, write_picture
+from irstd_d2.visualization import INSET_PIXELS, contact_sheet, draw_detections, with_caption, write_picture
+
+INSETS = 3
+logger = logging.getLogger("visualize")
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="registered name")
     parser.add_argument("--predictions", type=Path, help="COCO results as the evaluation saves them")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file of a contact sheet")
+    parser.add_argument("--output", type=Path, required=True, help="PNG file of a sheet, or a folder")
     parser.add_argument("--count", type=int, default=9, help="images, spread evenly over the set")
+    parser.add_argument("--images", nargs="+", default=[], help="these images instead, by file name without suffix")
     parser.add_argument("--threshold", type=float, default=0.3, help="detections below this score are left out")
-    parser.add_argument("--edge", type=int, default=384, help="images are enlarged to about this many pixels")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser.add_argument("--edge", type=int, default=588, help="width of a picture in pixels; 784 enlarges insets by 8")
+    parser.add_argument("--columns", type=int, default=3, help="of a sheet")
+    return parser.parse_args()
 
+
+def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
+    """Indices of the images to draw.
+
+    Raises:
+        DatasetError: the data set has no image of a given name.
+    """
+    if not args.images:
+        return np.unique(np.linspace(0, len(dicts) - 1, args.count).astype(int)).tolist() if dicts else []
+    index = {Path(record["file_name"]).stem: i for i, record in enumerate(dicts)}
+    if absent := [name for name in args.images if name not in index]:
+        known = ", ".join(list(index)[:3])
+        raise DatasetError(args.dataset, "--images", f"has no {', '.join(absent)}", f"give names such as {known}")
+    return [index[name] for name in args.images]
+
+
+def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Pictures by the names of their images."""
     dicts = DatasetCatalog.get(args.dataset)
     truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(args.dataset).thing_classes)
     detections = detection_table([], [])
     if args.predictions:
         collector = TableEvaluator(truth, distributed=False)
         add_predictions_file(collector, args.predictions)
-        detections = collector.detections()
+        detections = collector.detections() or detections
     matched, _ = match_by_centre(detections, truth.targets)
-    pictures = []
-    for index in tqdm(np.unique(np.linspace(0, len(dicts) - 1, args.count).astype(int)), desc="images"):
+    pictures = {}
+    for index in tqdm(choose(dicts, args), desc="images"):
         record = dicts[index]
         mine = (detections.image == index) & (detections.scores >= args.threshold)
+        hits = matched[mine] != NO_TARGET
         sky = read_sky_mask(record["sem_seg_file_name"]) == 1 if record.get("sem_seg_file_name") else None
-        pictures.append(
-            draw_detections(
-                read_image(record["file_name"]),
-                targets=truth.targets.boxes[truth.targets.image == index],
-                boxes=detections.boxes[mine],
-                scores=detections.scores[mine],
-                correct=matched[mine] != NO_TARGET,
-                sky=sky,
-                edge=args.edge,
-            )
+        targets = truth.targets.boxes[truth.targets.image == index]
+        picture = draw_detections(
+            read_image(record["file_name"]),
+            targets=targets,
+            boxes=detections.boxes[mine],
+            scores=detections.scores[mine],
+            correct=hits,
+            sky=sky,
+            edge=args.edge,
+            insets=INSETS,
+            inset_zoom=max(1, (args.edge // INSETS - 4) // INSET_PIXELS),
+            below=True,
         )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(args.output, contact_sheet(pictures))
-    logging.info("%s", args.output)
+        name = Path(record["file_name"]).stem
+        count = f"{len(targets)} targets" + (f", {hits.sum()} found, {(~hits).sum()} false" if args.predictions else "")
+        pictures[name] = with_caption(picture, f"{name}: {count}")
+    return pictures
+
+
+def main() -> int:
+    args = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        pictures = draw(args)
+    except (DatasetError, KeyError, ValueError) as error:
+        logger.error("error: %s", error.args[0] if isinstance(error, KeyError) else error)
+        return 2
+    if args.output.suffix.lower() == ".png":
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(args.output, contact_sheet(list(pictures.values()), args.columns))
+    else:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            write_picture(args.output / f"{name}.png", picture)
+    logger.info("%s", args.output)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ from .metrics import Judged
 from .pictures import data_uri
 
 CROP = 48  # pixels of the original image on each side of a crop
-ZOOM = 5
+ZOOM = 4
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def _crop(
     crop = image[corner[1] : corner[1] + CROP, corner[0] : corner[0] + CROP]
     canvas = enlarge(to_bytes(crop), ZOOM)
     shift = np.tile(corner, 2)
-    for target in truth.targets.boxes[truth.targets.image == image_index]:
+    targets = truth.targets.boxes[truth.targets.image == image_index]
+    for target in targets:
         draw_brackets(canvas, target - shift, TARGET_COLOUR, zoom=ZOOM)
     mine = np.flatnonzero(detections.image == image_index)
     for index in mine[::-1]:
@@ -128,5 +129,5 @@ def _crop(
         draw_brackets(canvas, detections.boxes[index] - shift, ink, zoom=ZOOM, gap=6)
     colour, gap = (FALSE_COLOUR, 6) if kind == "false alarm" else (TARGET_COLOUR, 2)
     draw_brackets(canvas, box - shift, colour, zoom=ZOOM, gap=gap, thickness=2)
-    write_scores(canvas, detections.boxes[mine], detections.scores[mine], corner, ZOOM)
+    write_scores(canvas, detections.boxes[mine], detections.scores[mine], corner, ZOOM, targets=targets)
     return data_uri(canvas)

@@ -109,7 +109,7 @@ def test_what_a_lens_needs(repo_root, tmp_path):
     with pytest.raises(DatasetError, match="no checkpoint"):
         Lens(load_run(tmp_path / "run"), ())
     (tmp_path / "run" / "config.yaml").unlink()
-    with pytest.raises(DatasetError, match="config.yaml is missing or cannot be read"):
+    with pytest.raises(DatasetError, match=r"config\.yaml is missing or cannot be read"):
         Lens(load_run(tmp_path / "run"), ())
 
 

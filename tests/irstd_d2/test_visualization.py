@@ -9,13 +9,17 @@ from irstd_d2.visualization import (
     INSET_PIXELS,
     INSET_ZOOM,
     TARGET_COLOUR,
+    TEXT_COLOUR,
     TRUE_COLOUR,
     contact_sheet,
     draw_brackets,
     draw_detections,
     enlarge,
+    inset_corners,
     to_bytes,
+    with_caption,
     write_picture,
+    write_scores,
 )
 
 
@@ -103,6 +107,73 @@ def test_detections_beyond_the_border_and_in_thousands():
         rng.random((64, 64, 3)), boxes=np.concatenate([corner, corner + 3], 1), scores=rng.random(3000)
     )
     assert has(picture, TRUE_COLOUR)
+
+
+def test_thick_brackets_grow_outwards():
+    canvas = np.zeros((40, 40, 3), np.uint8)
+    draw_brackets(canvas, np.array([18, 20, 21, 23]), TARGET_COLOUR, gap=2, thickness=3)
+    ys, xs = np.nonzero(canvas.any(-1))
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (13, 25, 15, 27)
+    assert not canvas[18:25, 16:23].any()
+
+
+def test_insets_below_and_at_given_places_look_alike_whatever_is_detected():
+    image = np.random.default_rng(0).random((90, 120, 3))
+    parts = {"insets": [(0, 0), (88, 58)], "inset_zoom": 4, "below": True, "edge": 300}
+    plain = draw_detections(image, **parts)
+    assert plain.shape == (225 + 4 + 132, 300, 3)
+    marked = draw_detections(image, boxes=[[100, 70, 104, 74]], scores=[0.4], correct=[False], **parts)
+    first, second = slice(0, 132), slice(132, 264)
+    np.testing.assert_array_equal(plain[229:, first], marked[229:, first])
+    assert has(marked[229:, second], FALSE_COLOUR)
+    assert has(marked[229:, second], TEXT_COLOUR)
+    tall = draw_detections(image.transpose(1, 0, 2), insets=[(0, 0)], below=True, edge=45)
+    assert tall.shape == (60 + 4 + INSET_PIXELS * INSET_ZOOM + 4, INSET_PIXELS * INSET_ZOOM + 4, 3)
+
+
+def test_an_inset_has_its_own_range():
+    image = np.zeros((64, 64, 3))
+    image[2, 2] = 1000
+    image[50:53, 50:53] = 1
+    picture = draw_detections(image, targets=[[50, 50, 53, 53]], insets=1, edge=64)
+    inset = picture[:, 68:]
+    assert (inset == 255).all(-1).sum() == (3 * INSET_ZOOM) ** 2
+    assert picture[45:60, 45:60].max() < 255
+
+
+def test_parts_worth_a_look():
+    boxes = np.array([[50, 50, 53, 53], [55, 48, 58, 51], [0, 0, 3, 3], [90, 90, 93, 93]], float)
+    assert inset_corners(boxes, 2, (100, 100)) == [(36, 36), (0, 0)]
+    assert inset_corners(boxes[3:], 3, (100, 100)) == [(68, 68)]
+    assert inset_corners([], 3, (100, 100)) == []
+    assert inset_corners(boxes, 0, (100, 100)) == []
+
+
+def scores_written(boxes, scores, targets=None, size=100):
+    canvas = np.zeros((size, size, 3), np.uint8)
+    write_scores(canvas, np.array(boxes, float), np.array(scores), np.zeros(2), 1, targets=targets)
+    ys = np.nonzero((canvas == TEXT_COLOUR).all(-1))[0]
+    return (int(ys.min()), int(ys.max())) if len(ys) else None
+
+
+def test_scores_keep_off_detections_targets_and_borders():
+    box = [20, 40, 30, 50]
+    top, bottom = scores_written([box], [0.5])
+    assert 50 < top < bottom < 70
+    top, bottom = scores_written([box], [0.5], targets=np.array([[25.0, 58.0, 35.0, 68.0]]))
+    assert 15 < top < bottom < 40
+    assert scores_written([box], [0.5], targets=np.array([[0.0, 51.0, 99.0, 99.0], [0.0, 0.0, 99.0, 39.0]])) is None
+    assert scores_written([[80, 40, 99, 50]], [0.5]) is None  # no room to the right
+    top, bottom = scores_written([[20, 80, 30, 95]], [0.5])
+    assert bottom < 80
+
+
+def test_captions_are_cut_to_the_picture():
+    picture = np.full((10, 30, 3), 7, np.uint8)
+    captioned = with_caption(picture, "目标 a very long name " * 9)
+    assert captioned.shape == (30, 30, 3)
+    assert captioned[:20].max() > 200
+    np.testing.assert_array_equal(captioned[20:], picture)
 
 
 def test_sheets_hold_pictures_of_different_sizes(tmp_path):

@@ -1,0 +1,84 @@
+"""tools/visualize.py: sheets and single pictures of a data set, with and without predictions."""
+
+import json
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import toy_training as toy
+from toy_training import TEST
+
+from irstd_d2.visualization import FALSE_COLOUR, SKY_COLOUR, TARGET_COLOUR, TRUE_COLOUR
+
+
+@pytest.fixture
+def tool(repo_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(repo_root)
+    images = tmp_path / "images"
+    images.mkdir()
+    toy.register(images)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["visualize", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path("tools/visualize.py", run_name="__main__")
+        return end.value.code
+
+    yield run
+    toy.unregister()
+
+
+def colours(path):
+    picture = cv2.imread(str(path))[..., ::-1].reshape(-1, 3)
+    return {tuple(map(int, colour)) for colour in np.unique(picture, axis=0)}
+
+
+def test_a_sheet_of_targets(tool, tmp_path):
+    path = tmp_path / "new" / "sheet.png"
+    assert tool("--dataset", TEST, "--output", path, "--count", "2", "--columns", "1") == 0
+    sheet = cv2.imread(str(path))
+    assert sheet.shape[1] == 588 + 6
+    assert sheet.shape[0] == 2 * (20 + 588 + 4 + 196 + 6)
+    found = colours(path)
+    assert TARGET_COLOUR in found
+    assert not {TRUE_COLOUR, FALSE_COLOUR, SKY_COLOUR} & found
+
+
+def test_pictures_of_chosen_images_with_detections_and_skyline(tool, tmp_path):
+    (record, _, other) = toy.make_dicts(tmp_path / "images", 3, 1)
+    sky = np.zeros((64, 64), np.uint8)
+    sky[:20] = 255
+    cv2.imwrite(str(tmp_path / "sky.png"), sky)
+    for name, registered in ((r["image_id"], r) for r in toy.DatasetCatalog.get(TEST)):
+        if name == record["image_id"]:
+            registered["sem_seg_file_name"] = str(tmp_path / "sky.png")
+    x1, y1, x2, y2 = record["annotations"][0]["bbox"]
+    rows = [
+        {"image_id": record["image_id"], "category_id": 0, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.9},
+        {"image_id": record["image_id"], "category_id": 0, "bbox": [0, 60, 3, 3], "score": 0.8},
+        {"image_id": other["image_id"], "category_id": 0, "bbox": [0, 60, 3, 3], "score": 0.1},
+    ]
+    predictions = tmp_path / "results.json"
+    predictions.write_text(json.dumps(rows))
+    names = [record["image_id"], other["image_id"]]
+    out = tmp_path / "pictures"
+    assert tool("--dataset", TEST, "--output", out, "--predictions", predictions, "--images", *names) == 0
+    assert {p.name for p in out.iterdir()} == {f"{name}.png" for name in names}
+    assert {TRUE_COLOUR, FALSE_COLOUR, TARGET_COLOUR, SKY_COLOUR} <= colours(out / f"{names[0]}.png")
+    assert not {TRUE_COLOUR, FALSE_COLOUR} & colours(out / f"{names[1]}.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "nothing_of_that_name"], "is not registered"),
+        (["--dataset", TEST, "--images", "absent"], "has no absent"),
+        (["--dataset", TEST, "--predictions", "absent.json"], "absent.json: predictions: cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said(tool, tmp_path, caplog, arguments, message):
+    assert tool("--output", tmp_path / "a.png", *arguments) == 2
+    assert message in caplog.text
+    assert not (tmp_path / "a.png").exists()
