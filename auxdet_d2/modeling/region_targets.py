@@ -67,36 +67,50 @@ def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, 
     return torch.cat([torch.minimum(low.clamp(min=0), limit), torch.minimum(high.clamp(min=0), limit)], dim=-1)
 
 
-def _rows_and_columns(region: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a grid that regions (N, M, 4) cover, ends included: (N, M, H) and (N, M, W) bool."""
-    y = torch.arange(size[0], device=region.device)
-    x = torch.arange(size[1], device=region.device)
-    x1, y1, x2, y2 = region[..., None].unbind(-2)
-    return (y >= y1) & (y <= y2), (x >= x1) & (x <= x2)
+def paint(regions: Tensor, codes: Tensor, size: tuple[int, int], compact: bool) -> Tensor:
+    """The largest code among the regions that cover a cell.
 
-
-def _last_target(region: Tensor, chosen: Tensor, size: tuple[int, int]) -> Tensor:
-    """The last of the chosen targets whose region covers a cell.
+    A region is a run of cells in each of its rows. Every run is the union of two runs whose length is one power of two,
+    that from its start and that up to its end, and is painted by two writes into the map of that length. Then the maps
+    are reduced to shorter runs, the longest first. So the work is that of the covered rows and of a few maps, not that
+    of all pairs of region and cell.
 
     Args:
-        region: (N, M, 4) in cells.
-        chosen: (N, M) bool.
+        regions: (N, R, 4) x1 y1 x2 y2 in cells, ends included, low bounds at least 0.
+        codes: (N, R) int32, 0 or above; 0 paints nothing.
         size: (H, W)
+        compact: list the covered rows alone. This reads their number, for which a GPU would have to be waited for;
+            without it all rows of all regions are listed, and those outside write 0.
 
     Returns:
-        (N, H, W) int64 target index or ``NEGATIVE``.
+        (N, H, W) int32, 0 where nothing is painted.
     """
-    num_images, num_targets = chosen.shape
-    rows, columns = _rows_and_columns(region, size)
-    rows = rows & chosen[..., None]
-    # 0 stands for no target.
-    number = torch.arange(1, num_targets + 1, dtype=torch.int32, device=region.device)[None, :, None]
-    numbered = rows * number
-    last = torch.zeros((num_images, *size), dtype=torch.int32, device=region.device)
-    for part in _pieces(num_targets, last.numel()):
-        covered = numbered[:, part, :, None] * columns[:, part, None, :]
-        last = torch.maximum(last, covered.amax(1))
-    return last.long() - 1
+    num_images, num_regions = codes.shape
+    height, width = size
+    device = regions.device
+    left, top, right, bottom = (bound.flatten() for bound in regions.long().unbind(-1))
+    right, bottom, codes = right.clamp(max=width - 1), bottom.clamp(max=height - 1), codes.flatten()
+    rows = (bottom - top + 1).clamp(min=0) * ((left <= right) & (codes > 0))
+    power = torch.frexp((right - left + 1).clamp(min=1).float()).exponent.long() - 1
+    if compact:
+        region = torch.repeat_interleave(rows)
+        number = torch.arange(len(region), device=device) - (rows.cumsum(0) - rows)[region]
+        codes, num_maps = codes[region], int(power.max()) + 1
+    else:
+        region = torch.arange(len(rows), device=device)[:, None].expand(-1, height).flatten()
+        number = torch.arange(height, device=device).repeat(len(rows))
+        codes, num_maps = codes[region] * (number < rows[region]), width.bit_length()
+    start, end, power = left[region], right[region], power[region]
+    row = (top[region] + number).clamp(max=height - 1)
+    maps = torch.zeros((num_maps, num_images, height, width), dtype=torch.int32, device=device)
+    first = ((power * num_images + region // num_regions) * height + row) * width
+    for place in (start, end + 1 - 2**power):
+        maps.view(-1).scatter_reduce_(0, first + place.clamp(0, width - 1), codes, "amax")
+    for exponent in range(num_maps - 1, 0, -1):
+        longer, shorter, half = maps[exponent], maps[exponent - 1], 2 ** (exponent - 1)
+        torch.maximum(shorter, longer, out=shorter)
+        torch.maximum(shorter[..., half:], longer[..., :-half], out=shorter[..., half:])
+    return maps[0]
 
 
 def assign_by_region(
@@ -130,21 +144,18 @@ def assign_by_region(
         return torch.full((num_images, count), NEGATIVE, device=boxes.device)
     exists = _with_area(boxes)
     levels = target_levels(boxes, len(sizes), anchor_scale * strides[0])
+    # Per target an even code for its ignored part and the odd one above it for its centre, so that the last target
+    # decides and in it the centre; above all of them an even code for what is ignored on the levels next to its own.
+    even = 2 * torch.arange(1, num_targets + 1, dtype=torch.int32, device=boxes.device)
     result = []
     for level, (size, stride) in enumerate(zip(sizes, strides)):
         near = central_region(boxes, ignore_ratio, stride, size)
         middle = central_region(boxes, centre_ratio, stride, size)
-        last = _last_target(near, exists & (levels == level), size).flatten(1)
-        x1, y1, x2, y2 = middle.gather(1, last.clamp(min=0)[..., None].expand(-1, -1, 4)).unbind(-1)
-        cell = torch.arange(size[0] * size[1], device=boxes.device)
-        x, y = cell % size[1], cell // size[1]
-        in_middle = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
-        assigned = torch.where((last == NEGATIVE) | in_middle, last, IGNORED)
-
-        rows, columns = _rows_and_columns(near, size)
-        rows = rows & (exists & ((levels - level).abs() == 1))[..., None]
-        beside = torch.bmm(rows.transpose(1, 2).to(boxes.dtype), columns.to(boxes.dtype)) > 0
-        result.append(assigned.masked_fill(beside.flatten(1), IGNORED))
+        here, beside = exists & (levels == level), exists & ((levels - level).abs() == 1)
+        codes = torch.cat([here * even, here * (even + 1), beside * (2 * num_targets + 2)], dim=1).int()
+        painted = paint(torch.cat([near, middle, near], dim=1), codes, size, boxes.device.type == "cpu").flatten(1)
+        target = torch.where(painted % 2 == 1, painted // 2 - 1, IGNORED)
+        result.append(torch.where(painted == 0, NEGATIVE, target).long())
     return torch.cat(result, dim=1)
 
 

@@ -198,3 +198,31 @@ def test_levels_by_size():
 def test_a_region_stays_on_the_grid():
     boxes = torch.tensor([[-40.0, -40, 8, 8], [50, 40, 200, 200]])
     assert central_region(boxes, 0.5, 4.0, (12, 16)).tolist() == [[0, 0, 0, 0], [16, 12, 16, 12]]
+
+
+rectangles = st.lists(st.tuples(*(st.integers(0, 20) for _ in range(4)), st.integers(0, 9)), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(st.lists(rectangles, min_size=1, max_size=3), st.booleans(), st.integers(1, 17), st.integers(1, 17))
+def test_painting_equals_a_loop_over_cells(images, compact, height, width):
+    longest = max(map(len, images))
+    regions, codes = torch.zeros(len(images), longest, 4), torch.zeros(len(images), longest, dtype=torch.int32)
+    expected = torch.zeros(len(images), height, width, dtype=torch.int32)
+    for number, image in enumerate(images):
+        for place, (x1, y1, x2, y2, code) in enumerate(image):
+            regions[number, place] = torch.tensor([x1, y1, x2, y2])
+            codes[number, place] = code
+            for y in range(y1, min(y2 + 1, height)):
+                for x in range(x1, min(x2 + 1, width)):
+                    expected[number, y, x] = max(int(expected[number, y, x]), code)
+    painted = region_targets.paint(regions, codes, (height, width), compact)
+    assert torch.equal(painted, expected)
+
+
+def test_regions_need_no_pairs_of_target_and_cell():
+    # 3,000 targets on a million cells: pairs would be three thousand million.
+    corner = torch.arange(3000.0)[:, None] % 4000
+    boxes = torch.cat([corner, corner, corner + 8, corner + 8], dim=1)[None]
+    assigned = assign_by_region([(1024, 1024)], [4], boxes, anchor_scale=2.0)
+    assert assigned.max() == 2999
