@@ -1,0 +1,267 @@
+"""The demo: what it reads, what it writes, and that an interrupted run goes on."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from voc_files import voc_xml
+
+from irstd_d2 import get_config
+from irstd_d2.data import read_voc_xml
+from irstd_d2.engine import IRSTDTrainer
+from irstd_d2.errors import DatasetError
+from irstd_d2.inference.inputs import MetadataLookup, Video, find_sources
+from irstd_d2.inference.results import JOURNAL
+
+CONFIG = "configs/baselines/tiny/fcos_tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, repo_root):
+    """A tiny FCOS that reports every point that is brighter than the rest, without training."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.manual_seed(0)
+    model = IRSTDTrainer.build_model(get_config(repo_root / CONFIG, ["MODEL.DEVICE", "cpu"]))
+    torch.nn.init.constant_(model.head.cls_logits.bias, 0.5)
+    torch.nn.init.constant_(model.head.box_distances.bias, 1.0)
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def demo(repo_root, tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(repo_root)
+    spec = importlib.util.spec_from_file_location("demo_tool", repo_root / "tools" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments, output="found"):
+        fixed = ["--config-file", CONFIG, "--weights", weights, "--output", tmp_path / output, "--threshold", "0.05"]
+        return module.main([*map(str, fixed), *map(str, arguments), "--opts", "TEST.DETECTIONS_PER_IMAGE", "5"])
+
+    run.module = module
+    return run
+
+
+def write_image(path, seed=0, size=(48, 80)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 255, size, dtype=np.uint8))
+    return path
+
+
+def write_video(path, frames=3, size=(64, 48)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, size)
+    for i in range(frames):
+        frame = np.full((size[1], size[0], 3), 20, np.uint8)
+        frame[10:14, 5 + 10 * i : 9 + 10 * i] = 250
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_sources(tmp_path):
+    for name in ("a.png", "sub/a.tif", "sub/clip.avi", "sub/notes.txt", "other/a.PNG"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def names(*inputs):
+        return {source.name: str(source.path.relative_to(tmp_path)) for source in find_sources(inputs)}
+
+    assert names(tmp_path) == {
+        "a": "a.png",
+        "other__a": "other/a.PNG",
+        "sub__a": "sub/a.tif",
+        "sub__clip": "sub/clip.avi",
+    }
+    assert names(f"{tmp_path}/*/a.*", tmp_path / "a.png") == {"a": "other/a.PNG", "a_2": "sub/a.tif", "a_3": "a.png"}
+    assert list(names(f"{tmp_path}/**/*.tif")) == ["a"]
+    assert [source.is_video for source in find_sources([tmp_path / "sub"])] == [False, True]
+    for absent in (tmp_path / "none", f"{tmp_path}/*.jpg", tmp_path / "sub" / "*.txt"):
+        with pytest.raises(DatasetError, match="is not an image, a folder of images or a pattern"):
+            find_sources([absent])
+
+
+def test_what_is_known_of_an_image(tmp_path):
+    xml = voc_xml(extra="<view>Air</view><band_type>NIR</band_type>")
+    for name in "ab":
+        (tmp_path / f"{name}.xml").write_text(xml)
+    (tmp_path / "t.csv").write_text("id,platform,width\na,Land,900\nc,Space,\n")
+    look = MetadataLookup({"band": "LWIR", "platform": None}, tmp_path / "t.csv", tmp_path)
+    assert look(tmp_path / "a.png") == {"platform": "Land", "band": "LWIR", "width": 900}
+    assert look(tmp_path / "b.png") == {"platform": "Air", "band": "LWIR"}
+    assert look(tmp_path / "c.png") == {"platform": "Space", "band": "LWIR"}
+    assert MetadataLookup()(tmp_path / "a.png") == {}
+    assert MetadataLookup(xml_folder=tmp_path)(tmp_path / "b.tif") == {"platform": "Air", "band": "NIR"}
+    (tmp_path / "b.xml").write_text("torn")
+    with pytest.raises(DatasetError, match=r"b\.xml"):
+        look(tmp_path / "b.png")
+    (tmp_path / "t.csv").write_text("id,width\na,x\n")
+    with pytest.raises(DatasetError, match="line 2: width 'x'"):
+        MetadataLookup(table=tmp_path / "t.csv")
+    with pytest.raises(DatasetError, match="no such folder"):
+        MetadataLookup(xml_folder=tmp_path / "none")
+
+
+def test_videos(tmp_path):
+    video = Video(write_video(tmp_path / "clip.avi"))
+    assert (video.fps, video.length) == (10, 3)
+    frames = list(video)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
+    assert [int(frame[12].sum(1).argmax()) // 10 for frame in frames] == [0, 1, 2]
+    (tmp_path / "torn.avi").write_bytes(b"no video")
+    with pytest.raises(DatasetError, match=r"torn\.avi: file: not a video that OpenCV can read"):
+        Video(tmp_path / "torn.avi")
+
+
+def test_every_output(demo, tmp_path):
+    write_image(tmp_path / "in" / "a.png")
+    write_image(tmp_path / "in" / "sub" / "b ü.tif", 1)
+    write_video(tmp_path / "in" / "clip.avi")
+    (tmp_path / "t.csv").write_text("id,platform\na,Air\n")
+    arguments = (
+        "--input",
+        tmp_path / "in",
+        "--save",
+        "pictures",
+        "coco",
+        "csv",
+        "voc",
+        "--metadata",
+        tmp_path / "t.csv",
+    )
+    assert demo(*arguments, "--band", "LWIR") == 0
+    found = tmp_path / "found"
+    assert {str(p.relative_to(found)) for p in found.rglob("*") if p.is_file() and not p.name.startswith(".")} == {
+        "a.png", "sub__b ü.png", "clip.avi", "detections.json", "detections.csv", "voc/a.xml", "voc/sub__b ü.xml",
+        *(f"voc/clip_00000{i}.xml" for i in range(3)),
+    }  # fmt: skip
+    rows = json.loads((found / "detections.json").read_text())
+    assert {row["image_id"] for row in rows} == {"a", "sub__b ü", "clip_000000", "clip_000001", "clip_000002"}
+    assert {row.get("frame") for row in rows} == {None, 0, 1, 2}
+    lines = list(csv.DictReader((found / "detections.csv").open(encoding="utf-8")))
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines):
+        x, y, width, height = row["bbox"]
+        corners = [float(line[key]) for key in ("xmin", "ymin", "xmax", "ymax")]
+        assert corners == pytest.approx([x, y, x + width, y + height])
+        assert (line["name"], float(line["score"]), line["class"]) == (row["image_id"], row["score"], "Target")
+        assert (line["platform"], line["band"]) == ("Air" if row["image_id"] == "a" else "", "LWIR")
+    record = read_voc_xml(found / "voc" / "a.xml")
+    assert (record.width, record.height, record.platform, record.band) == (80, 48, "Air", "LWIR")
+    scores = [row["score"] for row in rows if row["image_id"] == "a"]
+    assert scores == sorted(scores, reverse=True)
+    assert len(record.objects) == len(scores) > 0
+    assert (found / "voc" / "a.xml").read_text().count("<score>") == len(scores)
+    assert len(list(Video(found / "clip.avi"))) == 3
+
+
+def test_an_interrupted_run_goes_on(demo, tmp_path, caplog, monkeypatch):
+    images = [write_image(tmp_path / "in" / f"{i}.png", i) for i in range(4)]
+    seen = []
+    original = demo.module.Demo.__call__
+
+    def counted(self, source, metadata):
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append(source.name)
+        return original(self, source, metadata)
+
+    monkeypatch.setattr(demo.module.Demo, "__call__", counted)
+    stop_after = 2
+    arguments = ("--input", tmp_path / "in")
+    with pytest.raises(KeyboardInterrupt):
+        demo(*arguments)
+    journal = tmp_path / "found" / JOURNAL
+    assert not (tmp_path / "found" / "detections.json").exists()
+    with journal.open("ab") as file:
+        file.write(b'["2", [torn')  # killed while it wrote
+    seen.clear()
+    stop_after = 100
+    with caplog.at_level("INFO"):
+        assert demo(*arguments) == 0
+    assert seen == ["2", "3"]
+    assert "(2 files were done before)" in caplog.text
+    resumed = (tmp_path / "found" / "detections.json").read_text()
+
+    def again(*more):
+        seen.clear()
+        assert demo(*arguments, *more) == 0
+        return list(seen)
+
+    assert again() == []
+    assert (tmp_path / "found" / "detections.json").read_text() == resumed
+    write_image(images[1], 7)
+    assert again() == ["1"]
+    (tmp_path / "found" / "3.png").unlink()
+    assert again() == ["3"]
+    assert again("--save", "csv") == []
+    assert again("--platform", "Air") == ["0", "1", "2", "3"]
+    assert again("--platform", "Air", "--tile", "40", "--overlap", "8") == ["0", "1", "2", "3"]
+    write_image(images[1], 1)
+    demo(*arguments, output="whole")
+    assert (tmp_path / "whole" / "detections.json").read_text() == resumed
+
+
+def test_faults_are_named_and_the_rest_is_done(demo, tmp_path, caplog):
+    write_image(tmp_path / "in" / "a.png")
+    for name in ("torn.png", "torn.avi"):
+        (tmp_path / "in" / name).write_bytes(b"torn")
+    assert demo("--input", tmp_path / "in") == 1
+    assert "torn.png: pixels" in caplog.text
+    assert "torn.avi: file: not a video" in caplog.text
+    assert {row["image_id"] for row in json.loads((tmp_path / "found" / "detections.json").read_text())} == {"a"}
+    assert demo("--input", tmp_path / "in" / "a.png", "--metadata", tmp_path / "none.csv") == 2
+    assert "none.csv" in caplog.text
+    assert demo("--input", tmp_path / "in" / "a.png", "--tile", "64", "--overlap", "64") == 2
+    assert "the overlap is 64 and the tile 64" in caplog.text
+    with pytest.raises(SystemExit):
+        demo("--input", tmp_path / "in", "--tile", "big")
+
+
+def test_tiles_by_hand(demo, tmp_path):
+    write_image(tmp_path / "in" / "a.png", size=(150, 200))
+    assert demo("--input", tmp_path / "in", "--tile", "64", "--overlap", "16") == 0
+    tiled = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert demo("--input", tmp_path / "in", "--tile", "none") == 0
+    assert len(tiled) > len(json.loads((tmp_path / "found" / "detections.json").read_text()))
+
+
+def test_names_of_classes(demo):
+    cfg = get_config(None, ["DATASETS.TRAIN", "('unheard_of',)", "DATASETS.TEST", "('synthetic_omni_val',)"])
+    assert demo.module.class_names_of(cfg) == ["Target"]
+    cfg.DATASETS.TEST = ()
+    assert demo.module.class_names_of(cfg)[:2] == ["class0", "class1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_six_thousand_pixels_square_within_four_gigabytes(demo, weights, tmp_path, suffix):
+    """36 million pixels of 16 bits. The figure is the peak of the whole process."""
+    image = np.full((6000, 6000), 3000, np.uint16)
+    image[::500, ::500] = 60000
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, 1] if suffix == "tif" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    assert cv2.imwrite(str(tmp_path / f"large.{suffix}"), image, options)
+    del image
+    command = [
+        sys.executable, "-c",
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path('tools/demo.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+        "demo", "--config-file", CONFIG, "--weights", weights, "--input", tmp_path / f"large.{suffix}",
+        "--output", tmp_path / "found", "--tile", "1500", "--overlap", "64", "--tile-batch", "1",
+        "--opts", "INPUT.RESIZE_MODE", "scale", "INPUT.SCALE", "0.1",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak = int(done.stdout.split("peak ")[1]) / 2**20  # GiB
+    print(f"{suffix}: {peak:.2f} GiB")
+    assert peak < 4
+    assert (tmp_path / "found" / "large.png").is_file()
