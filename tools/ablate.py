@@ -20,6 +20,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -285,7 +286,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DatasetError) as error:
         logger.error("error: %s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.error("stopped; the same command goes on from here")
+        return 130
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # both also end the training in progress
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+import signal
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -125,6 +126,19 @@ def test_a_training_that_takes_too_long_is_stopped(tool, tmp_path, script):
     with pytest.raises(NotFinishedError, match="no time left"):
         tool.Trainer(tmp_path, 1)(made, 0.3)
     assert time.monotonic() - start < 30
+
+
+def test_stopping_the_command_stops_the_training(tool, tmp_path, script, caplog):
+    # The training tells its process number and then sends the command what Ctrl-C sends.
+    script(f"echo $$ > {tmp_path}/child; kill -INT $PPID; exec sleep 60")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert tool.main(["bafe-4", "--rows", "a_none", "--output", str(tmp_path / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "the same command goes on" in caplog.text
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "child").read_text()), 0)
 
 
 def test_a_training_that_another_command_runs_is_left_alone(tool, tmp_path, script):
