@@ -68,7 +68,7 @@ def build_metadata_conditioned(
         vocabulary: of the metadata's names; by default AuxDet's.
         arguments: of the class.
     """
-    model: Any = condition_on_metadata(meta_arch)(**arguments)
+    model: Any = condition_on_metadata(meta_arch)(**arguments)  # type: ignore[arg-type]  # a class is hashable
     if vocabulary is not None:
         model.vocabulary = vocabulary
     return model

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from irstd_d2.errors import ConfigError
 from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 from irstd_d2.modeling.fcos_targets import Points
 
@@ -27,17 +28,26 @@ class BAFENet(IRSTDFCOS):
 
     Args:
         sky_loss_weight: of the segmentation loss.
+        sky_score_power: final scores are multiplied by this power of the predicted probability of sky at their point;
+            0 leaves them (published). For data whose targets lie in the sky.
         fcos: arguments of ``IRSTDFCOS``; its ``head`` is a ``BAFEHead``.
     """
 
     @configurable
-    def __init__(self, *, sky_loss_weight: float = 1.0, **fcos: Any):
+    def __init__(self, *, sky_loss_weight: float = 1.0, sky_score_power: float = 0.0, **fcos: Any):
         super().__init__(**fcos)
-        self.sky_loss_weight = sky_loss_weight
+        if sky_score_power < 0:
+            raise ConfigError(f"MODEL.BAFE.SKY_SCORE_POWER is {sky_score_power}; it must not be negative")
+        self.sky_loss_weight, self.sky_score_power = sky_loss_weight, sky_score_power
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "sky_loss_weight": cfg.MODEL.BAFE.SKY_LOSS_WEIGHT}
+        bafe = cfg.MODEL.BAFE
+        return {
+            **super().from_config(cfg),
+            "sky_loss_weight": bafe.SKY_LOSS_WEIGHT,
+            "sky_score_power": bafe.SKY_SCORE_POWER,
+        }
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> nn.Module:
@@ -51,6 +61,13 @@ class BAFENet(IRSTDFCOS):
         losses = super().losses(points, predictions, batched_inputs)
         losses["loss_sky"] = self.sky_loss_weight * sky_loss(predictions["sky"], sky)
         return losses
+
+    def quality(self, predictions: Predictions, level: int) -> Tensor:
+        """Centreness, times the power of the probability of sky, (N, H * W)."""
+        quality = super().quality(predictions, level)
+        if not self.sky_score_power:
+            return quality
+        return quality * predictions["sky"][level].float().sigmoid().flatten(1) ** self.sky_score_power
 
     def outputs(
         self,

@@ -277,23 +277,25 @@ class IRSTDFCOS(DenseDetector):
         """
         columns: list[tuple[Tensor, ...]] = []
         start = 0
-        for logits, distances, centerness in zip(
-            predictions["logits"], predictions["distances"], predictions["centerness"]
-        ):
+        for level, (logits, distances) in enumerate(zip(predictions["logits"], predictions["distances"])):
             class_scores = flatten_level(logits).float().sigmoid()
             num_points = class_scores.shape[1]
             count = min(self.topk_candidates, class_scores[0].numel())
             scores, index = class_scores.flatten(1).topk(count)
             point = index.div(self.num_classes, rounding_mode="floor")
-            centre_score = flatten_level(centerness).float().sigmoid().squeeze(-1).gather(1, point)
+            quality = self.quality(predictions, level).gather(1, point)
             box_distances = flatten_level(distances).gather(1, point[..., None].expand(-1, -1, 4))
             boxes = distances_to_boxes(points.centre[start : start + num_points][point], box_distances)
-            final = scores * centre_score
+            final = scores * quality
             columns.append((boxes, scores, final.sqrt() if self.score_mode == "sqrt" else final,
                             index % self.num_classes))  # fmt: skip
             start += num_points
         boxes, class_scores, final, classes = (torch.cat(column, 1) for column in zip(*columns))
         return boxes, class_scores, final, classes
+
+    def quality(self, predictions: Predictions, level: int) -> Tensor:
+        """What multiplies the class probability of every point of a level: centreness, (N, H * W)."""
+        return flatten_level(predictions["centerness"][level]).float().sigmoid().squeeze(-1)
 
     def select(
         self, boxes: Tensor, class_scores: Tensor, scores: Tensor, classes: Tensor, *, image_size: tuple[int, int]

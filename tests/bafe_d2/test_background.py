@@ -249,3 +249,38 @@ def test_levels_of_unequal_width_are_refused(repo_root):
     opts += ["MODEL.ROI_HEADS.IN_FEATURES", ["res3", "res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[8]]]
     with pytest.raises(ConfigError, match=r"ROI_HEADS\.IN_FEATURES have \[32, 64\] channels"):
         make_model(repo_root, RCNN, *opts)
+
+
+def test_scores_follow_the_probability_of_sky(repo_root):
+    def detect(power):
+        options = ["MODEL.DEVICE", "cpu", "MODEL.BAFE.SKY_SCORE_POWER", power, "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+        options += ["MODEL.FCOS.NMS_THRESH_TEST", 1.0, "TEST.DETECTIONS_PER_IMAGE", 10**6]
+        torch.manual_seed(0)
+        model = build_model(get_config(repo_root / "configs/bafe/tiny/bafe_tiny.yaml", options)).eval()
+        torch.nn.init.normal_(model.head.sky_logits.weight)
+        images = model.preprocess_image([{"image": torch.rand(3, 64, 64) * 255}])
+        features = model.backbone(images.tensor)
+        predictions = model.head([features[name] for name in model.head_in_features])
+        return predictions["sky"], model.candidates(model.points(predictions), predictions)
+
+    with torch.no_grad():
+        (sky, plain), (_, squared) = detect(0.0), detect(2.0)
+    # Candidates come best class score first, on each level, whatever the power.
+    probability = [level.sigmoid().flatten() for level in sky]
+    order = [scores.argsort(descending=True) for scores in plain[1][0].split([len(p) for p in probability])]
+    assert all((o == torch.arange(len(o))).all() for o in order)
+    torch.testing.assert_close(squared[0], plain[0])
+    torch.testing.assert_close(squared[1], plain[1])
+    ratio = (squared[2] / plain[2])[0].split([len(p) for p in probability])
+    for level, expected in zip(ratio, probability):
+        torch.testing.assert_close(level.sort().values, (expected**2).sort().values, rtol=1e-3, atol=1e-5)
+
+
+def test_a_negative_power_is_refused(repo_root):
+    with pytest.raises(ConfigError, match=r"SKY_SCORE_POWER is -1"):
+        build_model(
+            get_config(
+                repo_root / "configs/bafe/tiny/bafe_tiny.yaml",
+                ["MODEL.DEVICE", "cpu", "MODEL.BAFE.SKY_SCORE_POWER", -1.0],
+            )
+        )
