@@ -277,8 +277,8 @@ def main(argv: list[str] | None = None) -> None:
             "",
             "![Histograms](../../docs/images/bag_cp_histograms.png)",
             "",
-            "Green: pasted; blue: targets that were there; orange: edge of the sky. Where the sky is white already, what is "
-            "pasted cannot show; the paper's rule does not keep such places out.",
+            "Green: pasted; blue: targets that were there; orange: edge of the sky. Where the sky is white already, "
+            "what is pasted cannot show; the paper's rule does not keep such places out.",
             "",
             "![Pasted clusters](../../docs/images/bag_cp_sheet.jpg)",
             "",
