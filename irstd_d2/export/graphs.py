@@ -224,13 +224,13 @@ def fcos_candidates(model: IRSTDFCOS, predictions: dict[str, Any], image_size: T
     """Decode what an FCOS head predicts."""
     points = model.points(predictions)
     columns, start = [], 0
-    for logits, distances, centerness in zip(*(predictions[key] for key in ("logits", "distances", "centerness"))):
+    for level, (logits, distances) in enumerate(zip(predictions["logits"], predictions["distances"])):
         class_scores = flatten_level(logits).float().sigmoid()
         scores, place, classes = top_candidates(class_scores, model.topk_candidates)
         end = start + class_scores.shape[1]
         centre = points.centre[start:end][place]
         boxes = distances_to_boxes(centre, take(flatten_level(distances), place))
-        ranked = scores * take(flatten_level(centerness).float().sigmoid(), place)[..., 0]
+        ranked = scores * take(model.quality(predictions, level)[..., None], place)[..., 0]
         if model.score_mode == "sqrt":
             ranked = ranked.clamp(min=0).sqrt()
         columns.append((boxes, _where_above(scores, model.score_threshold, ranked), classes))
