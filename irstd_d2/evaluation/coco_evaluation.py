@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..files import write_atomically
 from ..memory import without_garbage_collection
@@ -219,9 +218,7 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         use_faster: bool | None = None,
         distributed: bool = True,
     ):
-        # The catalog knows the class names of some sets only once they are loaded.
-        dicts = DatasetCatalog.get(dataset_name)
-        truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(dataset_name).thing_classes)
+        truth = GroundTruth.from_dataset(dataset_name)
         super().__init__(truth, group_by=group_by, distributed=distributed)
         self._output_dir = output_dir
         self._options: dict[str, Any] = {

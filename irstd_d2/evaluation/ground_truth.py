@@ -66,7 +66,8 @@ class GroundTruth:
     @classmethod
     def from_dataset(cls, name: str) -> GroundTruth:
         """Build from the name of a registered data set."""
-        return cls.from_dicts(DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes)
+        dicts = DatasetCatalog.get(name)  # some sets know their class names only once they are loaded
+        return cls.from_dicts(dicts, MetadataCatalog.get(name).thing_classes)
 
     def image_groups(self, key: str) -> dict[str, np.ndarray]:
         """Sort the images into groups.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
 from ..errors import ConfigError, DatasetError
@@ -82,29 +81,27 @@ def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) ->
         refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
         if refused:
             raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved boxes; leave it out")
-        collector = TableEvaluator(_ground_truth(dataset_name), distributed=False)
+        collector = TableEvaluator(GroundTruth.from_dataset(dataset_name), distributed=False)
         add_predictions([collector, *evaluators], predictions)
         detections = collector.detections()
         if detections is None:
             raise RuntimeError("saved predictions are judged by the main process alone")
-        results = {name: metrics for evaluator in evaluators for name, metrics in (evaluator.evaluate() or {}).items()}
+        results: dict[str, Mapping[str, float]] = {}
+        for evaluator in evaluators:
+            results.update(evaluator.evaluate() or {})
         runs.append(Rescored(name, file, detections, results))
     return runs
 
 
-def _ground_truth(dataset_name: str) -> GroundTruth:
-    # The catalog knows the class names of some sets only once they are loaded.
-    dicts = DatasetCatalog.get(dataset_name)
-    return GroundTruth.from_dicts(dicts, MetadataCatalog.get(dataset_name).thing_classes)
-
-
 def _names(files: Sequence[Path]) -> list[str]:
-    """A short name per file: the run's folder, or the file's own name; numbered where that is not unique."""
+    """A short name per file: that of the run's folder, else of the file; numbered where it is not unique."""
     names = []
     for file in files:
-        folders = [folder for folder in file.resolve().parent.parts if folder != "inference"]
-        saved_by_run = file.name == PREDICTIONS and file.resolve().parent.parent.name == "inference"
-        names.append(folders[-2] if saved_by_run else file.parent.name if file.name == PREDICTIONS else file.stem)
+        folder = file.resolve().parent
+        if file.name != PREDICTIONS:
+            names.append(file.stem)
+        else:
+            names.append(folder.parent.parent.name if folder.parent.name == "inference" else folder.name)
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
@@ -144,7 +141,7 @@ def resample(
         max_detections: per image and class, for COCO's metrics.
         seed: of the draws.
     """
-    truth = _ground_truth(dataset_name)
+    truth = GroundTruth.from_dataset(dataset_name)
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
     comparisons: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs[1:]} if compare else {}
     for name, metric in resampled_metrics(score_threshold, max_detections).items():
