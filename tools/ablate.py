@@ -46,6 +46,7 @@ from irstd_d2.ablation import (
     markdown,
     resolve,
     run_jobs,
+    select_rows,
 )
 from irstd_d2.ablation.runner import CONFIG, OUTPUT
 from irstd_d2.ablation.scales import Scale
@@ -232,8 +233,7 @@ def make_jobs(args: argparse.Namespace, scale: Scale, tables: Sequence[Table], i
             data,
         )
         for seed in range(args.seeds)
-        for table in tables
-        for row in table.select(args.rows)
+        for table, row in select_rows(tables, args.rows)
     ]
 
 
@@ -248,11 +248,11 @@ def run(args: argparse.Namespace) -> int:
     tables = [TABLES[name] for name in dict.fromkeys(args.tables)]
     scale = get_scale(args.scale, args.preset or ("gpu" if torch.cuda.is_available() else "cpu"))
     jobs = make_jobs(args, scale, tables, iterations)
-    if not scale.recipes and not args.weights:
+    if not scale.recipes and not jobs[0].cfg.MODEL.WEIGHTS:
         logger.warning("without --weights the backbones start from random weights; the papers start from ImageNet's")
     data = prepare_data(scale, {table.paper for table in tables}, args.output)
     outcomes = run_jobs(jobs, Trainer(data, args.num_gpus), time_limit=seconds)
-    for table in tables:
+    for table in [table for table in tables if any(job.table is table for job in jobs)]:
         own = [(job, outcome) for job, outcome in zip(jobs, outcomes) if job.table is table]
         own_jobs, own_outcomes = [job for job, _ in own], [outcome for _, outcome in own]
         name = f"ablation_{table.name.replace('-', '_')}_{scale.name}"

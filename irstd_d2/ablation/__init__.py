@@ -6,7 +6,7 @@ from .compare import judge, sign_agreement
 from .report import collect, draw, markdown
 from .runner import Job, NotFinishedError, Outcome, finished, make_job, run_jobs
 from .scales import SCALES, get_scale, resolve
-from .tables import Claim, Metric, Row, Table
+from .tables import Claim, Metric, Row, Table, select_rows
 
 TABLES = {table.name: table for table in (*AUXDET_TABLES, *BAFE_TABLES)}
 
@@ -29,5 +29,6 @@ __all__ = [
     "markdown",
     "resolve",
     "run_jobs",
+    "select_rows",
     "sign_agreement",
 ]

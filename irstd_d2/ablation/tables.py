@@ -108,13 +108,15 @@ class Table:
         """Return a row by its name."""
         return next(row for row in self.rows if row.name == name)
 
-    def select(self, names: Sequence[str]) -> tuple[Row, ...]:
-        """Return the named trainable rows in the table's order; without names all of them.
 
-        Raises:
-            ConfigError: for a name that is not a trainable row.
-        """
-        known = [row.name for row in self.trainable]
-        if unknown := set(names) - set(known):
-            raise ConfigError(f"table {self.name} has no trainable rows {sorted(unknown)}; known are {known}")
-        return tuple(row for row in self.trainable if not names or row.name in names)
+def select_rows(tables: Sequence[Table], names: Sequence[str]) -> list[tuple[Table, Row]]:
+    """Return the trainable rows of some tables, in their order; with names only the rows that bear them.
+
+    Raises:
+        ConfigError: for a name that is no trainable row of any of the tables.
+    """
+    rows = [(table, row) for table in tables for row in table.trainable]
+    known = dict.fromkeys(row.name for _, row in rows)
+    if unknown := set(names) - set(known):
+        raise ConfigError(f"rows {sorted(unknown)} are in none of the tables; known are {', '.join(known)}")
+    return [(table, row) for table, row in rows if not names or row.name in names]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from irstd_d2.ablation import TABLES, Claim, Metric, Row, Table
+from irstd_d2.ablation import TABLES, Claim, Metric, Row, Table, select_rows
 from irstd_d2.errors import ConfigError
 
 ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
@@ -81,11 +81,12 @@ def table(rows, claims=(), reference="a"):
 
 def test_selection_keeps_the_order_and_names_what_is_unknown():
     rows = (Row("a", "A", "a.yaml", {"AP50": 1}), Row("b", "B", ""), Row("c", "C", "c.yaml"))
-    made = table(rows)
-    assert [row.name for row in made.select(["c", "a"])] == ["a", "c"]
-    assert made.select([]) == made.trainable == (rows[0], rows[2])
-    with pytest.raises(ConfigError, match=r"\['b'\].*\['a', 'c'\]"):
-        made.select(["b"])
+    one, two = table(rows), table((rows[0], Row("d", "D", "d.yaml")))
+    chosen = [(t is two, row.name) for t, row in select_rows([one, two], ["d", "a"])]
+    assert chosen == [(False, "a"), (True, "a"), (True, "d")]
+    assert [row.name for _, row in select_rows([one, two], [])] == ["a", "c", "a", "d"]
+    with pytest.raises(ConfigError, match=r"\['b'\].*a, c, d"):
+        select_rows([one, two], ["b", "c"])
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,10 @@ echo '{evaluation}' > $folder/metrics.json"""
     assert "1 within the spread" in report
     assert (tmp_path / "out/ablation_bafe_4_synthetic.png").stat().st_size > 5000
     assert "4 trainings of 300 iterations of 8 images" in report
+    # With a second table that has none of the rows, and one that has the first.
+    assert tool.main(["bafe-5", "bafe-3", *arguments[:2], "a_none", *arguments[4:]]) == 0
+    reports = sorted(path.stem for path in (tmp_path / "out").glob("*.md"))
+    assert reports == ["ablation_bafe_3_synthetic", "ablation_bafe_4_synthetic"]
 
 
 @pytest.mark.slow
