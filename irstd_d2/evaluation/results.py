@@ -16,8 +16,8 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
 
     Returns:
         A Markdown table; ``-`` where there was nothing to measure. Results that are broken down by several keys give
-        one block per key, below each other, so that no row is too long to read; each leaves out the metrics that it
-        does not have.
+        one block per key, below each other, so that no row is too long to read; metrics that are not broken down come
+        first.
     """
     rows: dict[tuple[str, str], dict[str, float]] = {}
     keys: dict[str, dict[str, None]] = {}
@@ -28,11 +28,10 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
                 keys.setdefault(group.partition("/")[0], {})[group] = None
             rows.setdefault((evaluator, metric), {})[group or "all"] = value
     if len(keys) <= 1:
-        return _block(rows, [*(group for groups in keys.values() for group in groups)])
-    return "\n\n".join(
-        _block({name: values for name, values in rows.items() if set(groups) & set(values)}, list(groups))
-        for groups in keys.values()
-    )
+        return _block(rows, [group for groups in keys.values() for group in groups])
+    blocks = [{name: values for name, values in rows.items() if set(values) == {"all"}}]
+    blocks += [{name: values for name, values in rows.items() if set(groups) & set(values)} for groups in keys.values()]
+    return "\n\n".join(_block(block, list(groups)) for block, groups in zip(blocks, [(), *keys.values()]) if block)
 
 
 def format_runs(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

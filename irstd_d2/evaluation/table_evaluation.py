@@ -66,7 +66,7 @@ class TableEvaluator(DatasetEvaluator):
     def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
         self.ground_truth, self.group_by, self._distributed = ground_truth, tuple(group_by), distributed
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
-        self._target_boxes = split_by_image(ground_truth.targets, len(self._index))
+        self._target_boxes = _split_by_image(ground_truth.targets, len(self._index))
         self.reset()
 
     def reset(self) -> None:
@@ -185,7 +185,7 @@ class TableEvaluator(DatasetEvaluator):
         raise NotImplementedError(f"{type(self).__name__} must implement compute")
 
 
-def split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
+def _split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
     """Boxes of each image's targets, (g, 4) each; the table is in the order of the images."""
     return np.split(targets.boxes, np.searchsorted(targets.image, np.arange(1, num_images)))[:num_images]
 

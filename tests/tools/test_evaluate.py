@@ -108,7 +108,8 @@ def test_one_run_gives_the_evaluators_table_and_leaves_the_predictions_alone(too
         for name, value in metrics.items():
             shown = None if math.isnan(value) else str(value) if math.isinf(value) else value
             assert results[evaluator][name] == shown
-    blocks = printed.split("\n\n")
+    whole, *blocks = printed.split("\n\n")
+    assert [cells(line)[1] for line in whole.splitlines()[2:4]] == ["AP50-<9", "recall50-<9"]
     assert [cells(block.splitlines()[0])[3] for block in blocks] == [
         *("platform/A", "resolution/<=256", "size/<9", "contrast/<1.2", "sky/sky")
     ]
