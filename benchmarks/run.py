@@ -30,10 +30,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenMP; also pins the process to as many")
     parser.add_argument("--device", default="cpu", help="of models and tensors, e.g. cuda")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=("wall", "cpu"),
+        help="cpu: time that the process computed, for one thread on a machine that others use as well",
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="per comparison; three pairs are run at least")
     parser.add_argument("--quick", action="store_true", help="small inputs, one pair each: no figures, only a check")
     parser.add_argument("--output", type=Path, help="a Markdown file to write beside printing")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.clock == "cpu" and (args.threads != 1 or args.device != "cpu"):
+        parser.error("--clock cpu adds up the time of all threads and sees no GPU: use it with --threads 1 on the CPU")
+    return args
 
 
 def pin(threads: int) -> None:
@@ -67,8 +76,8 @@ def header(args: argparse.Namespace) -> str:
         [
             f"    python benchmarks/run.py {' '.join(args.command)}",
             "",
-            f"{date.today()}, commit {commit or 'unknown'}, {machine}, {args.threads} thread(s), load average "
-            f"{os.getloadavg()[0]:.1f} at the start. Python {platform.python_version()}, {', '.join(installed)}. "
+            f"{date.today()}, commit {commit or 'unknown'}, {machine}, {args.threads} thread(s), {args.clock} time, "
+            f"load average {os.getloadavg()[0]:.1f} at the start. Python {platform.python_version()}, {', '.join(installed)}. "
             f"Product of two 2048x2048 matrices: {', '.join(rates)}.",
         ]
     )
@@ -81,10 +90,12 @@ def main(argv: list[str] | None = None) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     warnings.filterwarnings("ignore")
     import cv2
+    import harness
     import torch
     from cases import data, detectors, parts, targets
-    from harness import Bench
 
+    if args.clock == "cpu":
+        harness.CLOCK = time.process_time
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     modules = {"parts": parts, "targets": targets, "data": data, "detectors": detectors}
@@ -92,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     text = [title, "", header(args), ""]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), torch.device(args.device), args.quick, args.seconds)
+        bench = harness.Bench(Path(folder), torch.device(args.device), args.quick, args.seconds)
         for name in args.cases:
             torch.manual_seed(0)
             done = len(bench.rows)

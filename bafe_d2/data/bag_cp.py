@@ -142,6 +142,7 @@ class BAGCopyPaste(T.Augmentation):
         pasted_class: class of the new targets.
     """
 
+    channelwise = True  # a gray image may stay (H, W) until here
     input_args = ("image", "boxes", "sem_seg")
 
     def __init__(

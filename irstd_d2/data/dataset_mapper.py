@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 
 from ..errors import ConfigError, DatasetError
-from .image_io import read_image, read_sky_mask
+from .image_io import read_raw, read_sky_mask, to_float_image
 from .transforms import Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
 
 MAPPER_REGISTRY = Registry("MAPPER")
@@ -23,6 +23,8 @@ A registered class is called as ``cls(cfg, is_train)``.
 """
 
 _MIN_BOX_SIDE = 1e-5  # pixels; as detectron2's filter_empty_instances
+# Augmentations that do the same to every channel, and work on a gray image as well.
+_SAME_FOR_ALL_CHANNELS = (Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop, T.RandomCrop, T.RandomFlip)
 _logger = logging.getLogger(__name__)
 
 
@@ -37,7 +39,8 @@ class IRSTDAugInput(T.AugInput):
     An augmentation may replace ``boxes`` and ``classes`` together, and so add or remove targets.
 
     Args:
-        image: ``(H, W, 3)`` float32 in ``[0, 255]``.
+        image: ``(H, W, 3)`` float32 in ``[0, 255]``; ``(H, W)`` for a gray one where all augmentations do the same to
+            every channel (those of this project, detectron2's flip and crop, and others with ``channelwise = True``).
         boxes: ``(N, 4)`` float32, XYXY in pixels, half-open; ``None`` at test time.
         classes: ``(N,)`` int64.
         sem_seg: ``(H, W)`` uint8, 1 sky, 0 other, 255 ignore.
@@ -86,6 +89,10 @@ class IRSTDDatasetMapper:
     ):
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        # A gray image gets its three channels last.
+        self.keep_gray = all(
+            type(aug) in _SAME_FOR_ALL_CHANNELS or getattr(aug, "channelwise", False) for aug in augmentations
+        )
         self.image_format = image_format
         self.high_bit_depth = high_bit_depth
         self.load_sem_seg = load_sem_seg
@@ -141,7 +148,7 @@ class IRSTDDatasetMapper:
         sample["metadata"] = self.process_metadata({**size, **dataset_dict.get("metadata", {})})
 
         self.augmentations(aug_input)
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        sample["image"] = _pack_image(aug_input.image)
         if aug_input.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
         if aug_input.boxes is not None and aug_input.classes is not None:
@@ -156,7 +163,8 @@ class IRSTDDatasetMapper:
         file_name = dataset_dict["file_name"]
         image = dataset_dict.get("image")
         if image is None:
-            image = read_image(file_name, self.image_format, self.high_bit_depth)
+            raw = read_raw(file_name)
+            image = to_float_image(raw, file_name, self.image_format, self.high_bit_depth, keep_gray=self.keep_gray)
         _check_size(file_name, image, dataset_dict)
         if not self.is_train:
             return IRSTDAugInput(image)
@@ -205,6 +213,15 @@ def _annotation_arrays(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, n
     boxes = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in kept]
     classes = [obj["category_id"] for obj in kept]
     return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(classes, dtype=np.int64)
+
+
+def _pack_image(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) or gray (H, W) -> (3, H, W)"""
+    if image.ndim == 3:
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    packed = np.empty((3, *image.shape), np.float32)
+    packed[:] = image
+    return torch.from_numpy(packed)
 
 
 def _pack_instances(boxes: np.ndarray, classes: np.ndarray, image_size: tuple[int, int]) -> Instances:

@@ -73,7 +73,6 @@ def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = 
         DatasetError: the file is missing, truncated, of another kind, too large, or holds NaN or infinity.
         ConfigError: ``format`` or ``high_bit_depth`` is not one of the above.
     """
-    _check_options(format, high_bit_depth)
     return to_float_image(read_raw(path), path, format, high_bit_depth)
 
 
@@ -83,14 +82,17 @@ def to_float_image(
     format: str = "RGB",
     high_bit_depth: str = "full_range",
     limits: tuple[float, float] | None = None,
+    keep_gray: bool = False,
 ) -> np.ndarray:
     """Turn what :func:`read_raw` returned for ``path`` into what :func:`read_image` returns.
 
     For a part of an image, ``limits`` are :func:`value_limits` of the whole, so that all parts are stretched alike.
+    With ``keep_gray`` a gray image stays ``(H, W)``, a third of the work for all that treats its channels alike.
     """
+    _check_options(format, high_bit_depth)
     image = raw if raw.dtype == np.uint8 else _stretch(raw, limits or value_limits(raw, path, high_bit_depth))
     if image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        image = image if keep_gray else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     elif format == "RGB":
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
     elif image.shape[2] == 4:

@@ -69,6 +69,23 @@ def test_rates_and_times_are_written_for_people(harness, tmp_path):
     assert [harness.show_time(t) for t in (2.5, 0.25, 2.5e-5)] == ["2.5 s", "250 ms", "25 µs"]
 
 
+def test_time_that_is_not_computed_can_be_left_out(harness, monkeypatch):
+    assert harness.timed(lambda: time.sleep(0.05), CPU) >= 0.05
+    monkeypatch.setattr(harness, "CLOCK", time.process_time)
+    assert harness.timed(lambda: time.sleep(0.05), CPU) < 0.02
+
+
+def test_cpu_time_is_refused_where_it_would_mislead(repo_root, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(repo_root / "benchmarks")
+    from run import parse_args
+
+    assert parse_args(["--clock", "cpu"]).clock == "cpu"
+    for extra in (["--threads", "2"], ["--device", "cuda"]):
+        with pytest.raises(SystemExit):
+            parse_args(["--clock", "cpu", *extra])
+        assert "--threads 1" in capsys.readouterr().err
+
+
 def test_peak_memory_sees_what_is_gone_afterwards(harness):
     def work():
         kept = torch.ones(20_000_000)  # 80 MB

@@ -330,3 +330,41 @@ def test_real_targets_stay_under_their_boxes(real_densesirst):
         assert mapped["sem_seg"].shape == (512, 512)
         contrasts.append(local_contrast(mapped["image"][0].numpy(), boxes.numpy()))
     assert (np.concatenate(contrasts) > 1).mean() > 0.95
+
+
+class SeesThreeChannels(T.Augmentation):
+    def get_transform(self, image):
+        assert image.ndim == 3
+        return NoOpTransform()
+
+
+class SeesOneChannel(T.Augmentation):
+    channelwise = True
+
+    def get_transform(self, image):
+        assert image.ndim == 2
+        return NoOpTransform()
+
+
+@pytest.mark.parametrize("bits", [np.uint8, np.uint16])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_gray_image_gets_its_channels_last_and_nothing_else_changes(sample, bits, is_train):
+    rng = np.random.default_rng(0)
+    cv2.imwrite(sample["file_name"], rng.integers(0, np.iinfo(bits).max, (24, 32), dtype=bits, endpoint=True))
+    common = [T.RandomFlip(prob=1.0), Resize((37, 51)), T.RandomCrop("absolute", (20, 30))]
+    np.random.seed(0)
+    late = mapper(*common, SeesOneChannel(), is_train=is_train)(sample)
+    np.random.seed(0)
+    early = mapper(*common, SeesThreeChannels(), is_train=is_train)(sample)
+    assert late["image"].is_contiguous()
+    assert late["image"].shape == (3, 20, 30)
+    assert torch.equal(late["image"], early["image"])
+    late["image"][0] = -1  # the channels are no views of one another
+    assert torch.equal(late["image"][1:], early["image"][1:])
+
+
+def test_a_colour_image_keeps_its_channels(sample):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    cv2.imwrite(sample["file_name"], pixels)
+    mapped = mapper(T.RandomFlip(prob=1.0), image_format="BGR")(sample)
+    assert torch.equal(mapped["image"], torch.from_numpy(pixels[:, ::-1].transpose(2, 0, 1).astype(np.float32)))
