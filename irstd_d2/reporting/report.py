@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from ..errors import DatasetError
 from ..evaluation.average_precision import precision_recall, voc_verdicts
@@ -124,6 +126,7 @@ def write_report(
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
+    environment.filters["breakable"] = _breakable
     environment.filters["zip"] = zip
     text = environment.from_string(template).render(
         title=title,
@@ -140,6 +143,11 @@ def write_report(
     output = Path(output)
     write_atomically(output, lambda file: file.write(text.encode("utf-8", errors="replace")))
     return output
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after underscores and hyphens, so that it does not widen its column."""
+    return Markup(re.sub("([_-])", r"\1<wbr>", str(escape(name))))  # noqa: S704  escaped before
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import cv2
@@ -22,7 +23,7 @@ from irstd_d2.reporting.run import PREDICTIONS, load_run, weights_of
 
 HOSTILE = "<img src=x onerror=alert(1)> $\\bad"
 QUICK = Options(gallery=0, examples=0, draws=0)
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 
 
 @pytest.fixture
@@ -181,8 +182,9 @@ def test_intervals_and_paired_comparison(tmp_path, data_set):
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path, data_set):
     runs = [make_run(tmp_path / part / "run", data_set) for part in "ab"]
-    text = report(runs, tmp_path)
+    text = report([*runs, make_run(tmp_path / "a_<b>", data_set)], tmp_path)
     assert '<th scope="col">run (1)</th><th scope="col">run (2)</th>' in text
+    assert '<th scope="col">a_<wbr>&lt;b&gt;</th>' in text
 
 
 def test_the_gallery_names_the_worst_and_survives_images_that_are_gone(tmp_path, data_set):
@@ -230,15 +232,20 @@ def test_no_detections_at_all(tmp_path, data_set):
     ],
 )
 def test_predictions_that_cannot_be_judged_are_named(tmp_path, data_set, content, message):
-    good, bad = make_run(tmp_path / "good", data_set), make_run(tmp_path / "bad", data_set)
+    bad = make_run(tmp_path / "bad", data_set)
     (bad / "inference" / data_set[0] / PREDICTIONS).write_text(content)
-    text = report([bad, good], tmp_path)
-    note = re.search(r"<li>bad is left out: (.*?)</li>", text, re.DOTALL)[1]
-    assert message in note
-    assert '<th scope="col">good</th>' in text
     text = report([bad], tmp_path)
-    assert "<li>bad is left out" in text
+    assert message in re.search(r"<li>bad is left out: (.*?)</li>", text, re.DOTALL)[1]
     assert "Curves" not in text
+
+
+def test_a_run_that_cannot_be_judged_does_not_stop_the_others(tmp_path, data_set):
+    bad, good = make_run(tmp_path / "bad", data_set), make_run(tmp_path / "good", data_set)
+    (bad / "inference" / data_set[0] / PREDICTIONS).write_text("[{")
+    text = report([bad, good], tmp_path)
+    assert "<li>bad is left out" in text
+    assert '<th scope="col">good</th>' in text
+    assert "Curves" in text
 
 
 def test_a_data_set_that_is_not_here(tmp_path, data_set):
@@ -277,12 +284,14 @@ def test_history_survives_what_an_interrupted_run_leaves(tmp_path, data_set):
     assert "Lines of metrics.json that are not log entries are left out: 1, 2, 3, 4." in run.notes
     assert run.series("lr") == ([], [])
     assert run.iterations == 0
+    shutil.rmtree(folder / "inference")
     Page(report([folder], tmp_path))
 
 
 def test_a_configuration_that_is_not_yaml_is_shown_as_text(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
     (folder / "config.yaml").write_text("a: [<b>")
+    shutil.rmtree(folder / "inference")
     run = load_run(folder)
     assert run.settings == {}
     assert any(note.startswith("config.yaml is not YAML") for note in run.notes)
@@ -294,6 +303,7 @@ def test_a_configuration_that_is_not_yaml_is_shown_as_text(tmp_path, data_set):
 
 def test_a_configuration_runs_no_code(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
+    shutil.rmtree(folder / "inference")
     mark = tmp_path / "ran"
     (folder / "config.yaml").write_text(f'A: !!python/object/apply:os.mkdir ["{mark}"]\n')
     report([folder], tmp_path, Options(features=1))
