@@ -179,8 +179,8 @@ def main(argv: list[str] | None = None) -> None:
             f"Source: {source_text}. Sky masks: those of the released set. Each generated image stands beside the "
             "released version of the same image. The recipe `paper` is the text of section III-B; `fitted` was fitted "
             "to the released files (number of targets per area, 5x5 pixels each, faint rim, gain 0.6) on these very "
-            "images, so its agreement is that of a fit, not of a prediction: besides the paper's rule, 16 settings were "
-            "scored here with one seed (lambda ranges, rim, gain or offset of the library).",
+            "images, so its agreement is that of a fit, not of a prediction: besides the paper's rule, 16 settings "
+            "were scored here with one seed (lambda ranges, rim, gain or offset of the library).",
             "",
             "![Distributions](../../docs/images/densesirst_statistics.png)",
             "",
