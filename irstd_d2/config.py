@@ -9,6 +9,7 @@ from os import PathLike, fspath
 from detectron2.config import CfgNode, get_cfg
 
 from .data.config import add_data_config
+from .data.datasets import register_own_sets
 
 # Looked up by name, so that this package depends on neither of them.
 _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_config")
@@ -98,6 +99,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:
     """Return a ``CfgNode`` with the keys of detectron2 and of this project, merged from a file.
 
+    The data sets of ``DATASETS.OWN`` are registered.
+
     Args:
         path: a YAML file of this project or the user's own; ``None`` gives the defaults.
         opts: alternating keys and values, as on the command line: ``["SOLVER.MAX_ITER", 100]``.
@@ -114,6 +117,7 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
     if path is not None:
         cfg.merge_from_file(fspath(path))
     cfg.merge_from_list(list(opts))
+    register_own_sets(cfg.DATASETS.OWN)
     return cfg
 
 

@@ -24,3 +24,5 @@ def add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.LOAD_SEM_SEG = True
     # Leave faulty images out, with one counted summary, in place of stopping at the first.
     cfg.DATASETS.SKIP_BAD = False
+    # Sets of one's own: (name, folder in a VOC layout, split or "") or (name, COCO file, image folder).
+    cfg.DATASETS.OWN = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..errors import ConfigError
 from .coco import load_coco
 from .faults import get_skip_bad
 from .layout import VocLayout
@@ -96,6 +97,31 @@ def register_coco_folder(
         MetadataCatalog.get(name).set(thing_classes=list(class_names))
 
 
+def register_own_sets(entries: Iterable[Sequence[str]]) -> None:
+    """Register the sets of ``cfg.DATASETS.OWN``; those that are registered in the same way stay as they are.
+
+    Args:
+        entries: ``(name, folder in a VOC layout, split)`` with "" for all images, or ``(name, COCO file, image
+            folder)``.
+
+    Raises:
+        ConfigError: an entry has another form, or its name belongs to another set.
+    """
+    for entry in entries:
+        if len(entry) != 3 or not all(isinstance(part, str) for part in entry) or not (entry[0] and entry[1]):
+            raise ConfigError(f"DATASETS.OWN has {entry!r}; write (name, folder, split) or (name, COCO file, images)")
+        name, path, third = entry
+        coco = path.endswith(".json")
+        source = CocoSource(path, third) if coco else VocSource(path, third or None)
+        if name in DatasetCatalog.list():
+            if MetadataCatalog.get(name).get("source") != source:
+                raise ConfigError(f"DATASETS.OWN has {entry!r}, but {name!r} is another set; choose another name")
+        elif coco:
+            register_coco_folder(name, path, third)
+        else:
+            register_voc_folder(name, path, third or None)
+
+
 def _register_voc(name: str, source: VocSource) -> None:
     DatasetCatalog.register(name, source.load)
     MetadataCatalog.get(name).set(
@@ -117,6 +143,9 @@ def _register_builtin() -> None:
             _register_voc(name + suffix, source)
     for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
         for split in ("train", "val"):
+            _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
+    for name, folder in (("irstd1k", "IRSTD-1K"), ("nudtsirst", "NUDT-SIRST")):
+        for split in splits:
             _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
     for split in splits:
         source = VocSource(split=f"{split}_v2", layout="densesirst", builtin_root="synthetic_dense/SIRSTdevkit")
