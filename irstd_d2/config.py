@@ -88,6 +88,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     # What metrics are broken down by: "platform", "band", "resolution" or any key of the metadata for images; "size",
     # "contrast", "sky" for targets.
     cfg.TEST.GROUP_BY = ()
+    # IoU at which a detection is right for the evaluators "voc" and "voc_paper".
+    cfg.TEST.VOC_IOU_THRESHOLDS = (0.5,)
     # Largest distances of centres at which a detection is right for the evaluator "centre", in original pixels.
     cfg.TEST.CENTRE_DISTANCES = (1.0, 2.0, 3.0, 5.0)
     # Metric whose best checkpoint is kept as model_best.pth, e.g. "bbox/AP50"; empty keeps none.

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from fvcore.common.registry import Registry
 
-from .average_precision import EXACT, PAPER
+from .average_precision import EXACT, PAPER, VOCProtocol
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
 from .sky import SkyEvaluator
@@ -31,14 +31,23 @@ def coco(cfg: CfgNode, dataset_name: str, output_folder: str | None) -> DatasetE
     )
 
 
+def _voc(cfg: CfgNode, dataset_name: str, protocol: VOCProtocol) -> DatasetEvaluator:
+    return VOCDetectionEvaluator(
+        GroundTruth.from_dataset(dataset_name),
+        iou_thresholds=cfg.TEST.VOC_IOU_THRESHOLDS,
+        protocol=protocol,
+        group_by=cfg.TEST.GROUP_BY,
+    )
+
+
 @EVALUATOR_REGISTRY.register()
 def voc(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=EXACT, group_by=cfg.TEST.GROUP_BY)
+    return _voc(cfg, dataset_name, EXACT)
 
 
 @EVALUATOR_REGISTRY.register()
 def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    return VOCDetectionEvaluator(GroundTruth.from_dataset(dataset_name), protocol=PAPER, group_by=cfg.TEST.GROUP_BY)
+    return _voc(cfg, dataset_name, PAPER)
 
 
 @EVALUATOR_REGISTRY.register()

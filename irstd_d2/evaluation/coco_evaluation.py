@@ -196,7 +196,7 @@ class IRSTDCOCOEvaluator(TableEvaluator):
     """COCO box metrics of a registered data set (``coco_metrics``), in ``bbox`` of the results.
 
     Saves the detections as ``coco_instances_results.json``: COCO's result format with the data set's image ids and
-    class indices.
+    category ids (class indices where it has no others).
 
     Args:
         dataset_name: registered name.
@@ -221,6 +221,7 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         truth = GroundTruth.from_dataset(dataset_name)
         super().__init__(truth, group_by=group_by, distributed=distributed)
         self._output_dir = output_dir
+        self._category_ids = {index: own for own, index in (truth.category_ids(dataset_name) or {}).items()}
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,
@@ -230,18 +231,18 @@ class IRSTDCOCOEvaluator(TableEvaluator):
     def judge(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
-            rows = [row for index, image in enumerate(columns) for row in self._rows(index, image)]
+            rows = [row for number, image in enumerate(columns) for row in self._rows(number, image)]
             write_atomically(path, lambda file: file.write(json.dumps(rows).encode()))
             logger.info("%d detections saved to %s", len(rows), path)
         return super().judge(columns)
 
-    def _rows(self, index: int, image: ImageColumns) -> list[dict[str, Any]]:
+    def _rows(self, number: int, image: ImageColumns) -> list[dict[str, Any]]:
         boxes = np.asarray(image.boxes, float).reshape(-1, 4)  # sizes in double precision give back the corners exactly
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        image_id = self.ground_truth.image_ids[index]
+        image_id = self.ground_truth.image_ids[number]
         return [
-            {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
-            for category, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
+            {"image_id": image_id, "category_id": self._category_ids.get(index, index), "bbox": box, "score": score}
+            for index, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
         ]
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:

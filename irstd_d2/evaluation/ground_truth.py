@@ -69,6 +69,14 @@ class GroundTruth:
         dicts = DatasetCatalog.get(name)  # some sets know their class names only once they are loaded
         return cls.from_dicts(dicts, MetadataCatalog.get(name).thing_classes)
 
+    @staticmethod
+    def category_ids(name: str) -> dict[int, int] | None:
+        """A registered data set's own category ids -> class indices; ``None`` where they are the same.
+
+        Saved predictions bear the data set's own ids.
+        """
+        return MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+
     def image_groups(self, key: str) -> dict[str, np.ndarray]:
         """Sort the images into groups.
 

@@ -76,7 +76,7 @@ def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) ->
     files = [find_predictions(path, dataset_name) for path in paths]
     runs = []
     for name, file in zip(_names(files), files):
-        predictions = read_predictions(file)
+        predictions = read_predictions(file, GroundTruth.category_ids(dataset_name))
         evaluators = [EVALUATOR_REGISTRY.get(key)(cfg, dataset_name, None) for key in cfg.TEST.EVALUATORS]
         refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
         if refused:

@@ -23,7 +23,6 @@ from detectron2.utils import comm
 from ..errors import DatasetError
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
-from .breakdown import select_images as select_images  # also offered here
 from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, detection_table

@@ -184,3 +184,21 @@ def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
     for arguments in ([runs[0], "--dataset", NAME, "--compare"], [runs[0], "--dataset", NAME, "--bootstrap", "-1"]):
         with pytest.raises(SystemExit, match="2"):
             tool.main(arguments)
+
+
+def test_a_data_sets_own_category_ids_are_saved_and_read(dataset, tmp_path):
+    MetadataCatalog.remove(NAME)
+    MetadataCatalog.get(NAME).set(thing_classes=["target", "other"], thing_dataset_id_to_contiguous_id={7: 0, 3: 1})
+    cfg = get_config(opts=["TEST.EVALUATORS", ("coco", "voc"), "TEST.VOC_IOU_THRESHOLDS", (0.25, 0.75)])
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path / "own"))
+    for part in evaluator._evaluators:
+        for record in dataset:
+            boxes = np.array([a["bbox"] for a in record["annotations"]], float)
+            part.add(record["image_id"], boxes, np.full(3, 0.5), np.array([0, 1, 0]))
+    results = evaluator.evaluate()
+    file = tmp_path / "own" / "coco_instances_results.json"
+    assert {row["category_id"] for row in json.loads(file.read_text())} == {7, 3}
+    (again,) = rescore([file], NAME, cfg)
+    assert json.dumps(again.results) == json.dumps(results)
+    assert results["voc_exact"]["recall25"] == pytest.approx(200 / 3)
+    assert "recall75" in results["voc_exact"]
