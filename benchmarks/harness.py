@@ -69,7 +69,7 @@ class Bench:
         folder: an empty one, for files.
         device: that models and tensors are put on.
         quick: small inputs, one run and no targets, to see that everything works.
-        seconds: time given to one comparison; at least three pairs are run, at most 50.
+        seconds: time given to one comparison; at least three rounds are run, at most 50.
     """
 
     folder: Path
@@ -83,70 +83,74 @@ class Bench:
         self,
         case: str,
         ours: tuple[str, Work],
-        other: tuple[str, Work | float],
-        *,
-        at_most: float | None = None,
+        *others: tuple[str, Work | float, float | None],
         other_seldom: int = 1,
         per_second: str = "",
-    ) -> Row:
-        """Time two pieces of work in turn and keep the row.
+    ) -> None:
+        """Time ours and the others in turn, and keep a row for each of the others.
 
         Args:
             case: what is compared.
             ours: a name and the work.
-            other: likewise; a number stands for a time in seconds that was measured elsewhere.
-            at_most: target for the ratio ours / other.
-            other_seldom: a slow other side runs once for so many runs of ours, whose median is its counterpart.
+            others: each a name, the work, and the target for the ratio ours / other or ``None``. A number in place of
+                the work stands for a time in seconds that was measured elsewhere.
+            other_seldom: slow others run once for so many runs of ours, whose median is their counterpart.
             per_second: see ``Row``.
         """
-        mine, theirs = ours[1], other[1]
-        calls = self._calls(mine)
-        other_calls = 1 if isinstance(theirs, float) else self._calls(theirs)
-        first, second, ratios = [], [], []
+        works = [work for _, work, _ in others]
+        my_calls = self._calls(ours[1])
+        calls = [1 if isinstance(work, float) else self._calls(work) for work in works]
+        mine: list[float] = []
+        times: list[list[float]] = [[] for _ in others]
+        ratios: list[list[float]] = [[] for _ in others]
         start = time.perf_counter()
-        while not ratios or (
-            not self.quick and (len(ratios) < 3 or (time.perf_counter() - start < self.seconds and len(ratios) < 50))
-        ):
-            own = [timed(mine, self.device, calls) for _ in range(other_seldom)]
-            first += own
-            second.append(theirs if isinstance(theirs, float) else timed(theirs, self.device, other_calls))
-            ratios.append(statistics.median(own) / second[-1])
-        low, high = np.quantile(ratios, [0.1, 0.9])
-        row = Row(
-            case,
-            ours[0],
-            other[0],
-            statistics.median(first),
-            statistics.median(second),
-            statistics.median(ratios),
-            float(low),
-            float(high),
-            None if self.quick else at_most,
-            per_second,
-        )
-        self.rows.append(row)
-        return row
+        while self._goes_on(len(ratios[0]), start):
+            own = [timed(ours[1], self.device, my_calls) for _ in range(other_seldom)]
+            mine += own
+            for number, work in enumerate(works):
+                times[number].append(work if isinstance(work, float) else timed(work, self.device, calls[number]))
+                ratios[number].append(statistics.median(own) / times[number][-1])
+        for (name, _, at_most), seconds, ratio in zip(others, times, ratios):
+            low, high = np.quantile(ratio, [0.1, 0.9])
+            self.rows.append(
+                Row(
+                    case,
+                    ours[0],
+                    name,
+                    statistics.median(mine),
+                    statistics.median(seconds),
+                    statistics.median(ratio),
+                    float(low),
+                    float(high),
+                    None if self.quick else at_most,
+                    per_second,
+                )
+            )
+
+    def _goes_on(self, rounds: int, start: float) -> bool:
+        if self.quick:
+            return rounds < 1
+        return rounds < 3 or (rounds < 50 and time.perf_counter() - start < self.seconds)
 
     def share(
         self, case: str, part: tuple[str, float], whole: tuple[str, float], *, at_most: float | None = None
-    ) -> Row:
+    ) -> None:
         """Keep a share of times that the work took itself, in seconds."""
         ratio = part[1] / whole[1]
-        row = Row(case, part[0], whole[0], part[1], whole[1], ratio, ratio, ratio, None if self.quick else at_most)
-        self.rows.append(row)
-        return row
+        at_most = None if self.quick else at_most
+        self.rows.append(Row(case, part[0], whole[0], part[1], whole[1], ratio, ratio, ratio, at_most))
 
-    def memory(self, case: str, name: str, work: Work) -> float:
+    def memory(self, case: str, name: str, work: Work) -> None:
         """Keep the highest additional memory of one run in MB: of the device's, or of this process."""
-        peak = peak_memory(work, self.device) / _MEGABYTE
-        self.memory_rows.append((case, name, peak))
-        return peak
+        self.memory_rows.append((case, name, peak_memory(work, self.device) / _MEGABYTE))
 
     def _calls(self, work: Work) -> int:
-        """Calls per measurement, so that it takes some 5 ms or more; runs the work once or more beforehand."""
-        timed(work, self.device)
+        """Calls per measurement, so that it takes some 5 ms or more; runs the work beforehand, twice if it is short."""
         once = timed(work, self.device)
-        return 1 if self.quick else max(1, min(1000, round(0.005 / max(once, 1e-7))))
+        if self.quick or once > 0.5:
+            return 1
+        once = timed(work, self.device)
+        return max(1, min(1000, round(0.005 / max(once, 1e-7))))
 
     def table(self) -> str:
         """All rows as Markdown."""

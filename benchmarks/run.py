@@ -77,7 +77,8 @@ def header(args: argparse.Namespace) -> str:
             f"    python benchmarks/run.py {' '.join(args.command)}",
             "",
             f"{date.today()}, commit {commit or 'unknown'}, {machine}, {args.threads} thread(s), {args.clock} time, "
-            f"load average {os.getloadavg()[0]:.1f} at the start. Python {platform.python_version()}, {', '.join(installed)}. "
+            f"load average {os.getloadavg()[0]:.1f} at the start. Python {platform.python_version()}, "
+            f"{', '.join(installed)}. "
             f"Product of two 2048x2048 matrices: {', '.join(rates)}.",
         ]
     )

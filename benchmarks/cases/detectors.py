@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODEL_ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"  # its module needs an old setuptools
 # Seconds of the published implementations on two CPU threads, 512x512: one image, a training step of two. Another
 # machine of the same kind; detectron2's FCOS, timed in the same run as ours, says how this one compares.
+PUBLISHED_NAME = "published implementation, two threads of another machine"
 PUBLISHED = {"AuxDet": (2.61, 33.1), "BAFE-Net": (1.48, 8.71)}
 
 
@@ -78,47 +79,24 @@ def run(bench: Bench) -> None:
     fcos = build("bafe/tiny/fcos_tiny.yaml" if tiny else "bafe/fcos_r50_fpn.yaml", device)
     theirs = {"detectron2's FCOS": detectron2_fcos(device), "detectron2's Faster R-CNN": detectron2_faster_rcnn(device)}
 
-    if not bench.quick:
-        _published(bench, {"AuxDet": auxdet, "BAFE-Net": bafe}, samples)
-    for name, model, baseline, baseline_name, bounds in (
-        ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3)),
-        ("BAFE-Net", bafe, fcos, "our FCOS", (None, None)),
+    for name, model, baseline, baseline_name, bounds, published_bounds in (
+        ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3), (1 / 2, 1 / 3)),
+        ("BAFE-Net", bafe, fcos, "our FCOS", (None, None), (0.6, None)),
     ):
-        for (kind, make, inputs), bound in zip(
-            (("inference", inference, samples[:1]), ("training step of 2", training_step, samples)), bounds
+        for number, (kind, make, inputs) in enumerate(
+            (("inference", inference, samples[:1]), ("training step of 2", training_step, samples))
         ):
+            published = (PUBLISHED_NAME, PUBLISHED[name][number], published_bounds[number])
             bench.compare(
-                f"{name} beside its baseline, {size}x{size}, {kind}",
+                f"{name} R50, {size}x{size}, {kind}",
                 (name, make(model, inputs)),
-                (baseline_name, make(baseline, inputs)),
-                at_most=bound,
+                (baseline_name, make(baseline, inputs), bounds[number]),
+                *((other, make(other_model, inputs), None) for other, other_model in theirs.items()),
+                *(() if tiny else (published,)),
             )
-            for other, other_model in theirs.items():
-                bench.compare(
-                    f"{name} beside {other}, {size}x{size}, {kind}",
-                    (name, make(model, inputs)),
-                    (other, make(other_model, inputs)),
-                )
             bench.memory(f"{kind}, {size}x{size}", name, make(model, inputs))
     bench.compare(
-        f"our FCOS beside detectron2's, {size}x{size}, inference",
+        f"our FCOS R50, {size}x{size}, inference",
         ("our FCOS", inference(fcos, samples[:1])),
-        ("detectron2's FCOS", inference(theirs["detectron2's FCOS"], samples[:1])),
+        ("detectron2's FCOS", inference(theirs["detectron2's FCOS"], samples[:1]), None),
     )
-
-
-def _published(bench: Bench, models: dict[str, nn.Module], samples: list) -> None:
-    limits = {"AuxDet": (1 / 2, 1 / 3), "BAFE-Net": (0.6, None)}
-    for name, model in models.items():
-        for kind, work, seconds, bound in zip(
-            ("512x512, inference", "512x512, training step of 2"),
-            (inference(model, samples[:1]), training_step(model, samples)),
-            PUBLISHED[name],
-            limits[name],
-        ):
-            bench.compare(
-                f"{name} R50 beside the published implementation, {kind}",
-                ("here", work),
-                ("theirs, 2 threads of another machine", seconds),
-                at_most=bound,
-            )

@@ -56,8 +56,7 @@ def run(bench: Bench) -> None:
     bench.compare(
         f"region targets, {count} targets, {size}x{size}",
         ("all at once", lambda: assign_by_region(sizes, strides, boxes[None], anchor_scale=8.0)),
-        ("loop over targets", lambda: region_loop(sizes, strides, boxes.cpu(), 8.0)),
-        at_most=1 / 20,
+        ("loop over targets", lambda: region_loop(sizes, strides, boxes.cpu(), 8.0), 1 / 20),
     )
     bench.memory("region targets", f"{count} targets", lambda: assign_by_region(
         sizes, strides, boxes[None], anchor_scale=8.0))  # fmt: skip
@@ -68,7 +67,7 @@ def run(bench: Bench) -> None:
     bench.compare(
         f"IoU targets, {len(some)} targets, {len(anchors)} anchors",
         ("assign_by_iou", lambda: assign_by_iou(anchors[None], some[None])),
-        ("detectron2's Matcher", lambda: matcher(pairwise_iou(Boxes(some), Boxes(anchors)))),
+        ("detectron2's Matcher", lambda: matcher(pairwise_iou(Boxes(some), Boxes(anchors))), None),
     )
     _fcos(bench, size, boxes)
     _nms(bench, size)
@@ -97,7 +96,7 @@ def _fcos(bench: Bench, size: int, boxes: Tensor) -> None:
     bench.compare(
         f"FCOS targets, {len(boxes)} targets, {size}x{size}",
         ("assign_targets", lambda: assign_targets(points, boxes[None], classes, 1)),
-        ("matrix of points and targets", matrix),
+        ("matrix of points and targets", matrix, None),
     )
 
 
@@ -123,5 +122,5 @@ def _nms(bench: Bench, size: int) -> None:
     bench.compare(
         f"NMS of {count} boxes on two levels",
         ("batched_nms", lambda: batched_nms(boxes, scores, levels, 0.8)),
-        ("loop over boxes", loop),
+        ("loop over boxes", loop, None),
     )
