@@ -84,6 +84,26 @@ class ExportedDetector:
         """
         if not len(images):
             return []
+        arrays, resized, inputs = self._prepare(images, metadata)
+        outputs = dict(zip(self.facts["outputs"], self._engine.run(inputs)))
+        return [
+            self._result({name: value[i] for name, value in outputs.items()}, small.shape[:2], array.shape[:2])
+            for i, (small, array) in enumerate(zip(resized, arrays))
+        ]
+
+    def inputs(
+        self,
+        images: Sequence[str | PathLike | np.ndarray],
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return what the file is given for these images, by name; for other run times and for calibration."""
+        return self._prepare(images, metadata)[2]
+
+    def _prepare(
+        self,
+        images: Sequence[str | PathLike | np.ndarray],
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, np.ndarray]]:
         per_image = [metadata] * len(images) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
         if len(per_image) != len(images):
             raise ValueError(f"{len(images)} images came with metadata of {len(per_image)}; give one entry per image")
@@ -92,11 +112,7 @@ class ExportedDetector:
         inputs = self._batch(resized)
         if self.facts["metadata"]:
             inputs.update(self._encode(per_image, [array.shape[:2] for array in arrays]))
-        outputs = dict(zip(self.facts["outputs"], self._engine.run(inputs)))
-        return [
-            self._result({name: value[i] for name, value in outputs.items()}, small.shape[:2], array.shape[:2])
-            for i, (small, array) in enumerate(zip(resized, arrays))
-        ]
+        return arrays, resized, inputs
 
     def read(self, path: str | PathLike) -> np.ndarray:
         """Read an image file as the model was trained on: (h, w, 3) float32 in 0..255."""
