@@ -194,3 +194,25 @@ def test_without_targets_there_is_nothing_to_compare(num_images):
             assert found.p_value == 1
         else:
             assert np.isnan([interval.value, interval.low, interval.high, found.p_value]).all()
+
+
+def test_runs_of_equal_quality_are_rarely_told_apart():
+    metric = resampled_metrics()["voc_exact/AP50_area"]
+    p_values, covered = [], []
+    for seed in range(60):
+        targets, boxes, scores = random_rows(seed, 0.5, 60)
+        rng = np.random.default_rng(seed + 1000)
+        other = [np.concatenate([t[rng.random(len(t)) < 0.5], b[-3:]]) for t, b in zip(targets, boxes)]
+        other_scores = [np.concatenate([0.4 + 0.6 * rng.random(len(b) - 3), 0.7 * rng.random(3)]) for b in other]
+        truth = target_table(targets)
+        runs = [
+            metric.judge(detection_table(*run), truth, np.ones(60, int), 1)
+            for run in ((boxes, scores), (other, other_scores))
+        ]
+        found = compare_metric(metric, *runs, draws=100, seed=seed)
+        p_values.append(found.p_value)
+        covered.append(found.difference.low <= 0 <= found.difference.high)
+    # Uniform p: binomial(60, 0.1) exceeds 12 with a probability below one percent; so does a mean beyond 0.4 to 0.6.
+    assert sum(p <= 0.1 for p in p_values) <= 12
+    assert 0.4 < np.mean(p_values) < 0.6
+    assert np.mean(covered) > 0.85
