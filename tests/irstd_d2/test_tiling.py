@@ -96,6 +96,23 @@ def test_targets_on_every_seam_are_found_once(dtype, jitter):
     assert (distance.min(1) <= jitter + 1e-4).all()
 
 
+@pytest.mark.slow
+def test_targets_on_every_seam_of_a_large_image_are_found_once():
+    """6000x6000 pixels of 16 bits in 196 tiles: a target wherever two or four tiles meet, and beside it."""
+    size, tile, overlap = 6000, 512, 64
+    tiles = tile_grid(size, size, tile, overlap, 16)
+    seams = sorted({t.core[0] for t in tiles} | {float(t.window[0]) for t in tiles})
+    places = [min(max(int(seam) + shift, 2), size - 3) for seam in seams for shift in (-1, 12)]
+    places = sorted({place for place in places if all(place == p or abs(place - p) > 3 for p in places)})
+    points = [(y, x) for y in places for x in places]
+    image = image_with_spots(size, size, points, np.uint16)
+    found = TiledPredictor(BrightSpots(0.4), tile=tile, overlap=overlap, align=16, batch_size=2)(image)
+    assert len(points) > 1000
+    assert len(found) == len(points)
+    cells = np.floor(found.pred_boxes.get_centers().numpy() + 0.05).astype(int)
+    assert {(y, x) for x, y in cells.tolist()} <= {(y, x + shift) for y, x in points for shift in (-1, 0)}
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=12, deadline=None)
 def test_tiled_equals_whole_where_the_context_fits_the_overlap(seed):
