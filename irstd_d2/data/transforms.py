@@ -33,13 +33,13 @@ class Resize(T.Resize):
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Resize the shorter edge to a length while the longer one stays below a bound."""
+    """Resize the shorter edge to a length while the longer one stays below a bound; no edge shrinks to nothing."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         plan = super().get_transform(image)
         if not isinstance(plan, T.ResizeTransform):
             return plan
-        return ResizeTransform(plan.h, plan.w, plan.new_h, plan.new_w, plan.interp)
+        return ResizeTransform(plan.h, plan.w, max(1, plan.new_h), max(1, plan.new_w), plan.interp)
 
 
 class ResizeByFactor(T.Augmentation):

@@ -54,7 +54,7 @@ class TrainStep(SimpleTrainer):
         if self.seed >= 0:
             seed_everything(self.seed, self.iter, 1)
         with torch.autocast(self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model(batch)
+            losses = self._losses(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()
@@ -65,6 +65,15 @@ class TrainStep(SimpleTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def _losses(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        try:
+            return self.model(batch)
+        except FloatingPointError as error:  # detectron2's proposal generators judge their boxes themselves
+            images = _file_names(batch)
+            raise NonFiniteLossError(
+                f"iteration {self.iter} is not finite\nprocess {comm.get_rank()}: {error}, images {images}"
+            ) from error
+
     def _check_finite(self, total: Tensor, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
         """Stop all processes together when the loss of any of them is not finite."""
         finite = torch.isfinite(total).to(torch.uint8)
@@ -74,7 +83,7 @@ class TrainStep(SimpleTrainer):
             return
         mine = {
             "losses": {name: loss.item() for name, loss in losses.items()},
-            "images": [str(sample.get("file_name", "?")) for sample in batch],
+            "images": _file_names(batch),
         }
         parts = comm.all_gather(mine)
         lines = [f"process {rank}: losses {part['losses']}, images {part['images']}" for rank, part in enumerate(parts)]
@@ -88,3 +97,7 @@ class TrainStep(SimpleTrainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _file_names(batch: list[dict[str, Any]]) -> list[str]:
+    return [str(sample.get("file_name", "?")) for sample in batch]
