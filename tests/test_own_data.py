@@ -1,26 +1,19 @@
 """The commands and the Python of docs/own_data.md, run as they stand in an empty folder with twenty images."""
 
 import json
-import os
 import re
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from documented import blocks, run_commands
 
 from irstd_d2.convert import read_voc
 from irstd_d2.synthetic import SceneConfig, SceneGenerator
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own_data.md"
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def write_raw_data(folder):
@@ -39,17 +32,6 @@ def write_raw_data(folder):
     cv2.imwrite(str(folder / "large.tif"), large)
 
 
-def commands(folder, repo_root):
-    """The arguments of every call of Python on the page, as bash passes them on."""
-    recorder = folder / "recorder"
-    recorder.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" >> "$CALLS"; printf "\\n\\0" >> "$CALLS"\n')
-    recorder.chmod(0o755)
-    environment = {"IRSTD": str(repo_root), "PYTHON": str(recorder), "ITERATIONS": "3", "CALLS": str(folder / "calls")}
-    script = "\n".join(["set -euo pipefail", *blocks("bash")])
-    subprocess.run(["bash", "-c", script], env=os.environ | environment, cwd=folder, check=True)
-    return [call.split("\0")[:-1] for call in (folder / "calls").read_text().split("\n\0")[:-1]]
-
-
 @pytest.fixture
 def _own_sets():
     before = set(DatasetCatalog.list())
@@ -61,21 +43,14 @@ def _own_sets():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_sets")
-def test_the_page_works_as_written(tmp_path, tmp_path_factory, repo_root, monkeypatch, capsys):
-    """In one process: starting eight of them would take most of the time."""
+def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, capsys):
     write_raw_data(tmp_path)
-    calls = commands(tmp_path_factory.mktemp("calls"), repo_root)
-    assert [Path(call[0]).stem for call in calls] == [
+    monkeypatch.chdir(tmp_path)
+    tools = run_commands(PAGE, tmp_path_factory.mktemp("calls"), monkeypatch, ITERATIONS="3")
+    assert tools == [
         *("convert_dataset", "merge_metadata", "check_dataset", "split_dataset"),
         *("train_net", "train_net", "demo", "demo"),
     ]
-    monkeypatch.chdir(tmp_path)
-    for call in calls:
-        monkeypatch.setattr(sys, "argv", call)
-        try:
-            runpy.run_path(call[0], run_name="__main__")
-        except SystemExit as end:
-            assert end.code == 0, call  # noqa: PT017
 
     found = read_voc(tmp_path / "mine")
     assert len(found.records) == 20
@@ -94,7 +69,7 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, repo_root, monkey
     assert (tmp_path / "found" / "detections.csv").is_file()
     assert (tmp_path / "found_large" / "large.png").is_file()
 
-    (program,) = blocks("python")
+    (program,) = blocks(PAGE, "python")
     namespace: dict = {}
     exec(program, namespace)  # noqa: S102  our own page
     assert namespace["instances"].image_size == (256, 384)

@@ -1,5 +1,6 @@
 """From folders in VOC layouts to dataset dicts: exact content, exact counts on the real sets, every fault."""
 
+import json
 import logging
 import unicodedata
 from collections import Counter
@@ -11,7 +12,9 @@ from detectron2.engine import default_argument_parser
 from detectron2.structures import BoxMode
 from voc_files import VocSet, voc_xml
 
+from irstd_d2 import get_config
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
+from irstd_d2.data.datasets import register_own_sets
 from irstd_d2.data.faults import FaultKind, get_skip_bad, refuse_or_skip
 from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
 from irstd_d2.data.voc import scan_voc
@@ -305,11 +308,41 @@ def test_the_configuration_chooses_skipping(registered, tmp_path):  # `registere
 def test_builtin_names():
     names = DatasetCatalog.list()
     splits = ("train", "val", "trainval", "test")
-    for version in ("densesirst_v1", "densesirst_v2", "sirstv2", "synthetic_dense"):
+    for version in ("densesirst_v1", "densesirst_v2", "sirstv2", "synthetic_dense", "irstd1k", "nudtsirst"):
         assert {f"{version}_{split}" for split in splits} <= set(names)
     assert {"wideirstd_train", "wideirstd_val", "synthetic_omni_train", "synthetic_omni_val"} <= set(names)
     assert MetadataCatalog.get("densesirst_v2_test_paper").box_convention == "paper"
     assert MetadataCatalog.get("densesirst_v2_test").thing_classes == ["Target"]
+
+
+def test_own_sets_are_named_in_the_configuration(tmp_path):
+    VocSet(tmp_path / "mine").add("a").split("train", "a\n")
+    coco = {"id": 1, "file_name": "a.png", "width": 32, "height": 24}
+    content = {"images": [coco], "annotations": [], "categories": [{"id": 1, "name": "Bird"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    entries = (
+        ("own_train", str(tmp_path / "mine"), "train"),
+        ("own_all", str(tmp_path / "mine"), ""),
+        ("own_coco", str(tmp_path / "mine.json"), str(tmp_path)),
+    )
+    try:
+        cfg = get_config(None, ["DATASETS.OWN", str(entries)])
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        get_config(tmp_path / "config.yaml")  # the same sets again, as lists
+        assert [len(DatasetCatalog.get(name)) for name, _, _ in entries] == [1, 1, 1]
+        assert MetadataCatalog.get("own_coco").thing_classes == ["Bird"]
+        with pytest.raises(ConfigError, match="'own_all' is another set; choose another name"):
+            get_config(None, ["DATASETS.OWN", str((("own_all", "elsewhere", ""),))])
+    finally:
+        for name, _, _ in entries:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("entry", [("a", "b"), ("a", "b", 3), ("", "b", "c"), ("a", "", "c")])
+def test_malformed_own_sets(entry):
+    with pytest.raises(ConfigError, match=r"write \(name, folder, split\) or \(name, COCO file, images\)"):
+        register_own_sets([entry])
 
 
 def test_missing_builtin_set_says_where_to_put_it(tmp_path, monkeypatch):
