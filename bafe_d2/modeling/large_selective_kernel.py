@@ -8,6 +8,43 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DilatedDepthwiseConv(nn.Conv2d):
+    """Depthwise convolution with dilation that keeps the size.
+
+    CPU libraries have fast kernels for depthwise convolutions without dilation alone. Cells at a distance of the
+    dilation never meet: on a CPU every such sub-grid is convolved as an image of its own, without dilation.
+
+    Args:
+        channels: of input and output.
+        kernel_size: odd.
+        dilation: in cells.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, dilation: int):
+        padding = dilation * (kernel_size // 2)
+        super().__init__(channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        if x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            return self.convolve_sub_grids(x)
+        return super().forward(x)
+
+    def convolve_sub_grids(self, x: Tensor) -> Tensor:
+        """As ``forward``; the same sums in another order."""
+        step = self.dilation[0]
+        num_images, channels, height, width = x.shape
+        rows, columns = -(-height // step), -(-width // step)
+        # Zeros behind the last row and column are what the convolution would see there.
+        grids = F.pad(x, (0, columns * step - width, 0, rows * step - height))
+        grids = grids.view(num_images, channels, rows, step, columns, step).permute(3, 5, 0, 1, 2, 4)
+        reach = self.kernel_size[0] // 2
+        result = F.conv2d(grids.flatten(0, 2), self.weight, self.bias, padding=reach, groups=channels)
+        result = result.view(step, step, num_images, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
+        return result.reshape(num_images, channels, rows * step, columns * step)[:, :, :height, :width]
 
 
 class LargeSelectiveKernel(nn.Module):
@@ -21,7 +58,7 @@ class LargeSelectiveKernel(nn.Module):
         super().__init__()
         half = channels // 2
         self.near = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
-        self.far = nn.Conv2d(channels, channels, 7, padding=9, dilation=3, groups=channels)
+        self.far = DilatedDepthwiseConv(channels, 7, dilation=3)
         self.reduce_near = nn.Conv2d(channels, half, 1)
         self.reduce_far = nn.Conv2d(channels, half, 1)
         self.select = nn.Conv2d(2, 2, 7, padding=3)

@@ -2,9 +2,11 @@
 
 import math
 
+import pytest
 import torch
 
 from bafe_d2.modeling import LargeSelectiveKernel
+from bafe_d2.modeling.large_selective_kernel import DilatedDepthwiseConv
 
 
 def depthwise_slowly(x, conv):
@@ -89,3 +91,28 @@ def test_it_compiles_without_a_break_and_takes_any_batch():
     for shape in ((1, 4, 5, 5), (3, 4, 8, 2), (2, 4, 1, 1)):
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), block(x))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3), (8, 7), (20, 31)])
+@pytest.mark.parametrize(("kernel", "dilation"), [(7, 3), (3, 2), (5, 1)])
+def test_sub_grids_are_the_dilated_convolution(size, kernel, dilation):
+    conv = DilatedDepthwiseConv(6, kernel, dilation).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    plain, ours = torch.nn.Conv2d.forward(conv, x), conv.convolve_sub_grids(x)
+    torch.testing.assert_close(ours, plain)
+    upstream = torch.randn_like(ours)
+    wanted = (x, conv.weight, conv.bias)
+    for a, b in zip(
+        torch.autograd.grad((ours * upstream).sum(), wanted), torch.autograd.grad((plain * upstream).sum(), wanted)
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_cpu_convolves_sub_grids_and_an_exported_model_does_not(monkeypatch):
+    conv = DilatedDepthwiseConv(2, 7, 3)
+    x = torch.randn(1, 2, 9, 9)
+    exported = str(torch.export.export(conv, (x,)))
+    assert "permute" not in exported
+    assert "[3, 3]" in exported  # the dilation
+    monkeypatch.setattr(DilatedDepthwiseConv, "convolve_sub_grids", lambda self, x: x * 0)
+    assert conv(x).abs().sum() == 0
