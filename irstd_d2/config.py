@@ -117,7 +117,7 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
         module, function = extension.split(":")
         getattr(import_module(module), function)(cfg)
     if path is not None:
-        cfg.merge_from_file(fspath(path))
+        cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code
     cfg.merge_from_list(list(opts))
     register_own_sets(cfg.DATASETS.OWN)
     return cfg
