@@ -90,8 +90,11 @@ def main() -> int:
         predictor = Predictor(cfg)
         fixed = None
         if not args.dynamic:
-            fixed = largest_shape(cfg, predictor.model, args.batch)
-            fixed = FixedShape(args.batch, tuple(args.size)) if args.size else fixed
+            fixed = (
+                FixedShape(args.batch, tuple(args.size))
+                if args.size
+                else largest_shape(cfg, predictor.model, args.batch)
+            )
         export_model(cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed)
         logger.info("%s: %.1f MB", args.output, args.output.stat().st_size / 1e6)
         return 0 if check(predictor, args) else 1

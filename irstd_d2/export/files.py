@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -99,12 +99,6 @@ def _patched() -> Iterator[None]:
 
 def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None) -> dict[str, Any]:
     """What a program must know to prepare inputs and read outputs."""
-    fixed_resize = cfg.INPUT.RESIZE_MODE == "fixed"
-    resize = (
-        {"mode": "fixed", "size": list(cfg.INPUT.FIXED_SIZE)}
-        if fixed_resize
-        else {"mode": "shortest_edge", "shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
-    )
     vocabulary = metadata_vocabulary(graph.model)
     aliases = dict(entry.split("=", 1) for entry in cfg.MODEL.METADATA.ALIASES)
     return {
@@ -115,7 +109,7 @@ def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = Non
         "preprocessing": {
             "channel_order": cfg.INPUT.FORMAT,
             "high_bit_depth": cfg.INPUT.HIGH_BIT_DEPTH,
-            "resize": resize,
+            "resize": _resizing(cfg),
             "divisor": size_divisor(graph.model),
             "normalized_inside": True,
             "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
@@ -129,6 +123,18 @@ def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = Non
         "metadata": vocabulary and {"platforms": list(vocabulary[0]), "bands": list(vocabulary[1]), "aliases": aliases},
         "fixed_shape": fixed and {"images": fixed.num_images, "size": list(fixed.size)},
     }
+
+
+def _resizing(cfg: CfgNode) -> dict[str, Any]:
+    mode = cfg.INPUT.RESIZE_MODE
+    values: dict[str, Any] = {
+        "fixed": {"size": list(cfg.INPUT.FIXED_SIZE)},
+        "scale": {"factor": cfg.INPUT.SCALE},
+        "shortest_edge": {"shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST},
+    }
+    if mode not in values:
+        raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; exported files know {', '.join(map(repr, values))}")
+    return {"mode": mode, **values[mode]}
 
 
 def output_names(graph: DetectionGraph) -> list[str]:
@@ -202,10 +208,15 @@ def _dynamic_shapes(graph: DetectionGraph) -> tuple[Any, ...]:
 
 
 def largest_shape(cfg: CfgNode, model: nn.Module, num_images: int = 1) -> FixedShape:
-    """The fixed shape that every image fits into after the resizing of a configuration."""
+    """The fixed shape that every image fits into after the resizing of a configuration.
+
+    Raises:
+        ConfigError: when the size of the images decides.
+    """
     divisor = size_divisor(model)
-    sides: Sequence[int] = (
-        cfg.INPUT.FIXED_SIZE if cfg.INPUT.RESIZE_MODE == "fixed" else (cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    )
+    facts = _resizing(cfg)
+    if facts["mode"] == "scale":
+        raise ConfigError("INPUT.RESIZE_MODE is 'scale', which gives images of every size; name the size of the file")
+    sides = facts["size"] if facts["mode"] == "fixed" else [facts["longest"]] * 2
     height, width = (-(-side // divisor) * divisor for side in sides)
     return FixedShape(num_images, (height, width))

@@ -124,6 +124,9 @@ class ExportedDetector:
         facts = self.facts["preprocessing"]["resize"]
         if facts["mode"] == "fixed":
             return tuple(facts["size"])
+        if facts["mode"] == "scale":
+            height, width = (max(1, round(side * facts["factor"])) for side in size)
+            return height, width
         return shortest_edge_size(size, facts["shortest"], facts["longest"])
 
     def _batch(self, images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -282,7 +285,7 @@ def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tu
     if max(new_height, new_width) > longest:
         scale = longest / max(new_height, new_width)
         new_height, new_width = new_height * scale, new_width * scale
-    return int(new_height + 0.5), int(new_width + 0.5)
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,16 +24,19 @@ KEEP_ALL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "INPUT.FIXED_SIZE", (96, 128)),
 ]
 SIZES = [(150, 140), (192, 160), (32, 64)]  # unequal, so that two of three are padded
+SPREAD = ("cls_logits", "centerness", "cls_score", "exchange.mask")
 METADATA = [{"platform": "Air", "band": "LWIR"}, {"platform": "Space"}, {}]
 
 
 def build(name, options=()):
-    """A model with weights that give scores, and channels to exchange, which differ clearly: ties could fall each way."""
+    """A model whose weights give scores, and channels to exchange, that differ clearly: ties could fall each way."""
     torch.manual_seed(0)
     cfg = get_config(CONFIGS / name, [*KEEP_ALL, *options])
     model = build_model(cfg).eval()
     for key, parameter in model.named_parameters():
-        if parameter.ndim > 1 and any(part in key for part in ("cls_logits", "centerness", "cls_score", "exchange.mask")):
+        if parameter.ndim > 1 and any(
+            part in key for part in ("cls_logits", "centerness", "cls_score", "exchange.mask")
+        ):
             nn.init.normal_(parameter, std=0.2)
     return cfg, model
 

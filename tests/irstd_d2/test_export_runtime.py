@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 from auxdet_d2.metadata import MetadataVocabulary
 from irstd_d2 import get_config
 from irstd_d2.data import read_image
-from irstd_d2.data.transforms import Resize, ResizeShortestEdge
+from irstd_d2.data.transforms import Resize, ResizeByFactor, ResizeShortestEdge
 from irstd_d2.export import Detections, compare_detections, runtime
 
 RUNTIME = Path(runtime.__file__)
@@ -83,6 +83,15 @@ def test_shortest_edge_size_equals_the_mapper(height, width, short, extra):
     plan = ResizeShortestEdge(short, short + extra, "choice").get_transform(image)
     expected = (plan.new_h, plan.new_w) if hasattr(plan, "new_h") else (height, width)
     assert runtime.shortest_edge_size((height, width), short, short + extra) == expected
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5, 1.3, 2.0])
+def test_scaled_size_equals_the_mapper(factor):
+    detector = object.__new__(runtime.ExportedDetector)
+    detector.facts = {"preprocessing": {"resize": {"mode": "scale", "factor": factor}}}
+    for size in [(31, 45), (512, 640), (1, 3)]:
+        plan = ResizeByFactor(factor).get_transform(np.zeros((*size, 3), np.float32))
+        assert detector._network_size(size) == (plan.new_h, plan.new_w)
 
 
 def test_names_are_understood_as_in_training(caplog):
