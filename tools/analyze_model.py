@@ -34,10 +34,11 @@ writes this page: every configuration with the size and cost of its model, the f
 was measured in this project. No trained weights are published.
 
 Parameters are those of the model that is built, in millions. Multiply-adds are those of one square image at the size
-of the column "at", in 10^9, as fvcore counts them: convolutions (deformable ones as plain ones of their size), matrix
-products, norms and interpolations; element-wise operations, pooling of regions and non-maximum suppression count
-nothing. In brackets stands what the paper prints; neither paper says how it counted. For AuxDet and Cascade RPN the
-deformable convolution is 48.3 G at 1024x1024, which many counters leave out.
+of the column "at" (one of 512x512 pixels where the image's own size decides), in 10^9, as fvcore counts them:
+convolutions (deformable ones as plain ones of their size), matrix products, norms and interpolations; element-wise
+operations, pooling of regions and non-maximum suppression count nothing. In brackets stands what the paper prints;
+neither paper says how it counted. For AuxDet and Cascade RPN the deformable convolution is 48.3 G at 1024x1024, which
+many counters leave out.
 """
 
 

@@ -79,11 +79,12 @@ def _beside(ours: float, paper: float) -> str:
 
 
 def test_size(cfg: CfgNode) -> tuple[int, int]:
-    """(height, width) that a square image has at test time."""
+    """(height, width) that a square image has at test time; one of 512x512 pixels where its own size decides."""
     if cfg.INPUT.RESIZE_MODE == "fixed":
         height, width = cfg.INPUT.FIXED_SIZE
         return height, width
-    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST
+    side = round(512 * cfg.INPUT.SCALE) if cfg.INPUT.RESIZE_MODE == "scale" else cfg.INPUT.MIN_SIZE_TEST
+    return side, side
 
 
 def configurations(folder: Path) -> list[str]:
