@@ -74,6 +74,7 @@ def test_other_files_are_read_as_ever(tmp_path, name):
     np.testing.assert_array_equal(found, read_raw(path))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_files(tmp_path):
     path = tmp_path / "a.tif"
     write_big_endian(path, np.zeros((20, 30), np.uint16))

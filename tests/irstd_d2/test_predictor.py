@@ -146,3 +146,14 @@ def test_automatic_tiles_are_of_the_networks_size_and_for_large_images_only(tmp_
 def test_impossible_tiles_are_refused_at_once(tmp_path):
     with pytest.raises(ConfigError, match="overlap is 64 and the tile 64"):
         make_predictor(tmp_path, tile=64, overlap=64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_what_the_cpu_finds(tmp_path, image):
+    options = [*LOCAL, "MODEL.FCOS.SCORE_THRESH_TEST", 0.02]
+    expected = make_predictor(tmp_path, options=options, tile=160, overlap=96)(image)
+    found = make_predictor(tmp_path, options=[*options, "MODEL.DEVICE", "cuda"], tile=160, overlap=96)(image)
+    assert found.pred_boxes.device.type == "cpu"
+    assert len(found) == len(expected)
+    torch.testing.assert_close(rows(found), rows(expected), rtol=1e-3, atol=1e-2)
