@@ -34,17 +34,15 @@ from tqdm import tqdm
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
-from irstd_d2.data.image_io import to_float_image
 from irstd_d2.data.layout_writer import png_bytes
 from irstd_d2.data.mapped_image import open_raw
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.files import write_atomically
 from irstd_d2.inference import Predictor
 from irstd_d2.inference.inputs import MetadataLookup, Source, Video, find_sources
+from irstd_d2.inference.pictures import draw_result
 from irstd_d2.inference.results import ImageResult, Journal, write_results
-from irstd_d2.visualization import draw_detections
 
-PICTURE_EDGE = 512  # an image that is longer than twice this is reduced before it is drawn
 logger = logging.getLogger("demo")
 
 
@@ -115,8 +113,8 @@ class Demo:
 
         instances = self._detect(source.path, metadata, progress)
         if self.pictures:
-            raw = open_raw(source.path)
-            picture = png_bytes(self._draw(raw, source.path, instances, insets=3)[..., ::-1])
+            drawn = draw_result(open_raw(source.path), source.path, instances, high_bit_depth=self.high_bit_depth)
+            picture = png_bytes(drawn[..., ::-1])
             write_atomically(self.picture_of(source), lambda file: file.write(picture))
         return ImageResult.of(source.name, source.path, None, metadata, instances)
 
@@ -131,7 +129,7 @@ class Demo:
             results.append(ImageResult.of(f"{source.name}_{number:06d}", source.path, number, metadata, instances))
             if not self.pictures:
                 continue
-            picture = self._draw(frame, source.path, instances, insets=0)[..., ::-1]
+            picture = draw_result(frame, source.path, instances, insets=0)[..., ::-1]
             if writer is None:
                 size = (picture.shape[1], picture.shape[0])
                 writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"MJPG"), video.fps, size)
@@ -140,18 +138,6 @@ class Demo:
             writer.release()
             partial.replace(target)
         return results
-
-    def _draw(self, raw: np.ndarray, path: Path, instances: Instances, *, insets: int) -> np.ndarray:
-        """RGB picture; a large image is thinned out first, so that memory does not grow with it."""
-        step = max(1, max(raw.shape[:2]) // (2 * PICTURE_EDGE))
-        thinned = np.ascontiguousarray(raw[::step, ::step])
-        return draw_detections(
-            to_float_image(thinned, path, high_bit_depth=self.high_bit_depth),
-            boxes=instances.pred_boxes.tensor.numpy() / step,
-            scores=instances.scores.numpy(),
-            edge=PICTURE_EDGE,
-            insets=insets,
-        )
 
 
 def settings_of(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
