@@ -198,7 +198,8 @@ def example_inputs(graph: DetectionGraph, size: tuple[int, int], num_images: int
     if not graph.takes_metadata:
         return image, sizes
     known = torch.arange(num_images) % 2 - 1  # unknown and the first name in turns
-    return image, sizes, known, known, sizes.flip(1)
+    # Tensors of their own: an exporter takes one that comes twice for one input.
+    return image, sizes, known, known.flip(0), sizes.flip(1)
 
 
 def build_graph(model: nn.Module, *, with_nms: bool = True, suppress: NMS = nms_mask) -> DetectionGraph:
