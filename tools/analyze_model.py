@@ -19,7 +19,7 @@ import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.analysis import analyze, build_on_cpu, describe_model, entries, module_table, render_zoo
-from irstd_d2.analysis.zoo import HEADER, configurations, test_size
+from irstd_d2.analysis.zoo import HEADER, configurations, square_size
 from irstd_d2.errors import ConfigError
 from irstd_d2.files import write_atomically
 
@@ -77,7 +77,7 @@ def main() -> int:
         for name in map(resolve, args.configs):
             cfg = get_config(CONFIGS / name)
             complexity = analyze(build_on_cpu(cfg))
-            size = tuple(args.size) if args.size else test_size(cfg)
+            size = tuple(args.size) if args.size else square_size(cfg)
             row = describe_model(name, CONFIGS, RESULTS, lambda _, known=complexity: known)
             print(f"{HEADER}\n{row.markdown()}\n")
             print(f"At {size[1]}x{size[0]}:\n\n{module_table(complexity, size, args.depth)}\n")

@@ -78,7 +78,7 @@ def _beside(ours: float, paper: float) -> str:
     return f"{ours:.3f}" + ("" if math.isnan(paper) else f" ({paper:g})")
 
 
-def test_size(cfg: CfgNode) -> tuple[int, int]:
+def square_size(cfg: CfgNode) -> tuple[int, int]:
     """(height, width) that a square image has at test time; one of 512x512 pixels where its own size decides."""
     if cfg.INPUT.RESIZE_MODE == "fixed":
         height, width = cfg.INPUT.FIXED_SIZE
@@ -110,7 +110,7 @@ def describe_model(
     return ModelEntry(
         config=config,
         complexity=complexity,
-        size=test_size(cfg),
+        size=square_size(cfg),
         parameters=next((row.parameters for row, _ in published if not math.isnan(row.parameters)), math.nan),
         giga=PUBLISHED_GIGA.get(config, math.nan),
         quality=_quality(published),
