@@ -30,9 +30,8 @@ SECTIONS = (
     ("Both together", ""),
     ("Baselines", "baselines/"),
 )
-HEADER = (
-    "| configuration | parameters, M (paper) | multiply-adds, G (paper) | at | the paper's figures | measured here |"
-)
+COLUMNS = ("configuration", "parameters, M (paper)", "multiply-adds, G (paper)", "at", "the paper's figures", "results")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 _MENTION = re.compile(r"configs/([\w/.-]+\.yaml)")
 
 
