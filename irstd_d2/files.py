@@ -37,11 +37,7 @@ def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object])
     except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink()
-        reason = _root_cause(error)
-        raise OSError(
-            f"{path} could not be written: {reason}. Free space or make {path.parent} writable and start again; "
-            "what was written before is untouched"
-        ) from error
+        raise _named(path, error) from error
 
 
 @contextlib.contextmanager
@@ -56,6 +52,7 @@ def staged_folder(path: str | PathLike, *, overwrite: bool = False) -> Iterator[
 
     Raises:
         FileExistsError: ``path`` holds something and ``overwrite`` is off.
+        OSError: the disk is full, the folder is read-only or the like; names the folder, whose old content remains.
     """
     path = Path(path).absolute()
     staged, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
@@ -64,15 +61,25 @@ def staged_folder(path: str | PathLike, *, overwrite: bool = False) -> Iterator[
         raise FileExistsError(f"{path} exists. Choose another folder, or overwrite it")
     for leftover in (staged, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    staged.mkdir(parents=True)
     try:
+        staged.mkdir(parents=True)
         yield staged
         if path.exists():
             path.rename(old)
         staged.rename(path)
+    except OSError as error:
+        raise _named(path, error) from error
     finally:
         for leftover in (staged, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _named(path: Path, error: BaseException) -> OSError:
+    """The error of a write that failed, with the path, the reason and what to do."""
+    return OSError(
+        f"{path} could not be written: {_root_cause(error)}. Free space or make {path.parent} writable and start "
+        "again; what was written before is untouched"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,21 @@ class RunLog(hooks.PeriodicWriter):
         self._writers = self.trainer.build_writers()
         for writer in self._file_writers():
             writer._last_write = written
+
+    def after_step(self) -> None:
+        with self._named_errors():
+            super().after_step()
+
+    def after_train(self) -> None:
+        with self._named_errors():
+            super().after_train()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"the logs in {self.folder} could not be written: {error}. Free space and resume") from error
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)

@@ -8,6 +8,7 @@ from two of them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -223,10 +224,15 @@ def _write_list(path: Path, names: list[str]) -> None:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is there in full or not at all, even when the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial_path.write_bytes(data)
-    partial_path.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path.write_bytes(data)
+        partial_path.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial_path.unlink()
+        raise OSError(f"{path} could not be written: {error}. Free space and start again; it goes on there") from error
 
 
 __all__ = ["CLASS_NAME", "MANIFEST", "write_densesirst", "write_wideirstd"]
