@@ -1,0 +1,62 @@
+"""A long training keeps its memory and its open files."""
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_training as toy
+from detectron2.engine import HookBase
+from toy_training import TRAIN
+
+from irstd_d2 import get_config
+from irstd_d2.engine import IRSTDTrainer
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/bafe/tiny/fcos_tiny.yaml"
+
+
+class Usage(HookBase):
+    """Resident memory in MB and open files of this process, every ten iterations."""
+
+    def __init__(self):
+        self.rows = []
+
+    def after_step(self):
+        if self.trainer.iter % 10 == 0:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            files = len(list(Path("/proc/self/fd").iterdir()))
+            self.rows.append((self.trainer.iter, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files))
+
+
+@pytest.mark.slow
+def test_five_hundred_iterations_grow_nothing(tmp_path):
+    toy.register(tmp_path)
+    options = {
+        "MODEL.DEVICE": "cpu",
+        "INPUT.FIXED_SIZE": (64, 64),
+        "DATASETS.TRAIN": (TRAIN,),
+        "DATASETS.TEST": (),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 500,
+        "SOLVER.CHECKPOINT_PERIOD": 50,
+        "SOLVER.CHECKPOINT_KEEP": 2,
+        "SOLVER.EMA.ENABLED": True,
+        "OUTPUT_DIR": str(tmp_path / "run"),
+    }
+    try:
+        trainer = IRSTDTrainer(get_config(CONFIG, [item for pair in options.items() for item in pair]))
+        usage = Usage()
+        trainer.register_hooks([usage])
+        trainer.resume_or_load(False)
+        trainer.train()
+    finally:
+        toy.unregister()
+    iterations, memory, files = np.array(usage.rows).T
+    settled = iterations >= 200
+    slope = np.polyfit(iterations[settled], memory[settled], 1)[0] * 1000
+    print(f"{slope:.2f} MB per 1,000 iterations, {memory[settled].min():.0f} to {memory[settled].max():.0f} MB")
+    assert slope < 10  # a leaked image of 64x64 alone would be 50
+    assert files[settled].max() <= files[settled].min() + 2
