@@ -194,7 +194,8 @@ def _write_onnx(graph: DetectionGraph, path: Path, facts: str, fixed: FixedShape
             verbose=False,
         )
     content = program.model_proto
-    for node in (*content.graph.node, *content.graph.value_info):
+    del content.graph.value_info[:]  # sizes in between: not needed, and some contradict the checker's own
+    for node in content.graph.node:
         node.ClearField("metadata_props")  # where in the code each came from, with the paths of this machine
     onnx.helper.set_model_props(content, {FACTS_KEY: facts})
     onnx.checker.check_model(content)

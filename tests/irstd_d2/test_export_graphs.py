@@ -24,7 +24,7 @@ KEEP_ALL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "INPUT.FIXED_SIZE", (96, 128)),
 ]
 SIZES = [(150, 140), (192, 160), (32, 64)]  # unequal, so that two of three are padded
-SPREAD = ("cls_logits", "centerness", "cls_score", "exchange.mask")
+SPREAD = ("cls_logits", "centerness", "cls_score", "cls_tower", "seg_tower", "cross_task")
 METADATA = [{"platform": "Air", "band": "LWIR"}, {"platform": "Space"}, {}]
 
 
