@@ -5,10 +5,12 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from test_export_graphs import METADATA, assert_equal, build, by_model, images, without_resizing
 
-from irstd_d2.export import ExportedDetector, FixedShape, compare_detections, export_model, runtime
+from irstd_d2.data import build_mapper
+from irstd_d2.export import Detections, ExportedDetector, FixedShape, compare_detections, export_model, runtime
 from irstd_d2.export.runtime import FACTS_KEY
 
 # Pixels and probabilities by which the two may differ: rounding of single precision.
@@ -74,6 +76,20 @@ def test_files_of_any_size_are_scaled_back(fcos, tmp_path, capsys):
         assert set(row["classes"]) == set(detector.class_names)
     assert runtime.main([str(path), "--facts"]) == 0
     assert json.loads(capsys.readouterr().out) == detector.facts
+
+
+def test_real_images_give_the_same_detections(fcos, omni_mini):
+    """From the file on: reading, resizing, network and scaling back, beside mapper and model."""
+    cfg, model, _, path = fcos
+    mapper, detector = build_mapper(cfg, is_train=False), ExportedDetector(path, threads=1)
+    files = sorted((omni_mini / "VOC2007" / "PNGImages").iterdir())[::60]
+    assert len(files) == 5
+    with torch.no_grad():
+        results = [model([mapper({"file_name": str(file)})])[0]["instances"] for file in files]
+    expected = [
+        Detections(r.pred_boxes.tensor.numpy(), r.scores.numpy(), r.pred_classes.numpy()) for r in results
+    ]  # fmt: skip
+    assert_equal(expected, detector(files), BOXES, SCORES)
 
 
 @pytest.mark.slow
