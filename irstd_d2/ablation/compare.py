@@ -107,13 +107,15 @@ class SignAgreement:
     Attributes:
         pairs: number of pairs.
         same, opposite: of them, with the sign of the paper and with the other.
-        clear: of them, with a difference beyond the spread.
+        repeated: of them, with two common seeds or more, and so with a known spread.
+        clear: of the repeated ones, with a difference beyond the spread.
         clear_same: of the clear ones, with the sign of the paper.
     """
 
     pairs: int
     same: int
     opposite: int
+    repeated: int
     clear: int
     clear_same: int
 
@@ -121,17 +123,19 @@ class SignAgreement:
 def sign_agreement(table: Table, figures: Figures) -> SignAgreement:
     """Compare the signs of all differences between two rows, in the table's first metric."""
     metric = table.metrics[0].name
-    verdicts, signs = [], []
+    verdicts, signs, repeated = [], [], 0
     for first, second in itertools.combinations([row for row in table.rows if row.published], 2):
         published = first.published[metric] - second.published[metric]
         ours = difference(*(figures.get(row.name, {}).get(metric, {}) for row in (first, second)))
         if ours.count and published:
             verdicts.append(ours.verdict(published))
             signs.append(ours.mean * published)
+            repeated += ours.count > 1
     return SignAgreement(
         pairs=len(signs),
         same=sum(sign > 0 for sign in signs),
         opposite=sum(sign < 0 for sign in signs),
+        repeated=repeated,
         clear=sum(verdict in ("holds", "contradicted") for verdict in verdicts),
         clear_same=verdicts.count("holds"),
     )

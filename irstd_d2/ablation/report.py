@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import write_atomically
-from .compare import Figures, Judgement, Summary, judge, sign_agreement, summarize
+from .compare import Figures, Judgement, Summary, difference, judge, sign_agreement, summarize
 from .runner import Job, Outcome
 from .tables import Row, Table
 
@@ -53,7 +53,7 @@ def markdown(
         parts.append(table.note)
     parts.append(
         "Percent. Ours: mean and standard deviation over the seeds (their number in brackets). "
-        f"Difference: {table.metrics[0].name} minus that of `{table.reference}`, paper / ours."
+        f"Difference: {table.metrics[0].name} minus that of `{table.reference}`, paper / ours over common seeds."
     )
     parts.append(_figures_table(table, figures, parameters or {}))
     if figure:
@@ -77,7 +77,6 @@ def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]
         header.append("parameters at full scale, M")
     lines = [_line(header), "|" + "---|" * len(header)]
     leading = table.metrics[0].name
-    base = _mean(figures, table.reference, leading)
     for row in table.rows:
         cells = [row.label]
         for metric in table.metrics:
@@ -86,7 +85,8 @@ def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]
                 _cell(_summary(figures, row.name, metric.name)),
             ]
         published = row.published.get(leading, math.nan) - table.row(table.reference).published[leading]
-        cells.append(f"{_signed(published)} / {_signed(_mean(figures, row.name, leading) - base)}")
+        ours = difference(*(figures.get(name, {}).get(leading, {}) for name in (row.name, table.reference)))
+        cells.append(f"{_signed(published)} / {_signed(ours.mean)}")
         if with_parameters:
             count = parameters.get(row.name)
             cells.append(f"{_number(row.parameters, 3)} / {'-' if count is None else f'{count / 1e6:.3f}'}")
@@ -128,13 +128,13 @@ def _statement(table: Table, figures: Figures) -> str:
         f"paper, {agreement.same} have the paper's sign in {table.metrics[0].name} and {agreement.opposite} the "
         "opposite one.",
     ]
-    if any(summary.count > 1 for summary in (_summary(figures, row.name, table.metrics[0].name) for row in table.rows)):
+    if agreement.repeated:
         text.append(
-            f"{agreement.clear} of these differences exceed the spread of single trainings; {agreement.clear_same} of "
-            "them have the paper's sign. A difference within the spread is noise as far as these seeds can tell, "
-            "whatever its sign."
+            f"{agreement.repeated} of the pairs share two seeds or more: {agreement.clear} of their differences exceed "
+            f"the spread of single trainings, {agreement.clear_same} of these with the paper's sign. A difference "
+            "within the spread is noise as far as these seeds can tell, whatever its sign."
         )
-    else:
+    if agreement.repeated < agreement.pairs:
         text.append("With one seed the noise is unknown: a sign alone proves nothing. Use `--seeds 3` or more.")
     text.append("The paper prints one figure per row and no spread, so the noise of its differences is unknown too.")
     return " ".join(text)
@@ -186,10 +186,6 @@ def _plain(row: Row) -> str:
 
 def _summary(figures: Figures, row: str, metric: str) -> Summary:
     return summarize(figures.get(row, {}).get(metric, {}))
-
-
-def _mean(figures: Figures, row: str, metric: str) -> float:
-    return _summary(figures, row, metric).mean
 
 
 def _line(cells: Sequence[str]) -> str:

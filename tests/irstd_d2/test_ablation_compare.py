@@ -78,5 +78,5 @@ def test_sign_agreement_counts_pairs_that_differ_in_the_paper():
     }
     found = sign_agreement(TABLE, figures)  # (a, b) and (a, c); b and c tie in the paper
     assert (found.pairs, found.same, found.opposite) == (2, 1, 1)
-    assert (found.clear, found.clear_same) == (1, 1)
+    assert (found.repeated, found.clear, found.clear_same) == (2, 1, 1)
     assert sign_agreement(TABLE, {}).pairs == 0

@@ -50,7 +50,7 @@ def test_markdown_holds_ours_beside_the_paper(jobs):
     assert "| Delta | - | - | - | - | - / - | - / - |" in text
     assert "| b | a | AP | +2.5 | +4.5 | 1.6 | holds |" in text
     assert "Of the 1 conclusions: 1 holds. Of all 1 pairs" in text
-    assert "1 of these differences exceed the spread" in text
+    assert "1 of the pairs share two seeds or more: 1 of their differences exceed the spread" in text
     assert "- d, seed 1: failed; exit status 1: boom" in text
     assert "Not available in this project: Gamma." in text
     assert "![Ours beside the paper's figures](x.png)" in text
