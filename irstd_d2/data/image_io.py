@@ -37,6 +37,8 @@ _MAX_PIXELS_PER_BYTE = 1 << 14
 # Every scan of a progressive JPEG takes a pass over all pixels; encoders write some ten.
 _MAX_JPEG_SCANS = 100
 _JPEG_SIGNATURE, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
+# Of single precision: 64-bit floats beyond it are no pixels, and differences below it are none.
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _PERCENTILES = (0.1, 99.9)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
@@ -115,7 +117,7 @@ def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "f
         return 0.0, 255.0
     image = raw[:, :, :3] if raw.ndim == 3 else raw
     is_float = image.dtype.kind == "f"
-    if is_float and not (np.isfinite(image.min()) and np.isfinite(image.max())):
+    if is_float and not max(-float(image.min()), float(image.max())) <= _LARGEST:  # NaN is never below
         raise DatasetError(path, "pixels", "NaN or infinite values", "replace them before saving the image")
     if high_bit_depth == "full_range" and is_float:
         if image.min() < 0 or image.max() > 1:
@@ -298,7 +300,7 @@ def _stretch(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Map an image of more than 8 bits to float32 in ``[0, 255]``; alpha, if any, is dropped first."""
     image = image[:, :, :3] if image.ndim == 3 else image
     low, high = limits
-    scale = 255.0 / (high - low) if high > low else 0.0
+    scale = 255.0 / (high - low) if high - low > _SMALLEST else 0.0
     # Double precision for 32-bit integers only: single precision holds every 16-bit value exactly.
     wide: NDArray[np.floating] = image.astype(np.float64 if image.dtype.itemsize > 2 else np.float32)
     wide -= low

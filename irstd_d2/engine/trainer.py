@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import weakref
 from collections import OrderedDict
@@ -236,17 +237,38 @@ class IRSTDTrainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: a loss is not finite; the state from before the step is saved, so that a resume starts
                 with it.
+            RuntimeError, ConnectionError, EOFError: a worker process died; a note names the samples in work.
         """
         try:
             return super().train()
         except NonFiniteLossError:
             self._save_before_step()
             raise
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Torch's words for a worker that was killed or crashed, unless its closed connection is seen before.
+            if "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError):
+                names = ", ".join(self._samples_in_work())
+                error.add_note(
+                    f"a worker process died in iteration {self.iter}, on one of {names}. Resume with --resume; if it "
+                    "dies there again, DATALOADER.NUM_WORKERS 0 shows which"
+                )
+            raise
 
     def after_train(self) -> None:
         # A resume of a finished training counts one iteration too many.
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
+
+    def _samples_in_work(self) -> list[str]:
+        """The files of this iteration's batch and of those that the workers prepare ahead."""
+        loader = self._trainer.data_loader
+        images, sampler = loader.dataset, loader.sampler
+        if not (isinstance(images, SeededMapDataset) and isinstance(sampler, ResumableTrainingSampler)):
+            return ["unknown samples"]
+        sampler.start = self.iter * self.cfg.SOLVER.IMS_PER_BATCH
+        ahead = 1 + loader.num_workers * (loader.prefetch_factor or 0)
+        batches = itertools.islice(sampler, ahead * (loader.batch_size or 1))
+        return list(dict.fromkeys(str(images.dicts[index].get("file_name")) for index, _ in batches))
 
     def _save_before_step(self) -> None:
         self.iter -= 1

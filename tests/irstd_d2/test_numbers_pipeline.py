@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
-from irstd_d2.data import build_mapper
+from irstd_d2.data import build_mapper, read_image
 from irstd_d2.engine import IRSTDTrainer, NonFiniteLossError
 from irstd_d2.errors import DatasetError
 
@@ -83,6 +83,22 @@ def test_a_float_file_with_what_is_no_number_is_refused_by_name(tmp_path, value)
     cfg = get_config(ROOT / "bafe/tiny/fcos_tiny.yaml", ["MODEL.DEVICE", "cpu"])
     with pytest.raises(DatasetError, match=r"a\.tif: pixels: NaN or infinite"):
         build_mapper(cfg, is_train=True)({"file_name": str(path), "annotations": []})
+
+
+@pytest.mark.parametrize("mode", ["minmax", "percentile"])
+@pytest.mark.parametrize(("low", "high"), [(-1.7e308, 1.7e308), (0, 5e-324), (0, 1e-40), (0, 1e38), (-3e38, 3e38)])
+def test_floats_at_the_ends_of_their_range(tmp_path, mode, low, high):
+    image = np.full((8, 8), float(low))
+    image[::2] = high
+    path = tmp_path / "a.tif"
+    cv2.imwrite(str(path), image)
+    if high > 1e300:
+        with pytest.raises(DatasetError, match=r"a\.tif: pixels: NaN or infinite"):
+            read_image(path, "RGB", mode)
+        return
+    found = read_image(path, "RGB", mode)
+    assert found.min() == 0
+    assert found.max() == pytest.approx(255 if high > 1 else 0)
 
 
 def test_a_proposal_generator_that_stops_the_step_names_the_images_and_the_state_is_saved(toy_config, tmp_path):
