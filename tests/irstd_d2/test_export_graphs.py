@@ -15,7 +15,7 @@ from auxdet_d2.modeling.m2dm import apply_edge_kernels
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 from irstd_d2.export import Detections, ExportedDetector, FixedShape, build_graph, compare_detections, export_model
-from irstd_d2.export.graphs import input_names
+from irstd_d2.export.graphs import example_inputs, input_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/tiny/*_tiny.yaml"))
@@ -125,6 +125,15 @@ def test_exporting_leaves_the_model_in_its_mode(tmp_path):
     assert model.training
     assert model.head.cls_logits.weight.requires_grad
     assert input_names(build_graph(model)) == ["image", "image_size"]
+
+
+def test_every_input_is_a_tensor_of_its_own():
+    """An exporter takes a tensor that comes twice for one input: platform and band would become the same."""
+    _, model = build("auxdet/tiny/auxdet_tiny.yaml")
+    graph = build_graph(model)
+    inputs = example_inputs(graph, (64, 96), num_images=1)
+    assert input_names(graph) == ["image", "image_size", "platform", "band", "original_size"]
+    assert len({tensor.data_ptr() for tensor in inputs}) == 5
 
 
 def test_edge_kernels_as_shifts():
