@@ -35,7 +35,7 @@ def frozen_draw(size: int, device: torch.device) -> Tensor:
 
 
 def halves(both: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a batch (2 N, ...) into its halves, as views whose sizes an exporter can follow where ``chunk`` has none."""
+    """Split a batch (2 N, ...) into its halves, as views whose sizes an exporter can follow, unlike ``chunk``."""
     first, second = both.unflatten(0, (2, -1)).unbind(0)
     return first, second
 
