@@ -49,7 +49,7 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, caps
     tools = run_commands(PAGE, tmp_path_factory.mktemp("calls"), monkeypatch, ITERATIONS="3")
     assert tools == [
         *("convert_dataset", "merge_metadata", "check_dataset", "split_dataset"),
-        *("train_net", "train_net", "demo", "demo"),
+        *("train_net", "train_net", "demo", "demo", "export_model", "runtime"),
     ]
 
     found = read_voc(tmp_path / "mine")
@@ -58,7 +58,11 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, caps
     sequences = [{name.split("_")[0] for name in names} for names in found.splits.values()]
     assert not sequences[0] & sequences[1]
     assert len(sequences[0] | sequences[1]) == 4
-    assert "20 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "20 images" in printed
+    exported = [json.loads(line) for line in printed.splitlines() if line.startswith('{"file_name"')]
+    assert len(exported) == 20
+    assert all(len(row["boxes"]) == len(row["scores"]) for row in exported)
     assert list((tmp_path / "check").glob("*.png"))
     for folder in ("output", "evaluation"):
         assert (tmp_path / folder / "inference" / "mine_val" / "coco_instances_results.json").is_file()
