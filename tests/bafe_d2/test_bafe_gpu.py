@@ -12,7 +12,7 @@ from irstd_d2.modeling.fcos_targets import all_points, assign_targets
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
 ]
 DEVICE = torch.device("cuda")
 

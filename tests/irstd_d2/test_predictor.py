@@ -149,7 +149,7 @@ def test_impossible_tiles_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here")
 def test_a_gpu_finds_what_the_cpu_finds(tmp_path, image):
     options = [*LOCAL, "MODEL.FCOS.SCORE_THRESH_TEST", 0.02]
     expected = make_predictor(tmp_path, options=options, tile=160, overlap=96)(image)

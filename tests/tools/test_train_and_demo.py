@@ -89,7 +89,7 @@ def test_demo_says_what_is_missing(tool, tmp_path, caplog, missing):
     assert str(given["weights" if missing == "weights" else "input"]) in caplog.text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the fallback is for machines without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA; torch sees a device here")
 def test_without_cuda_the_cpu_is_used_with_one_line(tool, tmp_path, capsys):
     options = [*SMALL, "OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     tool("train_net", "--config-file", CONFIG, *options)
