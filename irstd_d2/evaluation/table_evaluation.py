@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class ImageColumns:
     measured: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-class TableEvaluator(DatasetEvaluator, ABC):
+class TableEvaluator(DatasetEvaluator):
     """Base of evaluators that work on the detection and target tables of a whole data set.
 
     Args:
@@ -171,9 +170,8 @@ class TableEvaluator(DatasetEvaluator, ABC):
         """Compute the metrics of every class of a breakdown."""
         return [self.compute(*breakdown.part(i, detections, targets)) for i in range(len(breakdown.names))]
 
-    @abstractmethod
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
-        """Compute the metrics of a set of images.
+        """Compute the metrics of a set of images. Subclasses implement it.
 
         Args:
             detections: sorted by score.
@@ -183,6 +181,7 @@ class TableEvaluator(DatasetEvaluator, ABC):
         Returns:
             metric name -> value; rates of detection in percent, NaN where there is nothing to measure.
         """
+        raise NotImplementedError(f"{type(self).__name__} must implement compute")
 
 
 def _split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
