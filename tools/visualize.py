@@ -26,10 +26,10 @@ import irstd_d2  # noqa: F401  registers the data sets
 from irstd_d2.data import read_image
 from irstd_d2.data.image_io import read_sky_mask
 from irstd_d2.errors import DatasetError
+from irstd_d2.evaluation.collection import DetectionCollector, add_predictions_file
 from irstd_d2.evaluation.detection_probability import match_by_centre
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import NO_TARGET, detection_table
-from irstd_d2.evaluation.table_evaluation import TableEvaluator, add_predictions_file
 from irstd_d2.visualization import INSET_PIXELS, contact_sheet, draw_detections, with_caption, write_picture
 
 INSETS = 3
@@ -70,8 +70,8 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(args.dataset).thing_classes)
     detections = detection_table([], [])
     if args.predictions:
-        collector = TableEvaluator(truth, distributed=False)
-        add_predictions_file(collector, args.predictions)
+        collector = DetectionCollector(truth, distributed=False)
+        add_predictions_file(collector, args.predictions, GroundTruth.category_ids(args.dataset))
         detections = collector.detections() or detections
     matched, _ = match_by_centre(detections, truth.targets)
     pictures = {}

@@ -17,9 +17,10 @@ import numpy as np
 from ..files import write_atomically
 from ..memory import without_garbage_collection
 from .breakdown import AREA_BOUNDS, Breakdown
+from .collection import ImageColumns
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable
-from .table_evaluation import ImageColumns, TableEvaluator
+from .table_evaluation import TableEvaluator
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from tabulate import tabulate
 from ..errors import ConfigError, DatasetError
 from .bootstrap import Comparison, Interval, compare_metric, metric_interval, resampled_metrics
 from .build import EVALUATOR_REGISTRY
+from .collection import DetectionCollector, add_predictions, read_predictions
 from .ground_truth import GroundTruth
 from .matching import DetectionTable
 from .results import format_results, format_runs
-from .table_evaluation import TableEvaluator, add_predictions, read_predictions
+from .table_evaluation import TableEvaluator
 
 PREDICTIONS = "coco_instances_results.json"
 
@@ -81,7 +82,7 @@ def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) ->
         refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
         if refused:
             raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved boxes; leave it out")
-        collector = TableEvaluator(GroundTruth.from_dataset(dataset_name), distributed=False)
+        collector = DetectionCollector(GroundTruth.from_dataset(dataset_name), distributed=False)
         add_predictions([collector, *evaluators], predictions)
         detections = collector.detections()
         if detections is None:

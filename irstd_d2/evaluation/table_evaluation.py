@@ -1,4 +1,4 @@
-"""Evaluators that collect small columns per image and judge the whole data set at once.
+"""Evaluators that judge the collected detections of a whole data set at once.
 
 Memory grows with the number of detections, not with the size of the images, and several processes give exactly the
 numbers of one: the columns are gathered, sorted into the data set's order and only then judged.
@@ -6,51 +6,24 @@ numbers of one: the columns are gathered, sorted into the data set's order and o
 
 from __future__ import annotations
 
-import json
-import logging
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
-from ..errors import DatasetError
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
+from .collection import DetectionCollector, ImageColumns, detections_of
 from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
-from .matching import DetectionTable, TargetTable, detection_table
-
-logger = logging.getLogger(__name__)
-
-# Boxes (d, 4), scores (d,) and class indices (d,) of one image.
-Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
+from .matching import DetectionTable, TargetTable
 
 
-@dataclass(frozen=True)
-class ImageColumns:
-    """What is kept of one image.
-
-    Attributes:
-        boxes: (d, 4) float x1 y1 x2 y2, original pixels.
-        scores: (d,)
-        classes: (d,)
-        measured: target key -> (g + d,) classes of its targets, then of its detections, and (C,) pixels of each class.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-    measured: dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-class TableEvaluator(DatasetEvaluator):
+class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
     """Base of evaluators that work on the detection and target tables of a whole data set.
 
     Args:
@@ -63,13 +36,9 @@ class TableEvaluator(DatasetEvaluator):
     name = "table"
 
     def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
-        self.ground_truth, self.group_by, self._distributed = ground_truth, tuple(group_by), distributed
-        self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
-        self._target_boxes = _split_by_image(ground_truth.targets, len(self._index))
-        self.reset()
-
-    def reset(self) -> None:
-        self._columns: dict[int, ImageColumns] = {}
+        self.group_by = tuple(group_by)
+        self._target_boxes = _split_by_image(ground_truth.targets, len(ground_truth.image_ids))
+        super().__init__(ground_truth, distributed=distributed)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for sample, output in zip(inputs, outputs):
@@ -81,28 +50,6 @@ class TableEvaluator(DatasetEvaluator):
                 instances.pred_classes.numpy(),
             )
 
-    def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Store the detections of one image, in original pixels; an image given again is replaced.
-
-        Args:
-            image_id: one of the ground truth's.
-            boxes: (d, 4) x1 y1 x2 y2.
-            scores: (d,)
-            classes: (d,)
-
-        Raises:
-            ValueError: for an image or a class that the data set does not have, or a score or box that is not finite.
-        """
-        if image_id not in self._index:
-            raise ValueError(f"image {image_id!r} is not in the evaluated data set; were the right predictions given?")
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"image {image_id!r} has detections whose score or box is not finite")
-        known = len(self.ground_truth.class_names)
-        if len(classes) and not (classes.min() >= 0 and classes.max() < known):
-            raise ValueError(f"image {image_id!r} has detections of classes outside 0 to {known - 1}")
-        index = self._index[image_id]
-        self._columns[index] = ImageColumns(boxes, scores, classes, self._measure(index, boxes))
-
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
         if not keys:
@@ -110,36 +57,13 @@ class TableEvaluator(DatasetEvaluator):
         both = np.concatenate([self._target_boxes[index], boxes])
         return {key: TARGET_KEYS[key].measure(self.ground_truth.files[index], both) for key in keys}
 
-    def _gather(self) -> list[ImageColumns] | None:
-        """Return the columns of all images on the main process, ``None`` on the others."""
-        columns = self._columns
-        if self._distributed and comm.get_world_size() > 1:
-            comm.synchronize()
-            gathered = comm.gather(columns, dst=0)
-            if not comm.is_main_process():
-                return None
-            columns = {index: column for part in gathered for index, column in part.items()}
-        missing = len(self._index) - len(columns)
-        if missing:
-            logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
-        return [columns[i] if i in columns else self._empty(i) for i in range(len(self._index))]
-
-    def _empty(self, index: int) -> ImageColumns:
-        boxes = np.zeros((0, 4))
-        return ImageColumns(boxes, np.zeros(0), np.zeros(0, int), self._measure(index, boxes))
-
-    def detections(self) -> DetectionTable | None:
-        """Return the table of all processes' detections on the main process, ``None`` on the others."""
-        columns = self._gather()
-        return None if columns is None else _table(columns)
-
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         columns = self._gather()
         return None if columns is None else self.judge(columns)
 
     def judge(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
         """Compute all metrics from the columns of all images, in the data set's order."""
-        detections, targets = _table(columns), self.ground_truth.targets
+        detections, targets = detections_of(columns), self.ground_truth.targets
         metrics = self.compute(detections, targets, self.ground_truth.pixels)
         for key in self.group_by:
             breakdown = self._breakdown(key, columns, detections)
@@ -170,8 +94,9 @@ class TableEvaluator(DatasetEvaluator):
         """Compute the metrics of every class of a breakdown."""
         return [self.compute(*breakdown.part(i, detections, targets)) for i in range(len(breakdown.names))]
 
+    @abstractmethod
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
-        """Compute the metrics of a set of images. Subclasses implement it.
+        """Compute the metrics of a set of images.
 
         Args:
             detections: sorted by score.
@@ -181,20 +106,11 @@ class TableEvaluator(DatasetEvaluator):
         Returns:
             metric name -> value; rates of detection in percent, NaN where there is nothing to measure.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement compute")
 
 
 def _split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
     """Boxes of each image's targets, (g, 4) each; the table is in the order of the images."""
     return np.split(targets.boxes, np.searchsorted(targets.image, np.arange(1, num_images)))[:num_images]
-
-
-def _table(columns: Sequence[ImageColumns]) -> DetectionTable:
-    return detection_table(
-        [column.boxes for column in columns],
-        [column.scores for column in columns],
-        [column.classes for column in columns],
-    )
 
 
 def _select_class(
@@ -355,62 +271,3 @@ class CentreDistanceEvaluator(TableEvaluator):
         values = np.mean(by_class, axis=0) if by_class else np.full(len(self.distances), np.nan)
         metrics = {f"AP@{distance:g}px": float(value) for distance, value in zip(self.distances, values)}
         return {"AP": float(values.mean()), **metrics}
-
-
-def read_predictions(path: str | PathLike, category_ids: Mapping[int, int] | None = None) -> dict[Any, Prediction]:
-    """Read a saved predictions file.
-
-    Args:
-        path: JSON in COCO's result format, as ``coco_instances_results.json``: a list of
-            ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
-        category_ids: the file's category ids -> class indices; by default they are equal.
-
-    Returns:
-        image id -> (d, 4) boxes x1 y1 x2 y2, (d,) scores and (d,) class indices.
-
-    Raises:
-        DatasetError: for a file that is missing or not such a list.
-    """
-    path = Path(path)
-    rows: dict[Any, list[tuple[list[float], float, int]]] = {}
-    try:
-        for row in json.loads(path.read_text(encoding="utf-8")):
-            x, y, w, h = row["bbox"]
-            category = int(row["category_id"])
-            category = category if category_ids is None else category_ids[category]
-            rows.setdefault(row["image_id"], []).append(([x, y, x + w, y + h], float(row["score"]), category))
-        columns = {image_id: tuple(zip(*image_rows)) for image_id, image_rows in rows.items()}
-        return {
-            image_id: (np.array(boxes, float), np.array(scores, float), np.array(classes, int))
-            for image_id, (boxes, scores, classes) in columns.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            path,
-            "predictions",
-            f"cannot be read: {error!r}",
-            "give a list of COCO results with image_id, category_id, bbox [x, y, w, h] and score",
-        ) from error
-
-
-def add_predictions(evaluators: Sequence[TableEvaluator], predictions: Mapping[Any, Prediction]) -> None:
-    """Fill evaluators with predictions, image by image, so that what is read of an image is read once for all."""
-    for image_id, prediction in predictions.items():
-        for evaluator in evaluators:
-            evaluator.add(image_id, *prediction)
-
-
-def add_predictions_file(
-    evaluator: TableEvaluator, path: str | PathLike, category_ids: Mapping[int, int] | None = None
-) -> None:
-    """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
-
-    Args:
-        evaluator: an empty evaluator.
-        path, category_ids: see ``read_predictions``.
-
-    Raises:
-        DatasetError: for a file that is not a list of COCO results.
-        ValueError: for predictions that do not belong to the data set, see ``TableEvaluator.add``.
-    """
-    add_predictions([evaluator], read_predictions(path, category_ids))

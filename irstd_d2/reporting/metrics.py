@@ -13,6 +13,7 @@ import numpy as np
 from ..evaluation.average_precision import EXACT, PAPER
 from ..evaluation.bootstrap import Interval
 from ..evaluation.coco_evaluation import IRSTDCOCOEvaluator
+from ..evaluation.collection import add_predictions, read_predictions
 from ..evaluation.detection_probability import OperatingCurve, match_by_centre, operating_curve
 from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.matching import DetectionTable
@@ -22,8 +23,6 @@ from ..evaluation.table_evaluation import (
     DetectionProbabilityEvaluator,
     TableEvaluator,
     VOCDetectionEvaluator,
-    add_predictions,
-    read_predictions,
 )
 from .run import Results, Run
 

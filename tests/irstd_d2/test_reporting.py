@@ -13,8 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from irstd_d2.errors import DatasetError
+from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
-from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator, add_predictions_file
+from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator
 from irstd_d2.reporting import Options, write_report
 from irstd_d2.reporting.charts import group_chart, series_chart
 from irstd_d2.reporting.examples import choose

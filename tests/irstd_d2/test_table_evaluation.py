@@ -9,14 +9,10 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.average_precision import EXACT, PAPER, VOCProtocol, precision_recall, voc_verdicts
+from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import detection_table, target_table
-from irstd_d2.evaluation.table_evaluation import (
-    DetectionProbabilityEvaluator,
-    TableEvaluator,
-    VOCDetectionEvaluator,
-    add_predictions_file,
-)
+from irstd_d2.evaluation.table_evaluation import DetectionProbabilityEvaluator, TableEvaluator, VOCDetectionEvaluator
 
 
 def record(image_id, boxes, *, width=100, height=50, difficult=(), **metadata):
@@ -130,8 +126,8 @@ def test_unknown_images_and_bad_scores_are_refused(truth):
 
 
 def test_the_base_class_says_what_to_implement(truth):
-    with pytest.raises(NotImplementedError, match="TableEvaluator must implement compute"):
-        TableEvaluator(truth).evaluate()
+    with pytest.raises(TypeError, match=r"abstract class TableEvaluator .*compute"):
+        TableEvaluator(truth)
 
 
 def test_a_saved_predictions_file_gives_the_same_numbers(truth, tmp_path):

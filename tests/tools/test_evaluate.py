@@ -12,8 +12,8 @@ from detectron2.structures import BoxMode
 
 from irstd_d2 import get_config
 from irstd_d2.evaluation import build_evaluator
+from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.rescoring import rescore, to_json, to_markdown
-from irstd_d2.evaluation.table_evaluation import add_predictions_file
 
 NAME = "evaluate_tool_test"
 

@@ -1,0 +1,174 @@
+"""Detections of a whole data set, collected image by image from a model or a saved file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+
+from ..errors import DatasetError
+from .ground_truth import GroundTruth
+from .matching import DetectionTable, detection_table
+
+logger = logging.getLogger(__name__)
+
+# Boxes (d, 4), scores (d,) and class indices (d,) of one image.
+Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """What is kept of one image.
+
+    Attributes:
+        boxes: (d, 4) float x1 y1 x2 y2, original pixels.
+        scores: (d,)
+        classes: (d,)
+        measured: target key -> (g + d,) classes of its targets, then of its detections, and (C,) pixels of each class.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    measured: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class DetectionCollector:
+    """Small columns per image, in the order of the data set.
+
+    Args:
+        ground_truth: of the data set, in its order.
+        distributed: gather the detections of all processes; the main one reports.
+    """
+
+    def __init__(self, ground_truth: GroundTruth, *, distributed: bool = True):
+        self.ground_truth, self._distributed = ground_truth, distributed
+        self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
+        self.reset()
+
+    def reset(self) -> None:
+        self._columns: dict[int, ImageColumns] = {}
+
+    def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        """Store the detections of one image, in original pixels; an image given again is replaced.
+
+        Args:
+            image_id: one of the ground truth's.
+            boxes: (d, 4) x1 y1 x2 y2.
+            scores: (d,)
+            classes: (d,)
+
+        Raises:
+            ValueError: for an image or a class that the data set does not have, or a score or box that is not finite.
+        """
+        if image_id not in self._index:
+            raise ValueError(f"image {image_id!r} is not in the evaluated data set; were the right predictions given?")
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(f"image {image_id!r} has detections whose score or box is not finite")
+        known = len(self.ground_truth.class_names)
+        if len(classes) and not (classes.min() >= 0 and classes.max() < known):
+            raise ValueError(f"image {image_id!r} has detections of classes outside 0 to {known - 1}")
+        index = self._index[image_id]
+        self._columns[index] = ImageColumns(boxes, scores, classes, self._measure(index, boxes))
+
+    def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
+        """What a subclass keeps of an image besides its detections; see ``ImageColumns.measured``."""
+        return {}
+
+    def _gather(self) -> list[ImageColumns] | None:
+        """Return the columns of all images on the main process, ``None`` on the others."""
+        columns = self._columns
+        if self._distributed and comm.get_world_size() > 1:
+            comm.synchronize()
+            gathered = comm.gather(columns, dst=0)
+            if not comm.is_main_process():
+                return None
+            columns = {index: column for part in gathered for index, column in part.items()}
+        missing = len(self._index) - len(columns)
+        if missing:
+            logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
+        return [columns[i] if i in columns else self._empty(i) for i in range(len(self._index))]
+
+    def _empty(self, index: int) -> ImageColumns:
+        boxes = np.zeros((0, 4))
+        return ImageColumns(boxes, np.zeros(0), np.zeros(0, int), self._measure(index, boxes))
+
+    def detections(self) -> DetectionTable | None:
+        """Return the table of all processes' detections on the main process, ``None`` on the others."""
+        columns = self._gather()
+        return None if columns is None else detections_of(columns)
+
+
+def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:
+    """The table of the columns of all images."""
+    return detection_table(
+        [column.boxes for column in columns],
+        [column.scores for column in columns],
+        [column.classes for column in columns],
+    )
+
+
+def read_predictions(path: str | PathLike, category_ids: Mapping[int, int] | None = None) -> dict[Any, Prediction]:
+    """Read a saved predictions file.
+
+    Args:
+        path: JSON in COCO's result format, as ``coco_instances_results.json``: a list of
+            ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
+        category_ids: the file's category ids -> class indices; by default they are equal.
+
+    Returns:
+        image id -> (d, 4) boxes x1 y1 x2 y2, (d,) scores and (d,) class indices.
+
+    Raises:
+        DatasetError: for a file that is missing or not such a list.
+    """
+    path = Path(path)
+    rows: dict[Any, list[tuple[list[float], float, int]]] = {}
+    try:
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            x, y, w, h = row["bbox"]
+            category = int(row["category_id"])
+            category = category if category_ids is None else category_ids[category]
+            rows.setdefault(row["image_id"], []).append(([x, y, x + w, y + h], float(row["score"]), category))
+        columns = {image_id: tuple(zip(*image_rows)) for image_id, image_rows in rows.items()}
+        return {
+            image_id: (np.array(boxes, float), np.array(scores, float), np.array(classes, int))
+            for image_id, (boxes, scores, classes) in columns.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            path,
+            "predictions",
+            f"cannot be read: {error!r}",
+            "give a list of COCO results with image_id, category_id, bbox [x, y, w, h] and score",
+        ) from error
+
+
+def add_predictions(collectors: Sequence[DetectionCollector], predictions: Mapping[Any, Prediction]) -> None:
+    """Fill evaluators or other collectors image by image, so that what is read of an image is read once for all."""
+    for image_id, prediction in predictions.items():
+        for collector in collectors:
+            collector.add(image_id, *prediction)
+
+
+def add_predictions_file(
+    collector: DetectionCollector, path: str | PathLike, category_ids: Mapping[int, int] | None = None
+) -> None:
+    """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
+
+    Args:
+        collector: an empty evaluator or collector.
+        path, category_ids: see ``read_predictions``.
+
+    Raises:
+        DatasetError: for a file that is not a list of COCO results.
+        ValueError: for predictions that do not belong to the data set, see ``DetectionCollector.add``.
+    """
+    add_predictions([collector], read_predictions(path, category_ids))
