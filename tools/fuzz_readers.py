@@ -7,7 +7,8 @@
     tools/fuzz_readers.py --replay FILE... coco                    # inputs again, without atheris
 
 An input is a finding when a reader raises anything but its documented DatasetError, returns what it must not, takes
-more than --timeout seconds, or takes the process past --memory MiB. Findings stay in OUTPUT/TARGET/findings, the
+more than --timeout seconds of processor time (which other work on the machine does not lengthen) or ten times that on the
+clock, or takes the process past --memory MiB. Findings stay in OUTPUT/TARGET/findings, the
 inputs that reached new code in OUTPUT/TARGET/corpus, where the next run goes on. Ends with code 1 on findings.
 """
 
@@ -47,6 +48,8 @@ from irstd_d2.errors import DatasetError
 
 # Images of the full permitted size are sound and slow; a fuzzer would try nothing else.
 MAX_FUZZED_PIXELS = 1 << 20
+# An input that does not end is stopped by the clock, so much later than the limit on processor time.
+CLOCK_FACTOR = 10
 # Starts this script with the readers, and Pillow below them, reporting which code an input reaches.
 _INSTRUMENTED = """
 import atheris, runpy, sys
@@ -162,23 +165,27 @@ def with_checksums(data: bytes) -> bytes:
     return b"".join([*parts, data[position:]])
 
 
-def run_one(target: str, data: bytes, folder: Path) -> None:
+def run_one(target: str, data: bytes, folder: Path, timeout: float = math.inf) -> None:
     """Give one input to a reader.
 
     Args:
         target: a name of ``TARGETS``.
         data: content of the file that is read.
         folder: where the file is written.
+        timeout: seconds of processor time that it may take.
 
     Raises:
-        Exception: whatever the reader should not have raised.
+        Exception: whatever the reader should not have raised; AssertionError if it took too long.
     """
     path = folder / "input"
     path.write_bytes(data)
+    start = time.process_time()
     try:
         TARGETS[target](path)
     except DatasetError as error:
         str(error).encode()
+    seconds = time.process_time() - start
+    assert seconds <= timeout, f"{seconds:.1f} s of processor time, at most {timeout}"
 
 
 def seeds(target: str) -> list[bytes]:
@@ -304,7 +311,7 @@ def mutate_xml(data: bytes, rng: random.Random) -> bytes:
 MUTATORS = {"coco": mutate_json, "cache": mutate_json, "xml": mutate_xml}
 
 
-def fuzz(target: str, arguments: list[str]) -> None:
+def fuzz(target: str, timeout: float, arguments: list[str]) -> None:
     """Run the fuzzer on one reader in this process, which it ends; the readers were imported under instrumentation."""
     import atheris
 
@@ -313,7 +320,7 @@ def fuzz(target: str, arguments: list[str]) -> None:
     options: dict[str, Any] = {}
     if target in MUTATORS:
         options["custom_mutator"] = partial(_mutate, MUTATORS[target], _words(target))
-    atheris.Setup([sys.argv[0], *arguments], lambda data: run_one(target, data, Path(folder.name)), **options)
+    atheris.Setup([sys.argv[0], *arguments], lambda data: run_one(target, data, Path(folder.name), timeout), **options)
     atheris.Fuzz()
 
 
@@ -363,13 +370,19 @@ def campaign(target: str, seconds: int, output: Path, timeout: int, memory: int)
     words = output / target / "words"
     quoted = (word.decode().replace("\\", "\\\\").replace('"', '\\"') for word in _words(target))
     words.write_text("".join(f'"{word}"\n' for word in quoted))
-    options = [f"-timeout={timeout}", f"-rss_limit_mb={memory}", f"-artifact_prefix={findings}/", f"-dict={words}"]
+    options = [
+        f"-timeout={CLOCK_FACTOR * timeout}",
+        f"-rss_limit_mb={memory}",
+        f"-artifact_prefix={findings}/",
+        f"-dict={words}",
+    ]
     options += ["-print_final_stats=1", "-max_len=8192", "-verbosity=1", str(corpus)]
     total = {"inputs": 0, "seconds": 0, "memory": 0}
     found = _findings(findings)
     while total["seconds"] < seconds:
         left = f"-max_total_time={seconds - total['seconds']}"
-        command = [sys.executable, "-c", _INSTRUMENTED, __file__, target, "--libfuzzer", left, *options]
+        command = [sys.executable, "-c", _INSTRUMENTED, __file__, target, "--timeout", str(timeout)]
+        command += ["--libfuzzer", left, *options]
         log, start = output / target / "log", time.monotonic()
         with log.open("wb") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
@@ -393,7 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default")
     parser.add_argument("--seconds", type=int, default=60, help="for all of them together (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("output/fuzz"))
-    parser.add_argument("--timeout", type=int, default=10, help="seconds that one input may take (%(default)s)")
+    parser.add_argument("--timeout", type=int, default=10, help="processor seconds for one input (%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, help="MiB that the process may take (%(default)s)")
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="give these files to TARGET")
     parser.add_argument("--libfuzzer", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -403,12 +416,12 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no reader named {', '.join(unknown)}; there are {', '.join(TARGETS)}")
     if args.libfuzzer is not None:
-        fuzz(targets[0], args.libfuzzer)
+        fuzz(targets[0], args.timeout, args.libfuzzer)
     if args.replay:
         with tempfile.TemporaryDirectory() as folder:
             for file in args.replay:
                 for target in targets:
-                    run_one(target, file.read_bytes(), Path(folder))
+                    run_one(target, file.read_bytes(), Path(folder), args.timeout)
         return 0
     print("| reader | inputs | seconds | findings | inputs kept | peak memory, MiB |\n|---|---|---|---|---|---|")
     found = 0

@@ -112,6 +112,20 @@ def test_replay_from_the_command_line(tmp_path, monkeypatch):
         tool.main(["no_such_reader"])
 
 
+def test_an_input_is_held_to_its_processor_time_and_not_to_the_clock(tmp_path, monkeypatch):
+    def busy(path):
+        start = time.process_time()
+        while time.process_time() - start < 0.05:
+            pass
+
+    monkeypatch.setitem(tool.TARGETS, "split", busy)
+    with pytest.raises(AssertionError, match=r"s of processor time, at most 0\.02"):
+        tool.run_one("split", b"", tmp_path, 0.02)
+    tool.run_one("split", b"", tmp_path, 5)
+    monkeypatch.setitem(tool.TARGETS, "split", lambda path: time.sleep(0.05))
+    tool.run_one("split", b"", tmp_path, 0.02)
+
+
 def fake_fuzzer(findings):
     """Stands for atheris: finds something in the first so many calls."""
     calls = []
@@ -135,6 +149,8 @@ def test_campaign_goes_on_after_findings_and_counts_all(tmp_path, monkeypatch, c
     assert "| split | 3,000 | 3 | 2 | 2 | 345 |" in capsys.readouterr().out
     assert len(calls) == 3
     assert "-max_total_time=1" in calls[-1]
+    assert calls[0][-10:-8] == ["--timeout", "10"]
+    assert "-timeout=100" in calls[0]
     assert (tmp_path / "split" / "words").read_text().startswith('".png"\n')
     run, _ = fake_fuzzer(findings=0)
     monkeypatch.setattr(tool.subprocess, "run", run)
