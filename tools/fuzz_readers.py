@@ -7,9 +7,9 @@
     tools/fuzz_readers.py --replay FILE... coco                    # inputs again, without atheris
 
 An input is a finding when a reader raises anything but its documented DatasetError, returns what it must not, takes
-more than --timeout seconds of processor time (which other work on the machine does not lengthen) or ten times that on the
-clock, or takes the process past --memory MiB. Findings stay in OUTPUT/TARGET/findings, the
-inputs that reached new code in OUTPUT/TARGET/corpus, where the next run goes on. Ends with code 1 on findings.
+more than --timeout seconds of processor time, which other work on the machine does not lengthen, or ten times that on
+the clock, or takes the process past --memory MiB. Findings stay in OUTPUT/TARGET/findings, the inputs that reached new
+code in OUTPUT/TARGET/corpus, where the next run goes on. Ends with code 1 on findings.
 """
 
 # ruff: noqa: S101  an assertion that fails is a finding
@@ -370,13 +370,8 @@ def campaign(target: str, seconds: int, output: Path, timeout: int, memory: int)
     words = output / target / "words"
     quoted = (word.decode().replace("\\", "\\\\").replace('"', '\\"') for word in _words(target))
     words.write_text("".join(f'"{word}"\n' for word in quoted))
-    options = [
-        f"-timeout={CLOCK_FACTOR * timeout}",
-        f"-rss_limit_mb={memory}",
-        f"-artifact_prefix={findings}/",
-        f"-dict={words}",
-    ]
-    options += ["-print_final_stats=1", "-max_len=8192", "-verbosity=1", str(corpus)]
+    options = [f"-timeout={CLOCK_FACTOR * timeout}", f"-rss_limit_mb={memory}", f"-artifact_prefix={findings}/"]
+    options += [f"-dict={words}", "-print_final_stats=1", "-max_len=8192", "-verbosity=1", str(corpus)]
     total = {"inputs": 0, "seconds": 0, "memory": 0}
     found = _findings(findings)
     while total["seconds"] < seconds:
