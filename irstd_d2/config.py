@@ -96,6 +96,14 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = ""
     # Detections above this score enter Pd, Fa and precision.
     cfg.TEST.SCORE_THRESHOLD = 0.5
+    # Test-time augmentation, detectron2's TEST.AUG.ENABLED, for any detector: factors of the network's input, and
+    # lengths of its shorter edge in network pixels (detectron2's key, bounded by MAX_SIZE) beside them.
+    cfg.TEST.AUG.SCALES = (1.0,)
+    cfg.TEST.AUG.MIN_SIZES = ()
+    # Beside FLIP, left and right: every view upside down as well.
+    cfg.TEST.AUG.VERTICAL_FLIP = False
+    # Detections of a target in several views: "vote" averages boxes and scores, "nms" takes the best (detectron2).
+    cfg.TEST.AUG.MERGE = "vote"
 
 
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:

@@ -1,6 +1,7 @@
-"""Inference: images, videos, and images beyond the training size."""
+"""Inference: images, videos, images beyond the training size, and several views of each."""
 
 from .predictor import Predictor
+from .test_time_augmentation import DetectorWithTTA
 from .tiling import TiledPredictor, tile_grid
 
-__all__ = ["Predictor", "TiledPredictor", "tile_grid"]
+__all__ = ["DetectorWithTTA", "Predictor", "TiledPredictor", "tile_grid"]

@@ -18,6 +18,8 @@ from ..data.image_io import to_float_image, value_limits
 from ..data.mapped_image import open_raw
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import IRSTDCheckpointer
+from .merging import nms_threshold_of
+from .test_time_augmentation import DetectorWithTTA
 from .tiling import TiledPredictor, tile_grid
 
 Progress = Callable[[Sequence[Any]], Iterator[Any]]
@@ -28,6 +30,7 @@ class Predictor:
 
     An image that is larger than a tile is cut into tiles. Each carries the metadata and the size of the whole image,
     and is enlarged or reduced by the factor of a full tile. Pixels of more than 8 bits are stretched alike in all.
+    With ``TEST.AUG.ENABLED`` the model sees several views of each image or tile.
 
     Args:
         cfg: configuration; ``MODEL.WEIGHTS`` are loaded.
@@ -48,7 +51,9 @@ class Predictor:
         if overlap is None:
             overlap = min(64, self.tile // 4)
         self._grid: dict[str, Any] = {"tile": self.tile, "overlap": overlap, "align": _stride(self.model)}
-        self._batch_size, self._nms_threshold = batch_size, _nms_threshold(cfg, self.model)
+        self._batch_size, self._nms_threshold = batch_size, nms_threshold_of(cfg, self.model)
+        if cfg.TEST.AUG.ENABLED:
+            self.model = DetectorWithTTA(cfg, self.model)
         if self.tile:
             tile_grid(self.tile, self.tile, **self._grid)  # refuses an impossible overlap here
             self._factors = self._tile_factors(self.tile)
@@ -121,11 +126,3 @@ def _stride(model: torch.nn.Module) -> int:
     backbone: Any = getattr(model, "backbone", None)
     shapes = backbone.output_shape() if backbone is not None else {}
     return max((shape.stride or 1 for shape in shapes.values()), default=1)
-
-
-def _nms_threshold(cfg: CfgNode, model: torch.nn.Module) -> float:
-    """IoU above which the detector itself takes two detections for one."""
-    if hasattr(model, "roi_heads"):
-        return cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
-    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    return cfg.MODEL.RETINANET.NMS_THRESH_TEST if retina else cfg.MODEL.FCOS.NMS_THRESH_TEST
