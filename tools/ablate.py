@@ -38,6 +38,7 @@ from irstd_d2.ablation import (
     TABLES,
     Job,
     NotFinishedError,
+    Outcome,
     Table,
     collect,
     draw,
@@ -84,7 +85,9 @@ def parse_budget(text: str) -> tuple[int, float]:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="auxdet-1 to auxdet-9, bafe-2 to bafe-9; see --list")
+    parser.add_argument(
+        "tables", nargs="*", metavar="TABLE", help="auxdet-1 to -9, bafe-2 to -9, beyond-auxdet, beyond-bafe"
+    )
     parser.add_argument("--list", action="store_true", help="show all tables and their rows")
     parser.add_argument("--scale", default="synthetic", choices=sorted({scale.name for scale in SCALES}))
     parser.add_argument(
@@ -100,6 +103,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", nargs="+", default=[], help="train these rows only")
     parser.add_argument("--weights", default="", help="ImageNet backbone; {depth} becomes 18, 34, 50 or 101")
+    parser.add_argument("--report", action="store_true", help="train nothing; report what is finished")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablation")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of one training on as many GPUs")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for every row, as for train_net.py")
@@ -206,15 +210,17 @@ def commit() -> str:
     return result.stdout.strip()
 
 
-def facts(scale: Scale, jobs: Sequence[Job], seconds: float) -> list[str]:
+def facts(scale: Scale, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> list[str]:
     """How the figures were made."""
+    finished = [outcome.seconds for outcome in outcomes if outcome.state == "finished"]
     solver = jobs[0].cfg.SOLVER
     length = f"{solver.MAX_EPOCHS} epochs" if solver.MAX_EPOCHS else f"{solver.MAX_ITER} iterations"
     where = f", commit {commit()}" if commit() else ""
     return [
         "    " + shlex.join(["python", "tools/ablate.py", *sys.argv[1:]]),
-        f"{date.today()}, {hardware()}{where}. {len(jobs)} trainings of {length} of {solver.IMS_PER_BATCH} images, "
-        f"{seconds / 60:.0f} minutes together (a row that another table shares is trained once and counted in both).",
+        f"{date.today()}, {hardware()}{where}. {len(finished)} trainings of {length} of {solver.IMS_PER_BATCH} images, "
+        f"{sum(finished) / 60:.0f} minutes together (a row that another table shares is trained once and counted in "
+        "both).",
         f"Data and models: {scale.description}. {scale.limits}",
     ]
 
@@ -234,6 +240,7 @@ def make_jobs(args: argparse.Namespace, scale: Scale, tables: Sequence[Table], i
         )
         for seed in range(args.seeds)
         for table, row in select_rows(tables, args.rows)
+        if row.config or scale.recipes  # the published scale leaves out rows that are made for small ones
     ]
 
 
@@ -244,10 +251,12 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise ConfigError(f"--seeds is {args.seeds}; at least one is needed")
     iterations = max((given for given, _ in args.budget), default=0)
-    seconds = min((limit for _, limit in args.budget), default=float("inf"))
+    seconds = 0.0 if args.report else min((limit for _, limit in args.budget), default=float("inf"))
     tables = [TABLES[name] for name in dict.fromkeys(args.tables)]
     scale = get_scale(args.scale, args.preset or ("gpu" if torch.cuda.is_available() else "cpu"))
     jobs = make_jobs(args, scale, tables, iterations)
+    if not jobs:
+        raise ConfigError("these rows are made for small scales only; use --preset cpu")
     if not scale.recipes and not jobs[0].cfg.MODEL.WEIGHTS:
         logger.warning("without --weights the backbones start from random weights; the papers start from ImageNet's")
     data = prepare_data(scale, {table.paper for table in tables}, args.output)
@@ -261,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
             table,
             own_jobs,
             own_outcomes,
-            facts=facts(scale, own_jobs, sum(outcome.seconds for outcome in own_outcomes)),
+            facts=facts(scale, own_jobs, own_outcomes),
             parameters=count_parameters(table),
             figure=f"{name}.png",
         )

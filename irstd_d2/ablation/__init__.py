@@ -2,13 +2,14 @@
 
 from .auxdet_tables import AUXDET_TABLES
 from .bafe_tables import BAFE_TABLES
+from .beyond_tables import BEYOND_TABLES
 from .compare import judge, sign_agreement
 from .report import collect, draw, markdown
 from .runner import Job, NotFinishedError, Outcome, finished, make_job, run_jobs
 from .scales import SCALES, get_scale, resolve
-from .tables import Claim, Metric, Row, Table, select_rows
+from .tables import Claim, Metric, Recipe, Row, Table, select_rows
 
-TABLES = {table.name: table for table in (*AUXDET_TABLES, *BAFE_TABLES)}
+TABLES = {table.name: table for table in (*AUXDET_TABLES, *BAFE_TABLES, *BEYOND_TABLES)}
 
 __all__ = [
     "SCALES",
@@ -18,6 +19,7 @@ __all__ = [
     "Metric",
     "NotFinishedError",
     "Outcome",
+    "Recipe",
     "Row",
     "Table",
     "collect",

@@ -46,15 +46,21 @@ class Difference:
     count: int
 
     def verdict(self, published: float) -> str:
-        """Compare with the paper's difference.
+        """Compare with the paper's difference, NaN where it prints none.
 
         Returns:
+            Without a published difference ``better`` or ``worse`` when ours exceeds the spread, ``within the spread``
+            when it does not, ``one seed`` when the spread is unknown, ``not run`` without figures. Else
             ``holds`` or ``contradicted`` when the difference exceeds the spread, ``within the spread`` when it does
             not, ``same sign``, ``opposite sign`` or ``no difference`` when one seed leaves the spread unknown, ``not
             run`` without figures, ``a tie in the paper`` where there is no direction.
         """
         if not self.count:
             return "not run"
+        if math.isnan(published):
+            if self.count == 1:
+                return "one seed"
+            return "within the spread" if abs(self.mean) <= self.spread else "better" if self.mean > 0 else "worse"
         if not published:
             return "a tie in the paper"
         agrees = self.mean * published > 0
@@ -89,11 +95,12 @@ class Judgement:
 
 
 def judge(table: Table, figures: Figures) -> list[Judgement]:
-    """Judge all claims of a table."""
+    """Judge all claims of a table; those about rows without published figures by our figures alone."""
     judgements = []
     for claim in table.claims:
         metric = claim.metric or table.metrics[0].name
-        published = table.row(claim.better).published[metric] - table.row(claim.worse).published[metric]
+        better, worse = (table.row(name).published.get(metric, math.nan) for name in (claim.better, claim.worse))
+        published = better - worse
         cells = (figures.get(name, {}).get(metric, {}) for name in (claim.better, claim.worse))
         ours = difference(*cells)
         judgements.append(Judgement(claim, metric, published, ours, ours.verdict(published)))

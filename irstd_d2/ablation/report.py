@@ -53,16 +53,19 @@ def markdown(
         parts.append(table.note)
     parts.append(
         "Percent. Ours: mean and standard deviation over the seeds (their number in brackets). "
-        f"Difference: {table.metrics[0].name} minus that of `{table.reference}`, paper / ours over common seeds."
+        f"Difference: {table.metrics[0].name} minus that of `{table.reference}`, "
+        f"{'paper / ours ' if table.printed else ''}over common seeds."
     )
     parts.append(_figures_table(table, figures, parameters or {}))
     if figure:
-        parts.append(f"![Ours beside the paper's figures]({figure})")
-    parts.append("## What the paper concludes\n\n" + _claims_table(judge(table, figures)))
-    parts.append(_statement(table, figures))
+        caption = "Ours beside the paper's figures" if table.printed else "Our figures"
+        parts.append(f"![{caption}]({figure})")
+    heading = "What the paper concludes" if table.printed else "What the additions change"
+    parts.append(f"## {heading}\n\n" + _claims_table(table, judge(table, figures)))
+    parts.append(_statement(table, figures) if table.printed else _own_statement(judge(table, figures)))
     if unfinished := [_unfinished(job, outcome) for job, outcome in zip(jobs, outcomes) if outcome.state != "finished"]:
         parts.append("## Not finished\n\n" + "\n".join(unfinished))
-    if absent := [row.label for row in table.rows if not row.config]:
+    if absent := [row.label for row in table.rows if row not in table.trainable]:
         parts.append(f"Not available in this project: {', '.join(absent)}.")
     return "\n\n".join(parts) + "\n"
 
@@ -70,7 +73,7 @@ def markdown(
 def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
     header = ["row"]
     for metric in table.metrics:
-        header += [f"{metric.name}, paper", "ours"]
+        header += [f"{metric.name}, paper", "ours"] if table.printed else [metric.name]
     header.append("difference")
     with_parameters = any(not math.isnan(row.parameters) for row in table.rows)
     if with_parameters:
@@ -80,13 +83,13 @@ def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]
     for row in table.rows:
         cells = [row.label]
         for metric in table.metrics:
-            cells += [
-                _number(row.published.get(metric.name, math.nan)),
-                _cell(_summary(figures, row.name, metric.name)),
-            ]
-        published = row.published.get(leading, math.nan) - table.row(table.reference).published[leading]
+            published = [_number(row.published.get(metric.name, math.nan))] if table.printed else []
+            cells += [*published, _cell(_summary(figures, row.name, metric.name))]
         ours = difference(*(figures.get(name, {}).get(leading, {}) for name in (row.name, table.reference)))
-        cells.append(f"{_signed(published)} / {_signed(ours.mean)}")
+        cells.append(_signed(ours.mean))
+        if table.printed:
+            theirs = row.published.get(leading, math.nan) - table.row(table.reference).published[leading]
+            cells[-1] = f"{_signed(theirs)} / {cells[-1]}"
         if with_parameters:
             count = parameters.get(row.name)
             cells.append(f"{_number(row.parameters, 3)} / {'-' if count is None else f'{count / 1e6:.3f}'}")
@@ -94,27 +97,25 @@ def _figures_table(table: Table, figures: Figures, parameters: Mapping[str, int]
     return "\n".join(lines)
 
 
-def _claims_table(judgements: Sequence[Judgement]) -> str:
-    lines = [
-        _line(["better", "than", "metric", "paper", "ours", "spread of single trainings", "verdict"]),
-        "|" + "---|" * 7,
-    ]
+def _claims_table(table: Table, judgements: Sequence[Judgement]) -> str:
+    printed = table.printed
+    header = ["better", "than", "metric", "paper", "ours"] if printed else ["row", "against", "metric", "difference"]
+    header += ["spread of single trainings", "verdict"]
+    lines = [_line(header), "|" + "---|" * len(header)]
     for judgement in judgements:
         claim, ours = judgement.claim, judgement.ours
-        lines.append(
-            _line(
-                [
-                    claim.better,
-                    claim.worse,
-                    judgement.metric,
-                    _signed(judgement.published),
-                    _signed(ours.mean),
-                    _number(ours.spread),
-                    judgement.verdict,
-                ]
-            )
-        )
+        cells = [claim.better, claim.worse, judgement.metric, *([_signed(judgement.published)] if printed else [])]
+        lines.append(_line([*cells, _signed(ours.mean), _number(ours.spread), judgement.verdict]))
     return "\n".join(lines)
+
+
+def _own_statement(judgements: Sequence[Judgement]) -> str:
+    verdicts = [judgement.verdict for judgement in judgements]
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    text = f"Of the {len(verdicts)} comparisons: {counted}."
+    if "one seed" in verdicts:
+        text += " With one seed the noise is unknown, and a difference proves nothing."
+    return text + " A difference within the spread is noise as far as these seeds can tell."
 
 
 def _statement(table: Table, figures: Figures) -> str:
@@ -153,7 +154,7 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
         path: a PNG file.
     """
     metric = table.metrics[0].name
-    rows = [row for row in table.rows if row.config]
+    rows = table.trainable
     canvas = Figure(figsize=(9.5, 1.2 + 0.42 * len(rows)), layout="constrained")
     FigureCanvasAgg(canvas)
     values, changes = canvas.subplots(1, 2, sharey=True)
@@ -167,7 +168,8 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
         (values, published, ours),
         (changes, published - published[reference], ours - ours[reference]),
     ):
-        axes.barh(places - 0.2, np.nan_to_num(theirs), 0.36, color=_PUBLISHED, label="paper")
+        if table.printed:
+            axes.barh(places - 0.2, np.nan_to_num(theirs), 0.36, color=_PUBLISHED, label="paper")
         axes.barh(places + 0.2, np.nan_to_num(mine), 0.36, xerr=spread, color=_OURS, label="ours", capsize=2)
         axes.axvline(0, color="black", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -18,9 +18,7 @@ from detectron2.config import CfgNode
 
 from ..config import get_config
 from ..errors import ConfigError
-from .tables import Row, Table
-
-Options = tuple[Any, ...]
+from .tables import Options, Recipe, Row, Table
 
 # A narrow bottleneck, where the depth of the backbone is what a table varies.
 _NARROW_BOTTLENECK: Options = ("MODEL.RESNETS.WIDTH_PER_GROUP", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
@@ -28,19 +26,6 @@ _NARROW_BOTTLENECK: Options = ("MODEL.RESNETS.WIDTH_PER_GROUP", 16, "MODEL.RESNE
 FROM_SCRATCH: Options = (
     *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.NORM_EVAL", False, "MODEL.RESNETS.NORM_TRAINABLE", True),
 )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A small configuration of a system.
-
-    Attributes:
-        config: file, relative to ``configs/``.
-        options: keys and values on top of it.
-    """
-
-    config: str
-    options: Options = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +70,10 @@ _TINY_RECIPES = {
     "bafe/Base-FCOS.yaml": Recipe("bafe/tiny/fcos_tiny.yaml", _BACKGROUND),
     "bafe/Base-BAFE.yaml": Recipe("bafe/tiny/bafe_tiny.yaml", (*_BACKGROUND, "INPUT.BAG_CP.ENABLED", True)),
 }
+_FINE_RECIPES = {
+    "bafe/Base-FCOS.yaml": Recipe("bafe/tiny/fcos_fine.yaml"),
+    "bafe/Base-BAFE.yaml": Recipe("bafe/tiny/bafe_fine.yaml"),
+}
 # One evaluation at the end, in the papers' protocol; loading in the training's own process.
 _TINY_OPTIONS: Options = (
     *("DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 0, "TEST.EVALUATORS", ("coco", "voc_paper")),
@@ -115,6 +104,18 @@ SCALES = (
         _TINY_OPTIONS,
         limits=_TINY_LIMITS + " The scenes are drawings after physical rules of thumb, made so that metadata and sky "
         "matter: they favour the methods under study.",
+    ),
+    Scale(
+        "fine",
+        "cpu",
+        "the real DenseSIRST at native resolution: crops of 128x128 pixels of the 768 training images, enlarged twice; "
+        "every fourth of the 256 test images, whole and enlarged twice",
+        {"bafe": ("densesirst_v2_trainval", "densesirst_v2_test_quarter")},
+        300,
+        _FINE_RECIPES,
+        _TINY_OPTIONS,
+        "SIRSTdevkit",
+        _TINY_LIMITS + " A quarter of the test images adds noise to that of the trainings.",
     ),
     Scale(
         "dense",
@@ -251,13 +252,19 @@ def resolve(
         options: keys and values on top of everything, as on the command line.
 
     Raises:
-        ConfigError: if the scale has no data for the table's paper.
+        ConfigError: if the scale has no data for the table's paper, or the row is not made for the scale.
     """
-    if table.paper not in scale.papers:
-        fitting = sorted({s.name for s in SCALES if table.paper in s.papers})
+    fitting = sorted({s.name for s in SCALES if table.paper in s.papers})
+    if scale.recipes and row.small and table.small_scales:
+        fitting = [name for name in fitting if name in table.small_scales]
+    if scale.name not in fitting:
         raise ConfigError(f"table {table.name} cannot be run at scale {scale.name!r}; use one of {fitting}")
+    if not (row.config or scale.recipes):
+        raise ConfigError(f"row {row.name} of {table.name} is made for small scales only; use --preset cpu")
     configs = Path(configs)
-    if scale.recipes:
+    if scale.recipes and row.small:
+        cfg = get_config(configs / row.small.config, row.small.options)
+    elif scale.recipes:
         bases = {(configs / name).resolve(): recipe for name, recipe in scale.recipes.items()}
         recipe, lines = own_lines(configs / row.config, bases)
         cfg = get_config(configs / recipe.config, recipe.options)

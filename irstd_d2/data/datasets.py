@@ -22,7 +22,8 @@ from .voc import CLASS_NAMES, load_voc
 class VocSource:
     """Where a registered set comes from; fields as the arguments of :func:`load_voc`.
 
-    A relative ``builtin_root`` is taken below :func:`datasets_root` at the time of loading.
+    A relative ``builtin_root`` is taken below :func:`datasets_root` at the time of loading. Of the split's images every
+    ``step``-th is taken.
     """
 
     root: str | PathLike | None = None
@@ -32,12 +33,13 @@ class VocSource:
     box_convention: str = "half_open"
     sidecar: str | PathLike | None = None
     builtin_root: str | None = None
+    step: int = 1
 
     def resolve_root(self) -> Path:
         return datasets_root() / self.builtin_root if self.builtin_root else Path(self.root or ".")
 
     def load(self) -> list[dict[str, Any]]:
-        return load_voc(
+        dicts = load_voc(
             self.resolve_root(),
             self.split,
             layout=self.layout,
@@ -46,6 +48,7 @@ class VocSource:
             sidecar=self.sidecar,
             skip_bad=get_skip_bad(),
         )
+        return dicts[:: self.step]
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,9 @@ def _register_builtin() -> None:
         for suffix, convention in (("", "half_open"), ("_paper", "paper")):
             source = VocSource(split=split, layout=layout, box_convention=convention, builtin_root=folder)
             _register_voc(name + suffix, source)
+    # Where a test of all 256 images takes longer than the training.
+    quarter = VocSource(split="test_v2", layout="densesirst", builtin_root="SIRSTdevkit", step=4)
+    _register_voc("densesirst_v2_test_quarter", quarter)
     for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
         for split in ("train", "val"):
             _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))

@@ -38,6 +38,11 @@ def test_difference_uses_common_seeds_only():
         (0.0, 0.0, 2, 0.5, "within the spread"),
         (math.nan, math.nan, 0, 0.5, "not run"),
         (9.0, 1.0, 3, 0.0, "a tie in the paper"),
+        (2.0, 1.0, 3, math.nan, "better"),
+        (-2.0, 1.0, 3, math.nan, "worse"),
+        (1.0, 1.0, 3, math.nan, "within the spread"),
+        (9.0, math.nan, 1, math.nan, "one seed"),
+        (math.nan, math.nan, 0, math.nan, "not run"),
     ],
 )
 def test_verdict(mean, spread, count, published, verdict):
@@ -67,6 +72,16 @@ def test_claims_are_judged_in_their_metric():
     }
     verdicts = [(j.claim.better, j.metric, j.published, j.verdict) for j in judge(TABLE, figures)]
     assert verdicts == [("b", "AP", 2.0, "holds"), ("c", "R", 1.0, "contradicted"), ("c", "AP", 2.0, "not run")]
+
+
+def test_a_row_without_published_figures_is_judged_by_ours():
+    table = Table(
+        "beyond-auxdet", "t", TABLE.metrics, tuple(map(TABLE.row, ("a", "extra"))), "a", (Claim("extra", "a"),)
+    )
+    figures = {"a": {"AP": {0: 50.0, 1: 52.0}}, "extra": {"AP": {0: 60.0, 1: 61.0}}}
+    (judgement,) = judge(table, figures)
+    assert math.isnan(judgement.published)
+    assert (judgement.ours.mean, judgement.verdict) == (9.5, "better")
 
 
 def test_sign_agreement_counts_pairs_that_differ_in_the_paper():

@@ -4,7 +4,7 @@ import cv2
 import pytest
 
 from irstd_d2 import get_config
-from irstd_d2.ablation import Claim, Metric, Outcome, Row, Table, collect, draw, make_job, markdown
+from irstd_d2.ablation import Claim, Metric, Outcome, Recipe, Row, Table, collect, draw, make_job, markdown
 
 TABLE = Table(
     "bafe-4",
@@ -86,3 +86,41 @@ def test_collect_takes_finished_jobs_only(jobs):
         "a": {"AP": {0: 50.0, 1: 52.0}, "R": {0: 60.0, 1: 62.0}},
         "b": {"AP": {0: 55.0, 1: 56.0}, "R": {0: 65.0, 1: 66.0}},
     }
+
+
+OWN = Table(
+    "beyond-bafe",
+    "additions",
+    (Metric("AP", "voc_paper/AP"),),
+    (Row("a", "Alpha", "a.yaml"), Row("b", "Beta", "", small=Recipe("b.yaml")), Row("d", "Delta", "d.yaml")),
+    "a",
+    (Claim("b", "a"), Claim("d", "a")),
+)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_table_of_our_own_has_no_column_of_the_paper(tmp_path, seeds):
+    jobs = [
+        make_job(OWN, OWN.row(name), seed, get_config(None, ["SEED", seed]), tmp_path)
+        for seed in range(seeds)
+        for name in "ab"
+    ]
+    outcomes = [outcome(job) for job in jobs]
+    text = markdown(OWN, jobs, outcomes, facts=["FACT"], figure="x.png")
+    assert text.startswith("# BAFE-Net, beyond the paper: additions\n\nFACT\n")
+    assert "| row | AP | difference |" in text
+    assert "paper /" not in text
+    assert "![Our figures](x.png)" in text
+    assert "Not available" not in text
+    if seeds == 1:
+        assert "| Beta | 55.0 (1) | +5.0 |" in text
+        assert "| b | a | AP | +5.0 | - | one seed |" in text
+        assert "Of the 2 comparisons: 1 one seed, 1 not run. With one seed the noise is unknown" in text
+    else:
+        assert "| Beta | 55.5 ± 0.7 (2) | +4.5 |" in text
+        assert "| b | a | AP | +4.5 | 1.6 | better |" in text
+        assert "With one seed" not in text
+    draw(OWN, collect(jobs, outcomes), tmp_path / "figure.png")
+    image = cv2.imread(str(tmp_path / "figure.png"))
+    grey = (image == 0x99).all(2).sum()  # beyond stray pixels of letters: the legend's patch of the paper
+    assert grey < 50

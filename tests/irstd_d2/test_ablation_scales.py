@@ -17,12 +17,14 @@ from irstd_d2.errors import ConfigError
 
 SYNTHETIC = get_scale("synthetic", "cpu")
 ROWS = [(table, row) for table in TABLES.values() for row in table.trainable]
+PRINTED = [(table, row) for table, row in ROWS if table.printed]
+SMALL = {"beyond-auxdet": SYNTHETIC, "beyond-bafe": get_scale("fine", "cpu")}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @cache
 def synthetic(name, row):
-    return resolve(TABLES[name].row(row), TABLES[name], SYNTHETIC, CONFIGS)
+    return resolve(TABLES[name].row(row), TABLES[name], SMALL.get(name, SYNTHETIC), CONFIGS)
 
 
 def at(name, row="", scale=SYNTHETIC, **changes):
@@ -46,7 +48,7 @@ def flat(node, prefix=""):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_builds_at_the_synthetic_scale(name):
+def test_every_row_builds_at_a_small_scale(name):
     identities = set()
     for row in TABLES[name].trainable:
         cfg = at(name, row.name)
@@ -59,7 +61,10 @@ def test_every_row_builds_at_the_synthetic_scale(name):
 @pytest.mark.parametrize("scale", SCALES[1:], ids=lambda scale: f"{scale.name}-{scale.preset}")
 def test_every_row_resolves_at_every_scale_of_its_paper(scale):
     for table, row in ROWS:
-        if table.paper in scale.papers:
+        fits = table.printed or (
+            row.config if not scale.recipes else scale.name in (table.small_scales or [scale.name])
+        )
+        if table.paper in scale.papers and fits:
             cfg = resolve(row, table, scale, CONFIGS, seed=5)
             assert cfg.SEED == 5
             assert tuple((name,) for name in scale.papers[table.paper]) == (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
@@ -68,7 +73,7 @@ def test_every_row_resolves_at_every_scale_of_its_paper(scale):
                 assert max(cfg.SOLVER.STEPS) < cfg.SOLVER.MAX_ITER
 
 
-@pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{table.name}-{row.name}" for table, row in ROWS])
+@pytest.mark.parametrize(("table", "row"), PRINTED, ids=[f"{table.name}-{row.name}" for table, row in PRINTED])
 def test_what_makes_a_row_is_kept_at_the_small_scale(table, row):
     bases = {(CONFIGS / name).resolve(): recipe for name, recipe in SYNTHETIC.recipes.items()}
     _, lines = own_lines(CONFIGS / row.config, bases)
@@ -96,6 +101,7 @@ def test_a_row_of_several_tables_is_one_training():
         [("auxdet-2", "metadata_detail"), ("auxdet-3", "parallel"), ("auxdet-5", "m2dm")],
         [("auxdet-4", "1d"), ("auxdet-5", "leem"), ("auxdet-6", "none")],
         [(f"auxdet-{n}", "baseline") for n in (2, 3, 4, 5)],
+        [("bafe-3", "a_none"), ("bafe-4", "a_none")],
         [("bafe-4", "d_adapter"), ("bafe-5", "d_width64"), ("bafe-6", "a_channel")],
         [("bafe-7", "c_dynamic"), ("bafe-8", "a_1_2")],
     ]
@@ -128,10 +134,53 @@ def test_options_come_last():
 
 
 def test_a_paper_without_data_at_a_scale_is_refused_with_the_ones_that_fit():
-    with pytest.raises(ConfigError, match=r"bafe-4.*'wide'.*\['dense', 'synthetic'\]"):
+    with pytest.raises(ConfigError, match=r"bafe-4.*'wide'.*\['dense', 'fine', 'synthetic'\]"):
         at("bafe-4", scale=get_scale("wide", "cpu"))
     with pytest.raises(ConfigError, match=r"auxdet-5.*\['omni', 'synthetic', 'wide'\]"):
         at("auxdet-5", scale=get_scale("dense", "cpu"))
+
+
+def test_additions_share_trainings_with_the_tables():
+    fine = get_scale("fine", "cpu")
+    same = [
+        (("beyond-auxdet", "auxdet", SYNTHETIC), ("auxdet-5", "m2dm_leem", SYNTHETIC)),
+        (("beyond-bafe", "fcos", fine), ("bafe-4", "a_none", fine)),
+        (("beyond-bafe", "bafe", fine), ("bafe-7", "c_dynamic", fine)),
+        (("beyond-bafe", "straight_through", fine), ("bafe-7", "straight_through", fine)),
+    ]
+    for ours, theirs in same:
+        assert fingerprint(at(*ours)) == fingerprint(at(*theirs))
+
+
+def test_the_published_form_of_the_tiny_auxdet_is_that_of_the_published_configuration():
+    ours, published = flat(at("beyond-auxdet", "published")), flat(published_config("auxdet/auxdet_r50_fpn.yaml"))
+    assert {k for k, value in ours.items() if k.startswith("MODEL.AUXDET") and value != published[k]} == set()
+    for row in ("layer_norm", "differentiable_kernels", "depthwise_leem", "learned_unknown"):
+        fixed = flat(published_config(f"auxdet/ablation/fix_{row}.yaml"))
+        changed = {key: value for key, value in fixed.items() if value != published[key]}
+        changed.pop("OUTPUT_DIR")
+        small = flat(at("beyond-auxdet", row))
+        assert {key: value for key, value in small.items() if value != ours[key]} == changed
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(SYNTHETIC, r"'synthetic'; use one of \['fine'\]"), (get_scale("dense", "gpu"), "small scales only")],
+)
+def test_an_addition_is_refused_where_it_is_not_made_for(scale, message):
+    with pytest.raises(ConfigError, match=message):
+        at("beyond-bafe", "any_crop", scale, seed=1)
+
+
+def test_the_fine_scale_is_the_fine_recipe():
+    cfg = at("bafe-7", "c_dynamic", get_scale("fine", "cpu"))
+    recipe = flat(get_config(CONFIGS / "bafe/tiny/bafe_fine.yaml"))
+    changed = {key for key, value in flat(cfg).items() if value != recipe[key]}
+    assert changed == {
+        "DATASETS.TEST", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_KEEP", "SOLVER.MAX_ITER", "SOLVER.STEPS",
+        "SOLVER.WARMUP_ITERS", "TEST.EVALUATORS",
+    }  # fmt: skip
+    assert not at("bafe-4", "d_adapter", get_scale("fine", "cpu")).INPUT.BAG_CP.ENABLED
 
 
 def test_scales_are_found_by_name_and_preset():

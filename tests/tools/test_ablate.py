@@ -83,6 +83,8 @@ def test_list_names_every_table_and_row(tool, capsys):
         (["bafe-4", "--rows", "nonsense"], "nonsense"),
         (["bafe-4", "--scale", "wide"], "cannot be run at scale 'wide'"),
         (["bafe-4", "--scale", "dense", "--preset", "cpu"], "SIRSTdevkit"),
+        (["beyond-bafe"], "use one of ['fine']"),
+        (["beyond-bafe", "--scale", "dense", "--preset", "gpu", "--rows", "ema"], "small scales only"),
         (["auxdet-5", "--scale", "omni", "--preset", "gpu"], "set DETECTRON2_DATASETS"),
     ],
 )
@@ -184,6 +186,10 @@ echo '{evaluation}' > $folder/metrics.json"""
     )
     arguments = ["bafe-4", "--rows", "a_none", "b_seg_head", "--seeds", "2", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["ablate.py", *arguments])
+    assert tool.main([*arguments, "--report"]) == 1
+    report = (tmp_path / "out/ablation_bafe_4_synthetic.md").read_text()
+    assert report.count("pending; no time left") == 4
+    assert "0 trainings of 300 iterations" in report
     assert tool.main(arguments) == 1
     report = (tmp_path / "out/ablation_bafe_4_synthetic.md").read_text()
     assert report.count("failed; exit status 1: no luck") == 2
