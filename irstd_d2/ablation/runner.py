@@ -1,11 +1,13 @@
 """Train the rows of tables one after the other: resume what was interrupted, skip what is done, bear failures.
 
 A training's folder bears the fingerprint of its configuration, so a row that two tables share is trained once, and a
-changed configuration never goes on with another one's checkpoint.
+changed configuration never goes on with another one's checkpoint. A folder from before a key was added is the training
+that has the key's default.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -18,6 +20,7 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
+from ..config import get_config
 from ..errors import DatasetError
 from ..files import write_atomically
 from .tables import Row, Table
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 CONFIG = "ablation.yaml"
 RESULT = "result.json"
 OUTPUT = "stdout.txt"
+_DATA = "# data: "
 
 _EVALUATIONS = ("bbox", "voc_paper", "voc_exact", "pd_fa", "sky")
 
@@ -55,6 +59,26 @@ def fingerprint(cfg: CfgNode, data: str = "") -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _find_folder(runs: Path, identity: str) -> Path | None:
+    """Return the folder of a training, if there is one: by its name, else by its file read with today's keys."""
+    named = sorted(runs.glob(f"*-{identity}"))
+    if named:
+        return named[0]
+    files = sorted(runs.glob(f"*/{CONFIG}"))
+    return next((path.parent for path in files if _identity_today(path, path.stat().st_mtime_ns) == identity), None)
+
+
+@functools.cache
+def _identity_today(path: Path, _changed: int) -> str:
+    """The fingerprint of a training's file with the keys of today; empty if it has one that is no more."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    try:
+        cfg = get_config(path)
+    except (KeyError, ValueError):
+        return ""
+    return fingerprint(cfg, first.removeprefix(_DATA) if first.startswith(_DATA) else "")
+
+
 @dataclass(frozen=True)
 class Job:
     """One training of one row.
@@ -63,7 +87,8 @@ class Job:
         table, row, seed: what it is.
         cfg: its configuration, whose ``OUTPUT_DIR`` is ``folder``.
         folder: of its files.
-        identity: the configuration's fingerprint.
+        identity: the fingerprint of the configuration and the data.
+        data: describes data that the names of its sets do not identify.
     """
 
     table: Table
@@ -72,6 +97,7 @@ class Job:
     cfg: CfgNode
     folder: Path
     identity: str
+    data: str = ""
 
     @property
     def title(self) -> str:
@@ -106,11 +132,10 @@ def make_job(table: Table, row: Row, seed: int, cfg: CfgNode, output: str | Path
     """Return the job of a configuration, with its folder below ``output/runs``, or the folder that it already has."""
     identity = fingerprint(cfg, data)
     runs = Path(output) / "runs"
-    existing = sorted(runs.glob(f"*-{identity}"))
-    folder = existing[0] if existing else runs / f"{table.name}-{row.name}-{seed}-{identity}"
+    folder = _find_folder(runs, identity) or runs / f"{table.name}-{row.name}-{seed}-{identity}"
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = str(folder)
-    return Job(table, row, seed, cfg, folder, identity)
+    return Job(table, row, seed, cfg, folder, identity, data)
 
 
 def finished(job: Job) -> Outcome | None:
@@ -180,7 +205,7 @@ def run_jobs(
 
 
 def _run(job: Job, execute: Execute, seconds: float, clock: Callable[[], float]) -> Outcome:
-    config, spent = job.cfg.dump(), _SpentTime(job.folder)
+    config, spent = f"{_DATA}{job.data}\n{job.cfg.dump()}", _SpentTime(job.folder)
     write_atomically(job.folder / CONFIG, lambda file: file.write(config.encode()))
     start = clock()
     try:

@@ -126,6 +126,43 @@ def test_a_changed_configuration_gets_a_folder_of_its_own(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
+def strip_key(path, key):
+    """Make a training's file one from before a key was added."""
+    lines = path.read_text().splitlines(keepends=True)
+    (line,) = [line for line in lines if line.strip().startswith(f"{key}:")]
+    path.write_text("".join(text for text in lines if text != line))
+
+
+def test_a_training_from_before_a_key_was_added_is_found(tmp_path):
+    (job,) = jobs(tmp_path, "a")
+    run_jobs([job], Stub())
+    old = job.folder.rename(job.folder.with_name("bafe-4-a-0-0123456789ab"))
+    strip_key(old / CONFIG, "REPEAT_DATASET")
+    stub = Stub()
+    (found,) = jobs(tmp_path, "a")
+    assert found.folder == old
+    assert [outcome.state for outcome in run_jobs([found], stub)] == ["finished"]
+    assert stub.trained == []
+    # With another value than the default, on other data, or with a key that is no more, it is another training.
+    others = [
+        make_job(TABLE, found.row, 0, get_config(None, ["SEED", 0, "SOLVER.BASE_LR", 97.0, *options]), tmp_path, data)
+        for options, data in ((["SOLVER.REPEAT_DATASET", 2], ""), ([], "other data"))
+    ]
+    assert all(other.folder != old for other in others)
+    with (old / CONFIG).open("a") as file:
+        file.write("NO_SUCH_KEY: 1\n")
+    assert jobs(tmp_path, "a")[0].folder != old
+
+
+def test_the_data_of_a_training_are_kept_in_its_file(tmp_path):
+    cfg = get_config(None, ["SEED", 3])
+    run_jobs([make_job(TABLE, TABLE.row("a"), 3, cfg, tmp_path, "(600, 200)")], Stub())
+    (folder,) = (tmp_path / "runs").iterdir()
+    renamed = folder.rename(folder.with_name("bafe-4-a-3-0123456789ab"))
+    assert make_job(TABLE, TABLE.row("a"), 3, cfg, tmp_path, "(600, 200)").folder == renamed
+    assert make_job(TABLE, TABLE.row("a"), 3, cfg, tmp_path, "").folder != renamed
+
+
 def test_a_broken_result_is_named(tmp_path):
     (job,) = jobs(tmp_path, "a")
     run_jobs([job], Stub())
