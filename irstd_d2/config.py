@@ -36,6 +36,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.TOP_BLOCK = "none"
     # Pyramid levels that leave the neck, e.g. ["p2", "p3"]; empty means all. The others are not computed.
     cfg.MODEL.FPN.OUT_FEATURES = []
+    # C of the normalised Wasserstein distance of boxes in network pixels, wherever it is used: about the mean edge of
+    # the targets (12.8: of AI-TOD, for which it was made).
+    cfg.MODEL.NWD_SCALE = 12.8
+    # Region-of-interest heads AuxDetROIHeads: how proposals are compared with targets, "iou" or "nwd"; the thresholds
+    # are IOU_THRESHOLDS either way.
+    cfg.MODEL.ROI_HEADS.MATCH_BY = "iou"
 
 
 def _add_fcos_keys(cfg: CfgNode) -> None:
@@ -47,6 +53,20 @@ def _add_fcos_keys(cfg: CfgNode) -> None:
     fcos.REGRESS_RANGES = ((-1, 64), (64, 128), (128, 256))
     # Points within so many strides of a target's centre are positive; 0: all points inside the target.
     fcos.CENTER_SAMPLING_RADIUS = 0.0
+    # How points get their targets: "inside" (the smallest target that a point lies in, published) or "rfla", by
+    # Gaussian receptive fields (REGRESS_RANGES and CENTER_SAMPLING_RADIUS then have no effect).
+    fcos.ASSIGNMENT = "inside"
+    fcos.RFLA = rfla = CfgNode()
+    # Width of each level's effective receptive field in network pixels; empty: half of the ResNet's theoretical one.
+    rfla.FIELD_WIDTHS = ()
+    # Of receptive fields and targets: "kl" or "wasserstein".
+    rfla.DISTANCE = "kl"
+    # Points per target: of the first stage, and of the second, for which the fields are multiplied by DECAY.
+    rfla.TOPK = (3, 1)
+    rfla.DECAY = 0.9
+    # "iou" (-log IoU, published), "linear_iou" (1 - IoU), "giou", "diou" or "ciou"; the share of 1 - NWD in its place.
+    fcos.BBOX_REG_LOSS_TYPE = "iou"
+    fcos.NWD_LOSS_SHARE = 0.0
     fcos.NUM_CONVS = 4
     fcos.NORM = "GN"
     # Class probability of every point before training.

@@ -7,7 +7,7 @@ paper compares with (``fcos_targets``), for any pyramid levels and strides.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,15 +22,20 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .box_loss import BoxLoss
 from .fcos_targets import (
     Points,
+    Targets,
     all_points,
     assign_targets,
     distances_to_boxes,
     fcos_losses,
+    log_iou_loss,
     pad_instances,
 )
+from .receptive_field import ReceptiveFieldAssigner, theoretical_fields
 
+ASSIGNMENTS = ("inside", "rfla")
 Predictions = dict[str, list[Tensor]]
 
 
@@ -142,6 +147,9 @@ class IRSTDFCOS(DenseDetector):
         num_classes: K.
         regress_ranges: per level the smallest and largest side distance in network pixels.
         centre_radius: centre sampling in strides; 0 for none.
+        assigner: in place of the two above, gives points, boxes, classes and K their targets as ``assign_targets``
+            does.
+        box_loss: of predicted and of target side distances (..., 4) each: (...,).
         focal_alpha, focal_gamma: of the classification loss.
         score_threshold: on the class probability, at test time.
         topk_candidates: per level, by class probability.
@@ -162,6 +170,8 @@ class IRSTDFCOS(DenseDetector):
         num_classes: int,
         regress_ranges: Sequence[tuple[float, float]],
         centre_radius: float = 0.0,
+        assigner: Callable[[Points, Tensor, Tensor, int], Targets] | None = None,
+        box_loss: Callable[[Tensor, Tensor], Tensor] = log_iou_loss,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         score_threshold: float = 0.05,
@@ -182,7 +192,7 @@ class IRSTDFCOS(DenseDetector):
         self.strides = [int(shapes[name].stride or 0) for name in head_in_features]
         self.num_classes = num_classes
         self.regress_ranges = [(float(low), float(high)) for low, high in regress_ranges]
-        self.centre_radius = centre_radius
+        self.centre_radius, self.assigner, self.box_loss = centre_radius, assigner, box_loss
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.score_threshold, self.topk_candidates = score_threshold, topk_candidates
         self.nms_threshold, self.max_detections, self.score_mode = nms_threshold, max_detections, score_mode
@@ -203,6 +213,8 @@ class IRSTDFCOS(DenseDetector):
             "num_classes": fcos.NUM_CLASSES,
             "regress_ranges": fcos.REGRESS_RANGES,
             "centre_radius": fcos.CENTER_SAMPLING_RADIUS,
+            "assigner": cls.build_assigner(cfg, backbone),
+            "box_loss": BoxLoss(fcos.BBOX_REG_LOSS_TYPE, fcos.NWD_LOSS_SHARE, cfg.MODEL.NWD_SCALE),
             "focal_alpha": fcos.FOCAL_LOSS_ALPHA,
             "focal_gamma": fcos.FOCAL_LOSS_GAMMA,
             "score_threshold": fcos.SCORE_THRESH_TEST,
@@ -216,6 +228,26 @@ class IRSTDFCOS(DenseDetector):
     def build_head(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> nn.Module:
         """Build the head from the configuration; subclasses with another head override it."""
         return FCOSHead(**head_arguments(cfg, shapes))
+
+    @staticmethod
+    def build_assigner(cfg: CfgNode, backbone: Backbone) -> ReceptiveFieldAssigner | None:
+        """Build what ``MODEL.FCOS.ASSIGNMENT`` names; ``None`` for points inside of targets."""
+        fcos, rfla = cfg.MODEL.FCOS, cfg.MODEL.FCOS.RFLA
+        if fcos.ASSIGNMENT not in ASSIGNMENTS:
+            raise ConfigError(f"MODEL.FCOS.ASSIGNMENT is {fcos.ASSIGNMENT!r}; known are {ASSIGNMENTS}")
+        if fcos.ASSIGNMENT == "inside":
+            return None
+        fields = tuple(float(width) for width in rfla.FIELD_WIDTHS)
+        if not fields:
+            shapes = backbone.output_shape()
+            strides = [int(shapes[name].stride or 0) for name in fcos.IN_FEATURES]
+            fields = tuple(width / 2 for width in theoretical_fields(backbone, strides))
+        if len(fields) != len(fcos.IN_FEATURES):
+            raise ConfigError(
+                f"MODEL.FCOS.RFLA.FIELD_WIDTHS has {len(fields)} entries for {len(fcos.IN_FEATURES)} levels "
+                f"({', '.join(fcos.IN_FEATURES)})"
+            )
+        return ReceptiveFieldAssigner(fields, rfla.DISTANCE, tuple(rfla.TOPK), rfla.DECAY)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Return the losses in training, else one dict per image with ``instances`` in original pixels."""
@@ -238,7 +270,10 @@ class IRSTDFCOS(DenseDetector):
         """Compute the training losses; the samples carry ``instances`` with ``gt_boxes`` and ``gt_classes``."""
         instances = [sample["instances"].to(self.device) for sample in batched_inputs]
         boxes, classes = pad_instances(instances)
-        targets = assign_targets(points, boxes, classes, self.num_classes, self.centre_radius)
+        if self.assigner is None:
+            targets = assign_targets(points, boxes, classes, self.num_classes, self.centre_radius)
+        else:
+            targets = self.assigner(points, boxes, classes, self.num_classes)
         logits, distances, centerness = (
             torch.cat([flatten_level(x).float() for x in predictions[name]], dim=1)
             for name in ("logits", "distances", "centerness")
@@ -250,6 +285,7 @@ class IRSTDFCOS(DenseDetector):
             targets,
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
+            box_loss=self.box_loss,
             mean_over_processes=comm.get_world_size() > 1,
         )
 

@@ -7,7 +7,7 @@ no centre sampling, -log IoU weighted by centreness, no stride in the distances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,10 +61,12 @@ class Targets:
     Attributes:
         labels: (N, P) class, or K for background.
         distances: (N, P, 4) left, top, right, bottom in pixels; 0 for background.
+        centreness: (N, P), 0 or above; ``None`` for that of the distances.
     """
 
     labels: Tensor
     distances: Tensor
+    centreness: Tensor | None = None
 
 
 def all_points(
@@ -105,13 +107,34 @@ def assign_targets(
         num_classes: K, also the label of background.
         centre_radius: above 0, points must also lie within so many strides of the target's centre.
     """
-    if not classes.shape[1]:
-        boxes, classes = boxes.new_zeros(len(boxes), 1, 4), classes.new_zeros(len(classes), 1)
-    # From small to large: of the targets that fit a point, the first is the answer.
-    order = (boxes[..., 2:] - boxes[..., :2]).prod(-1).argsort(dim=1, stable=True)
-    boxes, classes = boxes.gather(1, order[..., None].expand(-1, -1, 4)), classes.gather(1, order)
+    # Of the targets that fit a point, the first is the answer.
+    boxes, classes = sort_by_area(boxes, classes)
     firsts = [_first_fit(level, boxes, centre_radius) for level in points.levels]
     positive, index = (torch.cat(column, dim=1) for column in zip(*firsts))
+    return targets_of_points(points, boxes, classes, num_classes, positive, index)
+
+
+def sort_by_area(boxes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the targets (N, M, 4) and (N, M) of each image from small to large; without any, give one without area."""
+    if not classes.shape[1]:
+        boxes, classes = boxes.new_zeros(len(boxes), 1, 4), classes.new_zeros(len(classes), 1)
+    order = (boxes[..., 2:] - boxes[..., :2]).prod(-1).argsort(dim=1, stable=True)
+    return boxes.gather(1, order[..., None].expand(-1, -1, 4)), classes.gather(1, order)
+
+
+def targets_of_points(
+    points: Points, boxes: Tensor, classes: Tensor, num_classes: int, positive: Tensor, index: Tensor
+) -> Targets:
+    """What points predict whose targets are known.
+
+    Args:
+        points: P points.
+        boxes: (N, M, 4)
+        classes: (N, M)
+        num_classes: K, the label of background.
+        positive: (N, P) whether a point has a target.
+        index: (N, P) of the target among the M.
+    """
     labels = torch.where(positive, classes.gather(1, index), num_classes)
     chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
     distances = torch.cat([points.centre - chosen[..., :2], chosen[..., 2:] - points.centre], dim=-1)
@@ -176,6 +199,11 @@ def iou_of_distances(predicted: Tensor, target: Tensor) -> Tensor:
     return intersection / (area - intersection).clamp(min=1e-6)
 
 
+def log_iou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """-log IoU of boxes around the same points, given by their side distances (..., 4): (...,)."""
+    return -iou_of_distances(predicted, target).clamp(min=1e-6).log()
+
+
 def fcos_losses(
     logits: Tensor,
     distances: Tensor,
@@ -184,6 +212,7 @@ def fcos_losses(
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,
+    box_loss: Callable[[Tensor, Tensor], Tensor] = log_iou_loss,
     mean_over_processes: bool = False,
 ) -> dict[str, Tensor]:
     """Compute the three losses of FCOS.
@@ -194,16 +223,18 @@ def fcos_losses(
         centreness_logits: (N, P)
         targets: of the same points.
         alpha, gamma: of the focal loss.
+        box_loss: of predicted and of target side distances (..., 4) each: (...,).
         mean_over_processes: normalise by the mean of positives over all processes.
 
     Returns:
-        ``loss_cls`` focal loss / positives, ``loss_box_reg`` -log IoU weighted by the centreness target / sum of the
-        weights, ``loss_centerness`` binary cross entropy / positives.
+        ``loss_cls`` focal loss / positives, ``loss_box_reg`` the box loss weighted by the centreness target / sum of
+        the weights, ``loss_centerness`` binary cross entropy / positives.
     """
     positive = targets.labels != logits.shape[-1]
     one_hot = F.one_hot(targets.labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-    # Outside the positives the ratio is 0/0; it is replaced before it can reach a loss.
-    weight = torch.where(positive, centreness(torch.where(positive[..., None], targets.distances, 1.0)), 0.0)
+    # Outside the positives ratios are 0/0; they are replaced before they can reach a loss.
+    sides = torch.where(positive[..., None], targets.distances, 1.0)
+    weight = torch.where(positive, centreness(sides) if targets.centreness is None else targets.centreness, 0.0)
     totals = torch.stack([positive.sum().to(logits.dtype), weight.sum()])
     processes = 1
     if mean_over_processes:
@@ -216,8 +247,7 @@ def fcos_losses(
     cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
     miss = probability + one_hot - 2 * probability * one_hot
     balance = alpha * one_hot + (1 - alpha) * (1 - one_hot)
-    iou = iou_of_distances(distances, targets.distances).clamp(min=1e-6)
-    box = torch.where(positive, -iou.log(), 0.0) * weight
+    box = torch.where(positive, box_loss(distances, sides), 0.0) * weight
     centre = F.binary_cross_entropy_with_logits(centreness_logits, weight, reduction="none")
     return {
         "loss_cls": (balance * miss**gamma * cross_entropy).sum() / num_positive,
