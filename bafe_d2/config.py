@@ -15,7 +15,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.BAFE = bafe = CfgNode()
     # Weight of the background-segmentation loss.
     bafe.SKY_LOSS_WEIGHT = 1.0
-    # BAFENet: final scores times this power of the predicted probability of sky; 0 for none (published).
+    # BAFENet: final scores times this power of the predicted probability of sky; 0 for none (published). The root of
+    # MODEL.FCOS.SCORE_MODE "sqrt" comes after it and halves the power.
     bafe.SKY_SCORE_POWER = 0.0
     # Two-stage detectors (ROI_HEADS.NAME ExchangeROIHeads): the heads that follow the exchange, and the convolutions
     # and norm of the segmentation tower. BAFENet takes the latter two from MODEL.FCOS.
