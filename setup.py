@@ -12,7 +12,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "irstd_d2" / "__init__.py").read_text(), re.MULTILINE)[1]
 
-# What detectron2 needs, then what this project adds.
+# What detectron2 needs, then what this project adds. Lower bounds leave out versions with known holes that files from
+# strangers can reach (docs/reliability.md).
 REQUIRES = [
     "torch>=2.11",
     "torchvision>=0.26",
@@ -20,23 +21,23 @@ REQUIRES = [
     "iopath>=0.1.9",
     "pycocotools>=2.0.8",
     "omegaconf>=2.1",
-    "hydra-core>=1.1",
+    "hydra-core>=1.3.4",
     "termcolor",
     "yacs>=0.1.8",
     "tabulate",
     "cloudpickle",
-    "tqdm",
+    "tqdm>=4.66.3",
     "tensorboard",
     "packaging",
-    "Pillow>=10",
-    "black",
+    "Pillow>=12.3",
+    "black>=26.3.1",
     "matplotlib>=3.8",
     "numpy>=1.26",
-    "opencv-python-headless>=4.8",
+    "opencv-python-headless>=4.12",
     "defusedxml>=0.7",
     "dadaptation>=3.2",
     "faster-coco-eval>=1.6",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",
     "PyYAML>=6",
 ]
 
@@ -53,17 +54,17 @@ setup(
     include_package_data=False,
     install_requires=REQUIRES,
     extras_require={
-        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript"],
-        "report": ["matplotlib>=3.8", "jinja2>=3.1"],
+        "export": ["onnx>=1.21", "onnxruntime>=1.18", "onnxscript"],
+        "report": ["matplotlib>=3.8", "jinja2>=3.1.6"],
         "fuzz": ["atheris>=3"],
         "dev": [
-            "pytest>=8",
+            "pytest>=9.0.3",
             "pytest-cov",
             "pytest-timeout",
             "pytest-xdist",
-            "filelock",
+            "filelock>=3.20.3",
             "hypothesis",
-            "onnx>=1.16",
+            "onnx>=1.21",
             "onnxruntime>=1.18",
             "onnxscript",
             "imagecodecs",
