@@ -40,8 +40,14 @@ def _add_metadata_keys(cfg: CfgNode) -> None:
         "shortwave=SWIR",
         "shortwave infrared=SWIR",
     )
-    # Probability with which each field of each training image (platform, band, size) becomes unknown, so that the
-    # model learns to do without; used by MetadataDatasetMapper. The published model trains without.
+    # Further fields, in use where they are declared. They are read from the columns of those names in a table of
+    # metadata, or from the "metadata" object of a COCO file's image. Numbers: "name=lowest:highest"; a value outside
+    # counts as the nearer end. ":log" divides the range by ratio, e.g. "ground_sampling_distance=0.1:100:log".
+    cfg.MODEL.METADATA.EXTRA_NUMERIC = ()
+    # Names: "name=first,second,...", e.g. "season=summer,winter"; ALIASES serve them too.
+    cfg.MODEL.METADATA.EXTRA_CATEGORICAL = ()
+    # Probability with which each field of each training image (platform, band, size, and those above) becomes unknown,
+    # so that the model learns to do without; used by MetadataDatasetMapper. The published model trains without.
     cfg.INPUT.METADATA_DROPOUT = 0.0
     # Probability with which a training image has no metadata at all, for models that will see such images.
     cfg.INPUT.METADATA_DROPOUT_ALL = 0.0
@@ -72,6 +78,18 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
     # What an unknown field becomes: "zero" (published), a code that training without METADATA_DROPOUT never sees, or
     # "learned", an embedding of its own.
     encoder.UNKNOWN = "zero"
+
+    # Metadata predicted from the image (not in the paper): an auxiliary task whose results can stand in for what is
+    # unknown.
+    predict = cfg.MODEL.AUXDET.PREDICT = CfgNode()
+    predict.ENABLED = False
+    # Of the losses, a cross entropy for platform and for band and a smooth L1 for the logarithm of the size.
+    predict.LOSS_WEIGHT = 0.1
+    # What an unknown field becomes, in training and at test time: "soft", the predicted probabilities; "hard", the
+    # likeliest name; "none", what ENCODER.UNKNOWN says. Training meets unknown fields with METADATA_DROPOUT.
+    predict.FILL = "soft"
+    # Width of its hidden layer.
+    predict.HIDDEN = 64
 
     # Dynamic MLP (Eq. 8).
     dynamic_mlp = cfg.MODEL.AUXDET.DYNAMIC_MLP = CfgNode()
@@ -115,6 +133,9 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
 
 
 def _add_cascade_rpn_keys(cfg: CfgNode) -> None:
+    # AuxDetROIHeads: how proposals are compared with targets, by "iou" or by "nwd" (MODEL.NWD_SCALE); ROI_HEADS'
+    # IOU_THRESHOLDS are those of either.
+    cfg.MODEL.ROI_HEADS.MATCH_BY = "iou"
     # Weight of the box head's classification loss.
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT = 1.0
     # For META_ARCHITECTURE MetadataConditionedModel: the registered model that gets a backbone with metadata.
@@ -127,7 +148,8 @@ def _add_cascade_rpn_keys(cfg: CfgNode) -> None:
     # One entry per stage: how the 3x3 convolution adapts, "dilation" or "offset" (by the boxes of the stage before).
     rpn.ADAPTATION = ("dilation", "offset")
     rpn.DILATION = 3
-    # How anchors find their targets, "region" or "iou"; standard deviations of the four deltas.
+    # How anchors find their targets, "region", "iou" or "nwd" (MODEL.NWD_SCALE); standard deviations of the four
+    # deltas.
     rpn.ASSIGNMENT = ("region", "iou")
     rpn.DELTA_STDS = ((0.1, 0.1, 0.5, 0.5), (0.05, 0.05, 0.1, 0.1))
     # Region assignment: share of a target's width and height whose anchors are positive, and ignored around them.
@@ -135,7 +157,7 @@ def _add_cascade_rpn_keys(cfg: CfgNode) -> None:
     rpn.IGNORE_RATIO = 0.5
     # Its loss is divided by the number of anchors / this.
     rpn.REGION_LOSS_DIVISOR = 200.0
-    # IoU assignment.
+    # Assignment by IoU or NWD.
     rpn.POSITIVE_IOU = 0.7
     rpn.NEGATIVE_IOU = 0.7
     rpn.LOW_QUALITY_IOU = 0.3
@@ -143,6 +165,8 @@ def _add_cascade_rpn_keys(cfg: CfgNode) -> None:
     rpn.POSITIVE_FRACTION = 0.5
     rpn.CLS_LOSS_WEIGHT = 0.7
     rpn.BOX_LOSS_WEIGHT = 7.0
+    # 1 - "iou" (published) or 1 - "nwd", which also moves boxes that do not overlap their target.
+    rpn.BOX_LOSS = "iou"
     # Proposals: kept per level before NMS, IoU of NMS within a level, kept over the levels.
     rpn.PRE_NMS_TOPK_TRAIN = 2000
     rpn.PRE_NMS_TOPK_TEST = 1000

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from irstd_d2.errors import ConfigError
 from irstd_d2.export.candidates import clip_boxes, take, top_candidates
 from irstd_d2.export.graphs import (
     EXPORT_PATCHES,
@@ -30,6 +31,11 @@ from .modeling.meta_arch import MetadataConditioned
 
 @metadata_vocabulary.register
 def _(model: MetadataConditioned) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if extra := list(model.vocabulary.extra_sizes):
+        raise ConfigError(
+            f"an exported file takes platform, band and size, not {extra}; export a model whose "
+            "MODEL.METADATA.EXTRA_NUMERIC and EXTRA_CATEGORICAL are empty"
+        )
     return model.vocabulary.platforms.names, model.vocabulary.bands.names
 
 

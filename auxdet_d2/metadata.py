@@ -1,6 +1,6 @@
 """Imaging metadata: what a camera knows about an image, from plain words to one batch of tensors.
 
-N images, V entries of a vocabulary.
+N images, V entries of a vocabulary, K further fields.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from irstd_d2.errors import ConfigError
 
 UNKNOWN_INDEX = -1
+FIELDS = ("platform", "band", "size")  # those of the paper; a configuration may declare more
 # Ways in which tables and tags say that a value is missing.
 _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})
 
@@ -27,6 +28,9 @@ _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified",
 def _key(name: str) -> str:
     """Reduce a name to what is compared: lower case, letters and digits only."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_OWN = ("platform", "band", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,22 @@ class ImagingMetadata:
         platform: what carried the camera, e.g. "Air", "Space", "Land".
         band: spectral band, e.g. "LWIR", "NIR", "SWIR".
         width, height: size of the original image in pixels.
+        extra: further fields by name, e.g. ``{"view_angle": 30}``, as given; see ``MetadataVocabulary``.
     """
 
     platform: str | None = None
     band: str | None = None
     width: float | None = None
     height: float | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object] | None) -> ImagingMetadata:
         """Read the ``metadata`` entry of a data set dictionary; missing keys and ``None`` are unknown.
 
         Args:
-            values: any of the keys ``platform``, ``band``, ``width``, ``height``; others are ignored. Words such as
-                "Unknown" and the empty string count as missing.
+            values: any of the keys ``platform``, ``band``, ``width``, ``height``; others are further fields. Words such
+                as "Unknown" and the empty string count as missing.
 
         Raises:
             ValueError: for a name that is not a string, or a size that is not a positive number.
@@ -61,6 +67,7 @@ class ImagingMetadata:
             band=_parse_name(values.get("band"), "band"),
             width=_parse_length(values.get("width"), "width"),
             height=_parse_length(values.get("height"), "height"),
+            extra={name: value for name, value in values.items() if name not in _OWN},
         )
 
 
@@ -73,15 +80,26 @@ def _parse_name(value: object, name: str) -> str | None:
 
 
 def _parse_length(value: object, name: str) -> float | None:
-    if value is None or (isinstance(value, str) and _key(value) in _MISSING):
+    if _is_missing(value):
         return None
-    try:
-        length = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        length = math.nan
-    if not (math.isfinite(length) and length > 0):
+    length = _parse_number(value)
+    if not length > 0:
         raise ValueError(f"metadata {name} is {value!r}; give a positive number of pixels, or None for unknown")
     return length
+
+
+def _is_missing(value: object) -> bool:
+    # A minus sign makes "-" a mark of missing values and "-5" a number.
+    return value is None or (isinstance(value, str) and _key(value) in _MISSING)
+
+
+def _parse_number(value: object) -> float:
+    """Return a finite number, or not-a-number for everything that is none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 @dataclass(frozen=True)
@@ -127,11 +145,73 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class NumericField:
+    """A further field that is a number, e.g. a view angle in degrees or a ground sampling distance in metres.
+
+    Args:
+        field_name: its name in the metadata.
+        low, high: range; a value outside counts as the nearer end.
+        log: whether the range is divided by ratio and not by difference, for values of several magnitudes.
+
+    Raises:
+        ConfigError: for a range that is none.
+    """
+
+    field_name: str
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self):
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ConfigError(f"the range of {self.field_name} is {self.low}..{self.high}; give a lower, a higher end")
+        if self.log and self.low <= 0:
+            raise ConfigError(f"the range of {self.field_name} starts at {self.low}; a logarithm needs more than 0")
+
+    def position(self, value: object) -> float:
+        """Return the place of a value in the range, 0..1; not-a-number for unknown.
+
+        Raises:
+            ValueError: for what is not a number.
+        """
+        if _is_missing(value):
+            return math.nan
+        number = _parse_number(value)
+        if math.isnan(number):
+            raise ValueError(f"metadata {self.field_name} is {value!r}; give a number, or None for unknown")
+        clipped = min(max(number, self.low), self.high)
+        if clipped != number:
+            message = f"{self.field_name} {number:g} is outside {self.low:g}..{self.high:g} and counts as {clipped:g}"
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
+        scale = math.log if self.log else float
+        return (scale(clipped) - scale(self.low)) / (scale(self.high) - scale(self.low))
+
+
+@dataclass(frozen=True)
 class MetadataVocabulary:
-    """The platforms and bands that a model tells apart; by default those of WideIRSTD."""
+    """What a model knows of metadata: platforms and bands, by default those of WideIRSTD, and further fields.
+
+    Args:
+        platforms, bands: names that are told apart.
+        numeric: K1 further fields that are numbers.
+        categorical: K2 further fields that are names; K = K1 + K2.
+
+    Raises:
+        ConfigError: for two fields of one name.
+    """
 
     platforms: Vocabulary = Vocabulary("platform", ("Air", "Space", "Land"))
     bands: Vocabulary = Vocabulary("band", ("LWIR", "NIR", "SWIR"))
+    numeric: tuple[NumericField, ...] = ()
+    categorical: tuple[Vocabulary, ...] = ()
+
+    def __post_init__(self):
+        names = [extra.field_name for extra in (*self.numeric, *self.categorical)]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ConfigError(f"{name!r} cannot name a metadata field; use letters, digits and underscores")
+            if name in (*FIELDS, *_OWN) or names.count(name) > 1:
+                raise ConfigError(f"there are two metadata fields {name!r}; give each further field a name of its own")
 
     @classmethod
     def from_names(
@@ -140,6 +220,24 @@ class MetadataVocabulary:
         """Build both vocabularies from plain names; ``aliases`` serves both."""
         aliases = aliases or {}
         return cls(Vocabulary("platform", tuple(platforms), aliases), Vocabulary("band", tuple(bands), aliases))
+
+    @property
+    def extra_sizes(self) -> dict[str, int]:
+        """The K further fields in their order: name -> number of names, 0 for a number."""
+        numbers = {numeric.field_name: 0 for numeric in self.numeric}
+        return numbers | {names.field_name: len(names) for names in self.categorical}
+
+    def extra_positions(self, values: Mapping[str, object]) -> list[float]:
+        """Return the K further fields of one image as ``MetadataBatch.extra`` holds them.
+
+        Raises:
+            ValueError: for a value that is not what the field declares.
+        """
+        positions = [numeric.position(values.get(numeric.field_name)) for numeric in self.numeric]
+        for names in self.categorical:
+            index = names.index(_parse_name(values.get(names.field_name), names.field_name))
+            positions.append(math.nan if index == UNKNOWN_INDEX else float(index))
+        return positions
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MetadataVocabulary:
@@ -151,7 +249,31 @@ class MetadataVocabulary:
             if not (separator and _key(alias) and _key(name)):
                 raise ConfigError(f"MODEL.METADATA.ALIASES has {entry!r}; write 'alias=name', e.g. 'airborne=Air'")
             aliases[alias] = name
-        return cls.from_names(keys.PLATFORMS, keys.BANDS, aliases)
+        return cls(
+            Vocabulary("platform", tuple(keys.PLATFORMS), aliases),
+            Vocabulary("band", tuple(keys.BANDS), aliases),
+            tuple(_parse_numeric_field(entry) for entry in keys.EXTRA_NUMERIC),
+            tuple(_parse_categorical_field(entry, aliases) for entry in keys.EXTRA_CATEGORICAL),
+        )
+
+
+def _parse_numeric_field(entry: str) -> NumericField:
+    match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+?)(:log)?", entry)
+    if match is None or any(math.isnan(_parse_number(end)) for end in match.group(2, 3)):
+        raise ConfigError(
+            f"MODEL.METADATA.EXTRA_NUMERIC has {entry!r}; write 'name=lowest:highest', e.g. 'view_angle=0:90', "
+            "or 'name=lowest:highest:log'"
+        )
+    return NumericField(match[1].strip(), float(match[2]), float(match[3]), log=match[4] is not None)
+
+
+def _parse_categorical_field(entry: str, aliases: Mapping[str, str]) -> Vocabulary:
+    name, separator, names = entry.partition("=")
+    if not separator:
+        raise ConfigError(
+            f"MODEL.METADATA.EXTRA_CATEGORICAL has {entry!r}; write 'name=first,second', e.g. 'season=summer,winter'"
+        )
+    return Vocabulary(name.strip(), tuple(part.strip() for part in names.split(",")), aliases)
 
 
 class MetadataBatch(NamedTuple):
@@ -161,17 +283,22 @@ class MetadataBatch(NamedTuple):
         platform: (N,) int64, position in the vocabulary, -1 unknown.
         band: (N,) int64, likewise.
         size: (N, 2) float32, width and height of the original images in pixels, (0, 0) unknown.
+        extra: (N, K) float32, the further fields in the order of ``MetadataVocabulary.extra_sizes``: the place in the
+            range, 0..1, of a number, the position in its vocabulary of a name, not-a-number unknown. Without columns
+            all are unknown.
     """
 
     platform: Tensor
     band: Tensor
     size: Tensor
+    extra: Tensor = torch.empty(0, 0)
 
     @classmethod
     def unknown(cls, num_images: int, device: torch.device | str | None = None) -> MetadataBatch:
         """Return the metadata of ``num_images`` images of which nothing is known."""
         index = torch.full((num_images,), UNKNOWN_INDEX, dtype=torch.int64, device=device)
-        return cls(index, index, torch.zeros(num_images, 2, device=device))
+        size, extra = (torch.zeros(num_images, columns, device=device) for columns in (2, 0))
+        return cls(index, index, size, extra)
 
     @property
     def num_images(self) -> int:
@@ -186,6 +313,7 @@ def collate_metadata(
     metadata: Sequence[Mapping[str, object] | ImagingMetadata | None],
     vocabulary: MetadataVocabulary,
     device: torch.device | str | None = None,
+    files: Sequence[str] | None = None,
 ) -> MetadataBatch:
     """Turn the metadata of a list of images into one batch of tensors.
 
@@ -193,18 +321,36 @@ def collate_metadata(
         metadata: one entry per image: the ``metadata`` dictionary of the image, or ``None`` if nothing is known.
         vocabulary: gives the positions of platform and band; a foreign name is unknown.
         device: where the tensors are put, with one copy each.
+        files: what the images are called in messages.
 
     Raises:
-        ValueError: see ``ImagingMetadata.from_dict``.
+        ValueError: see ``ImagingMetadata.from_dict`` and ``MetadataVocabulary.extra_positions``.
     """
-    images = [m if isinstance(m, ImagingMetadata) else ImagingMetadata.from_dict(m) for m in metadata]
+    images, extra = [], []
+    for number, entry in enumerate(metadata):
+        try:
+            image = entry if isinstance(entry, ImagingMetadata) else ImagingMetadata.from_dict(entry)
+            extra.append(vocabulary.extra_positions(image.extra))
+        except ValueError as error:
+            raise ValueError(f"{files[number] if files else f'image {number} of the batch'}: {error}") from None
+        images.append(image)
     sizes = [(m.width, m.height) if m.width and m.height else (0.0, 0.0) for m in images]
     batch = MetadataBatch(
         platform=torch.tensor([vocabulary.platforms.index(m.platform) for m in images], dtype=torch.int64),
         band=torch.tensor([vocabulary.bands.index(m.band) for m in images], dtype=torch.int64),
         size=torch.tensor(sizes, dtype=torch.float32).reshape(-1, 2),
+        extra=torch.tensor(extra, dtype=torch.float32).reshape(len(images), len(vocabulary.extra_sizes)),
     )
     return batch if device is None else batch.to(device)
 
 
-__all__ = ["UNKNOWN_INDEX", "ImagingMetadata", "MetadataBatch", "MetadataVocabulary", "Vocabulary", "collate_metadata"]
+__all__ = [
+    "FIELDS",
+    "UNKNOWN_INDEX",
+    "ImagingMetadata",
+    "MetadataBatch",
+    "MetadataVocabulary",
+    "NumericField",
+    "Vocabulary",
+    "collate_metadata",
+]

@@ -5,6 +5,8 @@ from .backbone import (
     AuxDetFPN,
     FeatureRefinement,
     MetadataConditionedBackbone,
+    build_auxdet_backbone,
+    build_auxdet_fpn_backbone,
     build_auxdet_resnet_backbone,
     build_auxdet_resnet_fpn_backbone,
     build_auxdet_retinanet_resnet_fpn_backbone,
@@ -17,6 +19,7 @@ from .leem import LEEM
 from .m2dm import M2DM
 from .meta_arch import MetadataConditioned, build_metadata_conditioned, condition_on_metadata
 from .metadata_encoder import AuxiliaryEncoder
+from .metadata_prediction import MetadataPredictor
 from .roi_heads import AuxDetROIHeads
 
 __all__ = [
@@ -32,6 +35,9 @@ __all__ = [
     "FeatureRefinement",
     "MetadataConditioned",
     "MetadataConditionedBackbone",
+    "MetadataPredictor",
+    "build_auxdet_backbone",
+    "build_auxdet_fpn_backbone",
     "build_auxdet_resnet_backbone",
     "build_auxdet_resnet_fpn_backbone",
     "build_auxdet_retinanet_resnet_fpn_backbone",

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling import SelectiveFPN, build_irstd_resnet_backbone
-from irstd_d2.modeling.fpn import build_top_block
+from irstd_d2.modeling.fpn import build_bottom_up, build_top_block
 
-from ..metadata import MetadataBatch
+from ..metadata import MetadataBatch, MetadataVocabulary
 from .leem import LEEM, ResidualGate
 from .m2dm import M2DM
 from .metadata_encoder import AuxiliaryEncoder, DetailCompensation
+from .metadata_prediction import MetadataPredictor
 
 VISUAL_HINTS = ("none", "high_level", "detail")
 
@@ -40,6 +41,8 @@ class FeatureRefinement(nn.Module):
         encoder: arguments of ``AuxiliaryEncoder`` besides ``num_stages`` and ``visual_channels``.
         m2dm: arguments of ``M2DM`` besides the widths.
         leem: arguments of ``LEEM`` besides the width.
+        predict: arguments of ``MetadataPredictor`` besides the width, which then stands in for unknown metadata;
+            ``None`` for none.
 
     Raises:
         ConfigError: for an unknown stage or option.
@@ -57,6 +60,7 @@ class FeatureRefinement(nn.Module):
         encoder: Mapping[str, Any] | None = None,
         m2dm: Mapping[str, Any] | None = None,
         leem: Mapping[str, Any] | None = None,
+        predict: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         input_shape = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
@@ -96,10 +100,25 @@ class FeatureRefinement(nn.Module):
             if gated and leem_stages:
                 self.gate = ResidualGate(aux_features)
         self.leem = nn.ModuleDict({s: LEEM(channels[s], **(leem or {})) for s in self.stages if s in leem_stages})
+        self.predictor: MetadataPredictor | None = None
+        if predict is not None:
+            if self.encoder is None:
+                raise ConfigError(
+                    "MODEL.AUXDET.PREDICT.ENABLED is True, but no stage takes metadata; name some in M2DM.STAGES"
+                )
+            self.predictor = MetadataPredictor(sum(channels.values()), **predict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        auxdet, metadata = cfg.MODEL.AUXDET, cfg.MODEL.METADATA
+        auxdet, vocabulary = cfg.MODEL.AUXDET, MetadataVocabulary.from_config(cfg)
+        names = {"num_platforms": len(vocabulary.platforms), "num_bands": len(vocabulary.bands)}
+        predict = {
+            **names,
+            "hidden": auxdet.PREDICT.HIDDEN,
+            "fill": auxdet.PREDICT.FILL,
+            "loss_weight": auxdet.PREDICT.LOSS_WEIGHT,
+            "size_scale": auxdet.ENCODER.SIZE_SCALE,
+        }
         return {
             "input_shape": input_shape,
             "m2dm_stages": auxdet.M2DM.STAGES,
@@ -107,9 +126,9 @@ class FeatureRefinement(nn.Module):
             "visual": auxdet.ENCODER.VISUAL,
             "gated": auxdet.LEEM.GATED,
             "encoder": {
-                "num_platforms": len(metadata.PLATFORMS),
-                "num_bands": len(metadata.BANDS),
+                **names,
                 "fields": auxdet.ENCODER.FIELDS,
+                "extra": vocabulary.extra_sizes,
                 "embed_dim": auxdet.ENCODER.EMBED_DIM,
                 "num_metadata_layers": auxdet.ENCODER.NUM_METADATA_LAYERS,
                 "num_fusion_layers": auxdet.ENCODER.NUM_FUSION_LAYERS,
@@ -133,6 +152,7 @@ class FeatureRefinement(nn.Module):
                 "init": auxdet.LEEM.INIT,
                 "norm": auxdet.LEEM.NORM,
             },
+            "predict": predict if auxdet.PREDICT.ENABLED else None,
         }
 
     def encode(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
@@ -146,7 +166,8 @@ class FeatureRefinement(nn.Module):
                 self.detail[stage](features[stage], pooled) if stage in self.detail else pooled
                 for stage in self.conditioned_stages
             ]
-        return dict(zip(self.conditioned_stages, self.encoder(metadata, hints)))
+        guess = None if self.predictor is None else self.predictor(features, metadata)
+        return dict(zip(self.conditioned_stages, self.encoder(metadata, hints, guess)))
 
     def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
         """Refine the chosen stages and pass the others on.
@@ -339,4 +360,21 @@ def build_auxdet_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeS
 def build_auxdet_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetBackbone:
     """Build a ResNet with M2DM and LEEM on its own stages, for any neck (keys ``MODEL.AUXDET``)."""
     bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    return AuxDetBackbone(bottom_up, FeatureRefinement(cfg, bottom_up.output_shape()))
+
+
+@BACKBONE_REGISTRY.register()
+def build_auxdet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetFPN:
+    """Build ``MODEL.BACKBONE.BOTTOM_UP`` under a pyramid with M2DM and LEEM on its laterals (keys ``MODEL.AUXDET``)."""
+    bottom_up = build_bottom_up(cfg, input_shape)
+    return _build_auxdet_fpn(cfg, bottom_up, build_top_block(cfg, bottom_up))
+
+
+@BACKBONE_REGISTRY.register()
+def build_auxdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> AuxDetBackbone:
+    """Build ``MODEL.BACKBONE.BOTTOM_UP`` with M2DM and LEEM on its outputs (keys ``MODEL.AUXDET``).
+
+    Also for a backbone that ends in a pyramid of its own, such as ``build_vit_pyramid_backbone``.
+    """
+    bottom_up = build_bottom_up(cfg, input_shape)
     return AuxDetBackbone(bottom_up, FeatureRefinement(cfg, bottom_up.output_shape()))

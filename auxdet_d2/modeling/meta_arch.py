@@ -13,12 +13,16 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from irstd_d2.errors import ConfigError
 
 from ..metadata import MetadataVocabulary, collate_metadata
 from .backbone import conditioned_parts
+from .metadata_prediction import MetadataPredictor
+
+_REPORT_PERIOD = 20  # iterations; the host waits for the device
 
 
 class MetadataConditioned(nn.Module):
@@ -40,10 +44,35 @@ class MetadataConditioned(nn.Module):
                 "MODEL.BACKBONE.NAME build_auxdet_resnet_fpn_backbone is one"
             )
         metadata = [sample.get("metadata") for sample in batched_inputs]
-        batch = collate_metadata(metadata, self.vocabulary, images.tensor.device)
+        files = [str(sample.get("file_name", f"image {i} of the batch")) for i, sample in enumerate(batched_inputs)]
+        batch = collate_metadata(metadata, self.vocabulary, images.tensor.device, files)
         for part in parts:
             part.condition_on(batch)
         return images
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Run the meta-architecture, and give what is predicted of metadata with its results.
+
+        In training that is a loss per field, ``loss_metadata_FIELD``; now and then the accuracies go to the
+        ``EventStorage``, as ``metadata/FIELD_accuracy``. At test time the dictionary of each image gets ``metadata``:
+        the predicted ``platform`` and ``band`` with ``platform_score`` and ``band_score``, ``width`` and ``height``.
+        """
+        predictors = [part for part in self.backbone.modules() if isinstance(part, MetadataPredictor)]
+        if not predictors:
+            return super().forward(batched_inputs)
+        (predictor,) = predictors
+        with predictor.recording() as predictions:
+            outputs = super().forward(batched_inputs)
+        ((prediction, truth),) = predictions
+        if not self.training:
+            described = prediction.describe(self.vocabulary, predictor.size_scale)
+            return [{**output, "metadata": words} for output, words in zip(outputs, described)]
+        storage = get_event_storage()
+        if storage.iter % _REPORT_PERIOD == 0:
+            for name, accuracy in prediction.accuracies(truth).items():
+                storage.put_scalar(f"metadata/{name}_accuracy", accuracy)
+        losses = prediction.losses(truth, predictor.size_scale)
+        return {**outputs, **{f"loss_metadata_{name}": predictor.loss_weight * loss for name, loss in losses.items()}}
 
 
 @cache

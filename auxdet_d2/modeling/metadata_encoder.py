@@ -6,7 +6,9 @@ N images, C channels, S stages, E embedding width of one field, F fields, V name
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,21 @@ from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
 
-from ..metadata import UNKNOWN_INDEX, MetadataBatch
+from ..metadata import FIELDS, UNKNOWN_INDEX, MetadataBatch
 
-FIELDS = ("platform", "band", "size")
+
+class MetadataGuess(NamedTuple):
+    """What stands in for unknown fields of N images.
+
+    Attributes:
+        platform: (N, V) float32, probabilities; one 1 and zeros for a definite guess.
+        band: likewise.
+        size: (N, 2) float32, width and height in pixels.
+    """
+
+    platform: Tensor
+    band: Tensor
+    size: Tensor
 
 
 def encode_names(index: Tensor, num_names: int, unknown: str = "zero") -> Tensor:
@@ -52,6 +66,22 @@ def encode_sizes(size: Tensor, scale: float = 2048.0, unknown: str = "zero") -> 
     known = (size > 0).all(dim=1, keepdim=True)
     code = torch.cat([angles.sin(), angles.cos()], dim=1) * known
     return torch.cat([code, (~known).to(code.dtype)], dim=1) if unknown == "learned" else code
+
+
+def encode_numbers(position: Tensor, unknown: str = "zero") -> Tensor:
+    """Periodic code of a number, as that of a size: half a turn from one end of its range to the other.
+
+    Args:
+        position: (N,) float32, the place in the range, 0..1, not-a-number unknown.
+        unknown: see ``encode_sizes``.
+
+    Returns:
+        (N, 2) float32: sine and cosine, zeros for unknown; (N, 3) for "learned".
+    """
+    missing = position.isnan()
+    angle = math.pi * torch.where(missing, 0.0, position)
+    code = torch.stack([angle.sin(), angle.cos()], dim=1) * ~missing[:, None]
+    return torch.cat([code, missing[:, None].to(code.dtype)], dim=1) if unknown == "learned" else code
 
 
 class MetadataBatchNorm(nn.BatchNorm1d):
@@ -124,6 +154,7 @@ class AuxiliaryEncoder(nn.Module):
         num_platforms, num_bands: V of the two vocabularies.
         num_stages: S, how many stages one call serves.
         fields: the metadata in use, a subset of ``FIELDS`` (Table 6).
+        extra: K further fields, all in use, in the order of ``MetadataBatch.extra``: name -> V, 0 for a number.
         visual_channels: C of the visual hint; 0 for none (Table 2).
         embed_dim: E.
         num_metadata_layers: residual MLPs over the embedded fields.
@@ -144,6 +175,7 @@ class AuxiliaryEncoder(nn.Module):
         num_bands: int = 3,
         num_stages: int = 2,
         fields: Sequence[str] = FIELDS,
+        extra: Mapping[str, int] | None = None,
         visual_channels: int = 256,
         embed_dim: int = 32,
         num_metadata_layers: int = 1,
@@ -156,7 +188,8 @@ class AuxiliaryEncoder(nn.Module):
         super().__init__()
         if foreign := set(fields) - set(FIELDS):
             raise ConfigError(f"MODEL.AUXDET.ENCODER.FIELDS has {sorted(foreign)}; known are {list(FIELDS)}")
-        if not fields and not visual_channels:
+        self.extra = dict(extra or {})
+        if not fields and not self.extra and not visual_channels:
             raise ConfigError(
                 "MODEL.AUXDET.ENCODER has neither FIELDS nor VISUAL, so there are no auxiliary features; "
                 "set one of them, or empty M2DM.STAGES and set LEEM.GATED False"
@@ -165,10 +198,12 @@ class AuxiliaryEncoder(nn.Module):
             raise ConfigError(f"MODEL.AUXDET.ENCODER.UNKNOWN is {unknown!r}; known are 'zero', 'learned'")
         self.num_platforms, self.num_bands, self.num_stages = num_platforms, num_bands, num_stages
         self.unknown, self.size_scale = unknown, size_scale
-        extra = int(unknown == "learned")
-        widths = {"platform": num_platforms + extra, "band": num_bands + extra, "size": 6 + extra}
+        widths = {"platform": num_platforms, "band": num_bands, "size": 6}
+        widths = {name: widths[name] for name in FIELDS if name in fields}
+        widths |= {name: num_names or 2 for name, num_names in self.extra.items()}
+        flag = int(unknown == "learned")
         self.fields = nn.ModuleDict(
-            {name: EmbeddingMLP(widths[name], embed_dim, norm, uses=num_stages) for name in FIELDS if name in fields}
+            {name: EmbeddingMLP(width + flag, embed_dim, norm, uses=num_stages) for name, width in widths.items()}
         )
         metadata_dim = embed_dim * len(self.fields)
         self.metadata_fusion = nn.Sequential(
@@ -178,29 +213,55 @@ class AuxiliaryEncoder(nn.Module):
         self.out_features = metadata_dim + (embed_dim if visual_channels else 0)
         self.fusion = nn.Sequential(*(ResidualMLP(self.out_features, dropout) for _ in range(num_fusion_layers)))
 
-    def embed_metadata(self, metadata: MetadataBatch) -> Tensor:
-        """Return the embedded fields side by side, (N, F * E)."""
+    def embed_metadata(self, metadata: MetadataBatch, guess: MetadataGuess | None = None) -> Tensor:
+        """Return the embedded fields side by side, (N, F * E); ``guess`` stands in for what is unknown."""
         codes = {
-            "platform": lambda: encode_names(metadata.platform, self.num_platforms, self.unknown),
-            "band": lambda: encode_names(metadata.band, self.num_bands, self.unknown),
-            "size": lambda: encode_sizes(metadata.size, self.size_scale, self.unknown),
+            "platform": lambda: self._encode_names(metadata.platform, self.num_platforms, guess and guess.platform),
+            "band": lambda: self._encode_names(metadata.band, self.num_bands, guess and guess.band),
+            "size": lambda: self._encode_sizes(metadata.size, guess and guess.size),
         }
+        extra = metadata.extra
+        if not extra.shape[1]:
+            extra = extra.new_full((metadata.num_images, len(self.extra)), math.nan)
+        for (name, num_names), position in zip(self.extra.items(), extra.unbind(dim=1)):
+            codes[name] = partial(self._encode_extra, position, num_names)
         dtype = next(self.fields.parameters()).dtype  # a model cast to half precision as a whole
         return torch.cat([embed(codes[name]().to(dtype)) for name, embed in self.fields.items()], dim=1)
 
-    def forward(self, metadata: MetadataBatch, visual: Sequence[Tensor] = ()) -> Tensor:
+    def _encode_names(self, index: Tensor, num_names: int, guess: Tensor | None) -> Tensor:
+        code = encode_names(index, num_names, self.unknown)
+        if guess is None:
+            return code
+        guess = F.pad(guess, (0, code.shape[1] - num_names))
+        return torch.where(index[:, None] == UNKNOWN_INDEX, guess, code)
+
+    def _encode_sizes(self, size: Tensor, guess: Tensor | None) -> Tensor:
+        if guess is not None:
+            size = torch.where((size > 0).all(dim=1, keepdim=True), size, guess)
+        return encode_sizes(size, self.size_scale, self.unknown)
+
+    def _encode_extra(self, position: Tensor, num_names: int) -> Tensor:
+        if not num_names:
+            return encode_numbers(position, self.unknown)
+        index = torch.where(position.isnan(), UNKNOWN_INDEX, position).long()
+        return encode_names(index, num_names, self.unknown)
+
+    def forward(
+        self, metadata: MetadataBatch, visual: Sequence[Tensor] = (), guess: MetadataGuess | None = None
+    ) -> Tensor:
         """Encode a batch for all stages.
 
         Args:
             metadata: of N images.
             visual: the visual hint of each stage, S of (N, C); empty if the encoder has none.
+            guess: stands in for unknown fields.
 
         Returns:
             (S, N, out_features)
         """
         parts = []
         if len(self.fields):
-            embedded = self.embed_metadata(metadata)
+            embedded = self.embed_metadata(metadata, guess)
             # The stages share the embedding, not the dropout.
             parts.append(self.metadata_fusion(embedded.expand(self.num_stages, *embedded.shape)))
         if self.visual is not None:

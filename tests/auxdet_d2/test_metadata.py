@@ -1,4 +1,5 @@
 import logging
+import math
 import string
 
 import pytest
@@ -127,3 +128,75 @@ def test_a_malformed_alias_is_refused(alias):
     cfg.MODEL.METADATA.ALIASES = (alias,)
     with pytest.raises(ConfigError, match="alias=name"):
         MetadataVocabulary.from_config(cfg)
+
+
+def further_fields(numeric=(), categorical=()):
+    cfg = get_config()
+    cfg.MODEL.METADATA.EXTRA_NUMERIC, cfg.MODEL.METADATA.EXTRA_CATEGORICAL = numeric, categorical
+    return MetadataVocabulary.from_config(cfg)
+
+
+MORE = further_fields(("view_angle=0:90", "gsd=0.1:10:log"), ("season=summer,winter",))
+
+
+def test_further_fields_become_places_in_their_range_or_vocabulary():
+    assert MORE.extra_sizes == {"view_angle": 0, "gsd": 0, "season": 2}
+    batch = collate_metadata(
+        [
+            {"platform": "Air", "view_angle": 45, "gsd": "1.0", "season": "Winter"},
+            {"view_angle": "n/a", "gsd": None, "season": "unknown"},
+            {"view_angle": 0, "gsd": 10, "season": "summer", "ignored": [1]},
+            None,
+        ],
+        MORE,
+    )
+    nan = float("nan")
+    expected = torch.tensor([[0.5, 0.5, 1], [nan] * 3, [0, 1, 0], [nan] * 3])
+    torch.testing.assert_close(batch.extra, expected, equal_nan=True)
+    assert collate_metadata([{"view_angle": 45}], VOCABULARY).extra.shape == (1, 0)
+    assert collate_metadata([], MORE).extra.shape == (0, 3)
+
+
+@settings(deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.1, 10))
+def test_the_place_in_a_range_keeps_the_order(first, second):
+    for extra in MORE.numeric:
+        places = [extra.position(value) for value in (first, second)]
+        assert all(0 <= place <= 1 for place in places)
+        assert (first <= second) == (places[0] <= places[1]) or math.isclose(*places)
+
+
+def test_numbers_outside_count_as_the_nearer_end_and_are_reported_once(caplog):
+    with caplog.at_level(logging.WARNING, logger="auxdet_d2.metadata"):
+        for _ in range(2):
+            assert collate_metadata([{"view_angle": -1234.5, "gsd": 99}], MORE).extra[0, :2].tolist() == [0, 1]
+    assert [r.getMessage() for r in caplog.records] == [
+        "view_angle -1234.5 is outside 0..90 and counts as 0",
+        "gsd 99 is outside 0.1..10 and counts as 10",
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("view_angle", "steep"), ("gsd", float("inf")), ("season", 3)])
+def test_a_further_value_of_the_wrong_kind_names_file_and_field(name, value):
+    with pytest.raises(ValueError, match=rf"^b\.png: metadata {name} is .*give a"):
+        collate_metadata([None, {name: value}], MORE, files=["a.png", "b.png"])
+
+
+@pytest.mark.parametrize(
+    ("numeric", "categorical", "message"),
+    [
+        (["view_angle"], [], "EXTRA_NUMERIC has 'view_angle'"),
+        (["view_angle=0:steep"], [], "EXTRA_NUMERIC has"),
+        (["view_angle=0:90:lin"], [], "EXTRA_NUMERIC has"),
+        (["view_angle=90:0"], [], "range of view_angle is 90.0..0.0"),
+        (["gsd=0:10:log"], [], "starts at 0.0"),
+        (["view angle=0:90"], [], "cannot name a metadata field"),
+        (["width=0:90"], [], "two metadata fields 'width'"),
+        (["a=0:1"], ["a=x,y"], "two metadata fields 'a'"),
+        ([], ["season"], "EXTRA_CATEGORICAL has 'season'"),
+        ([], ["season=summer,Summer"], "season vocabulary"),
+    ],
+)
+def test_declarations_that_cannot_work(numeric, categorical, message):
+    with pytest.raises(ConfigError, match=message):
+        further_fields(numeric, categorical)

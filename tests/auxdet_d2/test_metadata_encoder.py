@@ -14,6 +14,7 @@ from auxdet_d2.modeling.metadata_encoder import (
     MetadataBatchNorm,
     ResidualMLP,
     encode_names,
+    encode_numbers,
     encode_sizes,
 )
 from irstd_d2.errors import ConfigError
@@ -164,3 +165,41 @@ def test_detail_compensation_is_the_pooled_difference(size):
     assert detail.conv.bias.abs().sum() == 0
     expected = (detail.conv(shallow) - deepest).mean(dim=(2, 3))
     torch.testing.assert_close(detail(shallow, deepest.mean(dim=(2, 3))), expected)
+
+
+def test_numbers_turn_by_half_a_circle():
+    code = encode_numbers(torch.tensor([0.0, 0.5, 1.0, math.nan]))
+    torch.testing.assert_close(code, torch.tensor([[0.0, 1], [1, 0], [0, -1], [0, 0]]), rtol=0, atol=1e-6)
+    assert encode_numbers(torch.tensor([0.3, math.nan]), "learned")[:, 2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("unknown", ["zero", "learned"])
+def test_further_fields_have_embeddings_of_their_own(unknown):
+    encoder = AuxiliaryEncoder(visual_channels=0, extra={"angle": 0, "season": 2}, unknown=unknown).eval()
+    flag = int(unknown == "learned")
+    widths = {name: embedding.linear.in_features for name, embedding in encoder.fields.items()}
+    assert widths == {
+        "platform": 3 + flag,
+        "band": 3 + flag,
+        "size": 6 + flag,
+        "angle": 2 + flag,
+        "season": 2 + flag,
+    }
+    assert encoder.out_features == 5 * 32
+    nan = math.nan
+    known = FOUR._replace(extra=torch.tensor([[0.2, 1], [0.9, 0], [nan, 1], [0.1, nan]]))
+    aux = encoder(known)
+    for column in (0, 1):
+        other = known.extra.clone()
+        other[0, column] = 0.0
+        changed = encoder(known._replace(extra=other))
+        assert [torch.equal(a, b) for a, b in zip(changed[0], aux[0])] == [False, True, True, True]
+    # Without columns all of them are unknown.
+    torch.testing.assert_close(encoder(FOUR), encoder(FOUR._replace(extra=torch.full((4, 2), nan))))
+    assert not torch.allclose(encoder(FOUR), aux)
+
+
+def test_further_fields_alone():
+    encoder = AuxiliaryEncoder(fields=(), visual_channels=0, extra={"angle": 0}, norm="LN")
+    encoder(FOUR._replace(extra=torch.tensor([[0.2], [math.nan], [0.4], [1.0]]))).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())

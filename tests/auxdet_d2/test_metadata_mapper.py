@@ -71,3 +71,12 @@ def test_nothing_is_dropped_without_training_or_without_dropout(sample):
 def test_a_probability_is_needed(dropout):
     with pytest.raises(ConfigError, match="METADATA_DROPOUT"):
         mapper(True, dropout)
+
+
+def test_further_fields_are_dropped_each_for_itself():
+    cfg = get_config(None, ["INPUT.METADATA_DROPOUT", 0.5, "MODEL.METADATA.EXTRA_NUMERIC", ("view_angle=0:90",)])
+    built = MetadataDatasetMapper(cfg, is_train=True)
+    np.random.seed(0)
+    seen = [built.process_metadata({**KNOWN, "view_angle": 30}) for _ in range(400)]
+    assert np.mean([m["view_angle"] is None for m in seen]) == pytest.approx(0.5, abs=0.1)
+    assert len({(m["platform"], m["view_angle"]) for m in seen}) == 4
