@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from .data.config import add_data_config
 from .data.datasets import register_own_sets
+from .modeling.config import add_backbone_config
 
 # Looked up by name, so that this package depends on neither of them.
 _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_config")
@@ -18,6 +19,7 @@ _EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_co
 def add_irstd_config(cfg: CfgNode) -> None:
     """Add the keys that both systems share to ``cfg``, in place."""
     _add_model_keys(cfg)
+    add_backbone_config(cfg)
     _add_fcos_keys(cfg)
     add_data_config(cfg)
     _add_training_keys(cfg)

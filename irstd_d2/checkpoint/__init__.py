@@ -1,9 +1,11 @@
 """Conversion between published checkpoints and this project's."""
 
+from .efficientnet import EFFICIENTNET_LITE0_NAMES
 from .files import read_state_dict, write_checkpoint
 from .naming import RESNET_NAMES, NameMap, NamingError, Renamed, fpn_rules, resnet_rules
 
 __all__ = [
+    "EFFICIENTNET_LITE0_NAMES",
     "RESNET_NAMES",
     "NameMap",
     "NamingError",

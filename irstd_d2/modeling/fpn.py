@@ -144,10 +144,28 @@ def build_top_block(cfg: CfgNode, bottom_up: Backbone) -> nn.Module | None:
     raise ConfigError(f"MODEL.FPN.TOP_BLOCK is {kind!r}; known are 'none', 'maxpool', 'p6', 'p6p7'")
 
 
+def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build the backbone that ``MODEL.BACKBONE.BOTTOM_UP`` names in detectron2's registry."""
+    name = cfg.MODEL.BACKBONE.BOTTOM_UP
+    if name not in BACKBONE_REGISTRY:
+        known = sorted(key for key, _ in BACKBONE_REGISTRY)
+        raise ConfigError(f"MODEL.BACKBONE.BOTTOM_UP is {name!r}; known are {known}")
+    return BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+
+
 @BACKBONE_REGISTRY.register()
 def build_irstd_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectiveFPN:
     """Build ``build_irstd_resnet_backbone`` under a ``SelectiveFPN`` (keys ``MODEL.FPN``)."""
-    bottom_up = build_irstd_resnet_backbone(cfg, input_shape)
+    return _build_fpn(cfg, build_irstd_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_irstd_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectiveFPN:
+    """Build ``MODEL.BACKBONE.BOTTOM_UP`` under a ``SelectiveFPN`` (keys ``MODEL.FPN``)."""
+    return _build_fpn(cfg, build_bottom_up(cfg, input_shape))
+
+
+def _build_fpn(cfg: CfgNode, bottom_up: Backbone) -> SelectiveFPN:
     return SelectiveFPN(
         bottom_up,
         cfg.MODEL.FPN.IN_FEATURES,
