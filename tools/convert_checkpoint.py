@@ -5,7 +5,7 @@
     python tools/convert_checkpoint.py bafe published.pth bafe_r50.pth
     python tools/convert_checkpoint.py cascade_rpn published.pth baseline.pth
     python tools/convert_checkpoint.py resnet resnet50.pth backbone.pth     torchvision's ResNet as MODEL.WEIGHTS
-    python tools/convert_checkpoint.py efficientnet_lite0 IN weights/efficientnet_lite0.pth    from a package, see docs/components.md
+    python tools/convert_checkpoint.py efficientnet_lite0 IN OUT    ImageNet weights, see docs/components.md
     python tools/convert_checkpoint.py auxdet auxdet_r50.pth published.pth --reverse
 
 Every tensor is used, or reported with its size. Files are read as plain tensors; none can run code.
