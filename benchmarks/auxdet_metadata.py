@@ -17,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -52,11 +53,31 @@ def make_data(data: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=environment(data))
 
 
-def train(name: str, seed: int, iterations: int, output: Path) -> None:
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The options of the benchmarks that train the systems of a table from several seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "auxdet_metadata")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    args = parser.parse_args()
+    args.output = args.output.resolve()
+    return args
+
+
+def train_all(systems: Mapping[str, str], args: argparse.Namespace, output: Path) -> list[tuple[str, int]]:
+    """Train every system (name -> configuration) from every seed; return names and seeds."""
+    runs = [(name, seed) for seed in range(args.seeds) for name in systems]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda run: train(*run, systems[run[0]], args.iterations, output), runs))
+    return runs
+
+
+def train(name: str, seed: int, config: str, iterations: int, output: Path) -> None:
     """Train one run, or go on with it."""
     folder = output / f"{name}_{seed}"
     command = [
-        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", SYSTEMS[name], "--resume",
+        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", config, "--resume",
         "SEED", str(seed), "SOLVER.MAX_ITER", str(iterations), "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0",
         "OUTPUT_DIR", str(folder),
     ]  # fmt: skip
@@ -124,17 +145,10 @@ def report(results: dict[str, dict[str, float]], seeds: int, iterations: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "auxdet_metadata")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    args = parser.parse_args()
-    output = args.output.resolve()
+    args = parse_arguments(__doc__)
+    output = args.output
     make_data(output / "data")
-    runs = [(name, seed) for seed in range(args.seeds) for name in SYSTEMS]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train(*run, args.iterations, output), runs))
+    runs = train_all(SYSTEMS, args, output)
     os.environ.update(environment(output / "data"))
     results = {f"{name}_{seed}": evaluate(name, seed, output) for name, seed in runs}
     (output / "results.json").write_text(json.dumps(results, indent=1))

@@ -35,8 +35,8 @@ def load_coco(
     """Load a COCO detection file.
 
     Image entries may carry the imaging metadata as ``platform`` (or ``view``), ``band`` (or ``band_type``),
-    ``original_width`` and ``original_height`` (of the image that this one was cut from), and ``sem_seg_file_name``
-    (a sky mask, relative to ``image_root``).
+    ``original_width`` and ``original_height`` (of the image that this one was cut from), further fields in an object
+    ``metadata`` (name -> text or number), and ``sem_seg_file_name`` (a sky mask, relative to ``image_root``).
 
     Args:
         json_file: with ``images``, ``annotations`` and ``categories``.
@@ -91,7 +91,7 @@ class _CocoReader:
                 FaultKind.BAD_RECORD, f"{field}.id", f"{_show(key)} again", "give every image its own id", key
             )
         width, height = entry.get("width"), entry.get("height")
-        metadata = {
+        metadata = _further(entry) | {
             "platform": _text(entry, "platform", "view"),
             "band": _text(entry, "band", "band_type"),
             "width": _original(entry, "width"),
@@ -190,6 +190,13 @@ def _classes(categories: list[Any], class_names: Sequence[str] | None, path: Pat
 def _text(entry: dict[str, Any], *keys: str) -> str | None:
     values = (entry.get(key) for key in keys)
     return next((value for value in values if _is_text(value) and value), None)
+
+
+def _further(entry: dict[str, Any]) -> dict[str, Any]:
+    """Texts and numbers of the object ``metadata``, whatever else other programs keep in it."""
+    fields = entry.get("metadata")
+    items = fields.items() if isinstance(fields, dict) else ()
+    return {name: value for name, value in items if _is_text(name) and (_is_text(value) or _is_number(value))}
 
 
 def _original(entry: dict[str, Any], side: str) -> Any:

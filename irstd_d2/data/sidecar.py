@@ -36,16 +36,33 @@ class SidecarEntry(NamedTuple):
     height: int | None
 
 
+class SidecarTable(NamedTuple):
+    """A metadata table.
+
+    Args:
+        entries: by image id.
+        further: non-empty cells of all other columns of a table with a header, by image id and column.
+        faults: of all lines that were left out.
+    """
+
+    entries: dict[str, SidecarEntry]
+    further: dict[str, dict[str, str]]
+    faults: list[Fault]
+
+
 def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fault]]:
+    """Return the entries and the faults of :func:`read_table`."""
+    table = read_table(path)
+    return table.entries, table.faults
+
+
+def read_table(path: str | PathLike) -> SidecarTable:
     """Read a metadata table.
 
     Tab-separated if its first line holds a tab, else comma-separated. With a header, columns are found by name (``id``,
     ``platform`` or ``view``, ``band`` or ``band_type``, ``width``, ``height``; only ``id`` is required); without,
-    they are the first five columns in this order, as in WideIRSTD's table. Further columns are ignored, empty cells
-    mean unknown.
-
-    Returns:
-        Entries by image id, and the faults of all lines that were left out.
+    they are the first five columns in this order, as in WideIRSTD's table, and others are ignored. Empty cells mean
+    unknown.
 
     Raises:
         DatasetError: the file cannot be read as text.
@@ -56,9 +73,12 @@ def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fa
     positions = _header_positions(first)
     lines = text.split("\n")[0 if positions is None else 1 :]
     start = 1 if positions is None else 2
+    separator = "\t" if "\t" in first else ","
+    columns = {} if positions is None else _further_columns(first, separator)
     entries: dict[str, SidecarEntry] = {}
+    further: dict[str, dict[str, str]] = {}
     faults = []
-    reader = csv.reader(lines, delimiter="\t" if "\t" in first else ",")
+    reader = csv.reader(lines, delimiter=separator)
     while True:
         try:
             cells = next(reader, None)
@@ -70,7 +90,7 @@ def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fa
             )
             continue
         if cells is None:
-            return entries, faults
+            return SidecarTable(entries, further, faults)
         if not any(cell.strip() for cell in cells):
             continue
         key, entry, problem = _parse_row(cells, positions or _POSITIONS)
@@ -81,6 +101,9 @@ def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fa
             faults.append(Fault.of(FaultKind.BAD_RECORD, path, field, problem, "correct or delete the line"))
         else:
             entries[key] = entry
+            if columns:
+                found = {name: cells[at].strip() for name, at in columns.items() if at < len(cells)}
+                further[key] = {name: cell for name, cell in found.items() if cell}
 
 
 def format_sidecar(entries: Mapping[str, SidecarEntry], separator: str = ",") -> bytes:
@@ -136,6 +159,13 @@ def _parse_row(cells: list[str], positions: dict[str, int]) -> tuple[str, Sideca
             problem = f"{name} {text[:40]!r} is not a size in pixels"
         sizes.append(int(text) if valid else None)
     return key, SidecarEntry(cell.get("platform") or None, cell.get("band") or None, *sizes), problem
+
+
+def _further_columns(header: str, separator: str) -> dict[str, int]:
+    """Names and places of the columns that are no part of an entry; of equal names the first counts."""
+    known = {name for names in _COLUMNS.values() for name in names}
+    cells = [cell.strip().strip('"') for cell in header.split(separator)]
+    return {name: at for at, name in reversed(list(enumerate(cells))) if name and name.lower() not in known}
 
 
 def _header_positions(line: str) -> dict[str, int] | None:

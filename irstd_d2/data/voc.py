@@ -16,7 +16,7 @@ from ..memory import without_garbage_collection
 from .cache import read_annotations
 from .faults import Fault, FaultKind, refuse_or_skip
 from .layout import FolderIndex, VocLayout, get_layout
-from .sidecar import SidecarEntry, read_sidecar
+from .sidecar import SidecarEntry, SidecarTable, read_table
 from .splits import read_split
 from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, to_convention
 
@@ -99,10 +99,10 @@ def scan_voc(
     if names is None:
         names, faults = read_split(root / layout.split.format(split=split)) if split else (images.stems(), [])
     image_names, image_faults = _find_images(images, names)
-    table, table_faults = _read_tables(root, layout, sidecar)
+    table = _read_tables(root, layout, sidecar)
     xml_names = {name: (xml[name] or [f"{name}.xml"])[0] for name in names}
     records, xml_faults = read_annotations(xml.folder, xml_names.values(), use_cache)
-    faults = [*faults, *image_faults, *table_faults, *xml_faults]
+    faults = [*faults, *image_faults, *table.faults, *xml_faults]
 
     class_ids = {name.lower(): i for i, name in enumerate(class_names)}
     find_mask = _mask_finder(root, layout.sky_masks)
@@ -121,7 +121,7 @@ def scan_voc(
             "image_id": name,
             "height": record.height,
             "width": record.width,
-            "metadata": _metadata(record, table.get(name, _UNKNOWN)),
+            "metadata": table.further.get(name, {}) | _metadata(record, table.entries.get(name, _UNKNOWN)),
             "annotations": _annotations(record, class_ids, box_convention),
         }
         mask = find_mask(name)
@@ -146,15 +146,13 @@ def _find_images(index: FolderIndex, names: Iterable[str]) -> tuple[dict[str, st
     return found, faults
 
 
-def _read_tables(
-    root: Path, layout: VocLayout, sidecar: str | PathLike | None
-) -> tuple[dict[str, SidecarEntry], list[Fault]]:
+def _read_tables(root: Path, layout: VocLayout, sidecar: str | PathLike | None) -> SidecarTable:
     if sidecar is not None:
-        return read_sidecar(sidecar)
+        return read_table(sidecar)
     for candidate in layout.sidecars:
         if (root / candidate).is_file():
-            return read_sidecar(root / candidate)
-    return {}, []
+            return read_table(root / candidate)
+    return SidecarTable({}, {}, [])
 
 
 def _mask_finder(root: Path, patterns: tuple[str, ...]) -> Callable[[str], str | None]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ..data.image_io import IMAGE_SUFFIXES
-from ..data.sidecar import read_sidecar
+from ..data.sidecar import SidecarTable, read_table
 from ..data.voc_xml import read_voc_xml
 from ..errors import DatasetError
 
@@ -81,9 +81,9 @@ class MetadataLookup:
         xml_folder: str | PathLike | None = None,
     ):
         self._given = {key: value for key, value in (given or {}).items() if value}
-        self._rows, faults = read_sidecar(table) if table is not None else ({}, [])
-        if faults:
-            raise DatasetError(faults[0].file, faults[0].field, faults[0].problem, faults[0].fix)
+        self._table = read_table(table) if table is not None else SidecarTable({}, {}, [])
+        for fault in self._table.faults:
+            raise DatasetError(fault.file, fault.field, fault.problem, fault.fix)
         self._xml_folder = None if xml_folder is None else Path(xml_folder)
         if self._xml_folder is not None and not self._xml_folder.is_dir():
             raise DatasetError(self._xml_folder, "folder", "no such folder", "name the folder of the XML files")
@@ -99,8 +99,9 @@ class MetadataLookup:
         if xml is not None and xml.is_file():
             record = read_voc_xml(xml)
             found = {"platform": record.platform, "band": record.band}
-        if path.stem in self._rows:
-            found |= {key: value for key, value in self._rows[path.stem]._asdict().items() if value is not None}
+        if path.stem in self._table.entries:
+            row = self._table.entries[path.stem]._asdict().items()
+            found |= self._table.further.get(path.stem, {}) | {key: value for key, value in row if value is not None}
         return {key: value for key, value in (found | self._given).items() if value is not None}
 
 
