@@ -41,9 +41,6 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # C of the normalised Wasserstein distance of boxes in network pixels, wherever it is used: about the mean edge of
     # the targets (12.8: of AI-TOD, for which it was made).
     cfg.MODEL.NWD_SCALE = 12.8
-    # Region-of-interest heads AuxDetROIHeads: how proposals are compared with targets, "iou" or "nwd"; the thresholds
-    # are IOU_THRESHOLDS either way.
-    cfg.MODEL.ROI_HEADS.MATCH_BY = "iou"
 
 
 def _add_fcos_keys(cfg: CfgNode) -> None:

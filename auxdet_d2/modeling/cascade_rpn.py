@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.gaussian_distance import wasserstein_similarities, wasserstein_similarity
 
 from .box_transform import BoundedBox2BoxTransform
 from .deformable import deformable_conv2d
 from .region_targets import IGNORED, NEGATIVE, assign_by_iou, assign_by_region
 
 ADAPTATIONS = ("dilation", "offset")
-ASSIGNMENTS = ("region", "iou")
+ASSIGNMENTS = ("region", "iou", "nwd")
+BOX_LOSSES = ("iou", "nwd")
 
 
 def grid_anchors(size: tuple[int, int], stride: int, edge: float, device: torch.device) -> Tensor:
@@ -167,12 +170,14 @@ class CascadeRPN(nn.Module):
         strides: of every level.
         anchor_scale: edge of an anchor in strides.
         adaptation: per stage, "dilation" or "offset" (which looks at the boxes of the stage before).
-        assignment: per stage, "region" or "iou".
+        assignment: per stage, "region", "iou", or "nwd" in place of IoU.
+        box_loss: 1 - "iou" or 1 - "nwd", which also moves boxes that do not overlap their target.
+        nwd_scale: C of both in network pixels; see ``irstd_d2.modeling.gaussian_distance``.
         delta_stds: per stage, standard deviations of the four deltas.
         dilation: of stages that adapt by it.
         centre_ratio, ignore_ratio: of region assignment.
-        positive_iou, negative_iou, low_quality_iou: of IoU assignment.
-        batch_size, positive_fraction: anchors drawn per image for stages with IoU assignment.
+        positive_iou, negative_iou, low_quality_iou: of assignment by IoU or NWD.
+        batch_size, positive_fraction: anchors drawn per image for stages with such assignment.
         region_loss_divisor: stages with region assignment divide their loss by the number of anchors / this.
         loss_weights: of classification and of boxes.
         pre_nms_topk, post_nms_topk: (training, test); the first per level.
@@ -189,7 +194,9 @@ class CascadeRPN(nn.Module):
         strides: Sequence[int],
         anchor_scale: float = 8.0,
         adaptation: Sequence[str] = ADAPTATIONS,
-        assignment: Sequence[str] = ASSIGNMENTS,
+        assignment: Sequence[str] = ("region", "iou"),
+        box_loss: str = "iou",
+        nwd_scale: float = 12.8,
         delta_stds: Sequence[Sequence[float]] = ((0.1, 0.1, 0.5, 0.5), (0.05, 0.05, 0.1, 0.1)),
         dilation: int = 3,
         centre_ratio: float = 0.2,
@@ -214,13 +221,17 @@ class CascadeRPN(nn.Module):
             )
         if unknown := set(assignment) - set(ASSIGNMENTS):
             raise ConfigError(f"MODEL.CASCADE_RPN.ASSIGNMENT has {sorted(unknown)}; known are {ASSIGNMENTS}")
+        if box_loss not in BOX_LOSSES:
+            raise ConfigError(f"MODEL.CASCADE_RPN.BOX_LOSS is {box_loss!r}; known are {BOX_LOSSES}")
+        if nwd_scale <= 0:
+            raise ConfigError(f"MODEL.NWD_SCALE is {nwd_scale}; it must be positive")
         if centre_ratio > ignore_ratio:
             raise ConfigError(
                 f"MODEL.CASCADE_RPN.CENTER_RATIO is {centre_ratio}, IGNORE_RATIO {ignore_ratio}; the centre of a "
                 "target must lie in its ignored part, so the first must not be the larger"
             )
         self.in_features, self.strides, self.anchor_scale = list(in_features), list(strides), anchor_scale
-        self.assignment = list(assignment)
+        self.assignment, self.box_loss, self.nwd_scale = list(assignment), box_loss, nwd_scale
         last = len(adaptation) - 1
         self.stages = nn.ModuleList(
             CascadeRPNStage(channels, adaptation=kind, dilation=dilation, with_logits=i == last)
@@ -230,7 +241,7 @@ class CascadeRPN(nn.Module):
             BoundedBox2BoxTransform(tuple(1 / s for s in stds), scale_clamp=math.log(1000 / 16)) for stds in delta_stds
         ]
         self.region = {"anchor_scale": anchor_scale, "centre_ratio": centre_ratio, "ignore_ratio": ignore_ratio}
-        self.iou = {
+        self.iou: dict[str, Any] = {
             "positive_iou": positive_iou,
             "negative_iou": negative_iou,
             "low_quality_iou": low_quality_iou,
@@ -254,6 +265,8 @@ class CascadeRPN(nn.Module):
             "anchor_scale": rpn.ANCHOR_SCALE,
             "adaptation": rpn.ADAPTATION,
             "assignment": rpn.ASSIGNMENT,
+            "box_loss": rpn.BOX_LOSS,
+            "nwd_scale": cfg.MODEL.NWD_SCALE,
             "delta_stds": rpn.DELTA_STDS,
             "dilation": rpn.DILATION,
             "centre_ratio": rpn.CENTER_RATIO,
@@ -311,8 +324,11 @@ class CascadeRPN(nn.Module):
             if boxes is not None and valid is not None:
                 if self.assignment[number] == "region":
                     assigned = assign_by_region(sizes, self.strides, boxes, **self.region)
-                else:
+                elif self.assignment[number] == "iou":
                     assigned = assign_by_iou(anchors, boxes, **self.iou)
+                else:
+                    nwd = partial(wasserstein_similarities, scale=self.nwd_scale)
+                    assigned = assign_by_iou(anchors, boxes, **self.iou, similarity=nwd)
                 assigned = assigned.masked_fill(~valid, IGNORED)
                 losses.update(self._losses(number, assigned, decoded, logits, boxes))
             anchors = torch.minimum(decoded.detach().clamp(min=0), limit)
@@ -352,7 +368,7 @@ class CascadeRPN(nn.Module):
     def _losses(
         self, number: int, assigned: Tensor, decoded: Tensor, logits: Sequence[Tensor], boxes: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of one stage; boxes by 1 - IoU, classes by binary cross entropy."""
+        """Losses of one stage; boxes by 1 - IoU or NWD, classes by binary cross entropy."""
         positive, negative = assigned >= 0, assigned == NEGATIVE
         if self.assignment[number] == "region":
             divisor = torch.tensor(assigned.numel() / self.region_loss_divisor, device=decoded.device)
@@ -361,7 +377,10 @@ class CascadeRPN(nn.Module):
             divisor = (positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum()
         if boxes.shape[1]:
             target = boxes.gather(1, assigned.clamp(min=0)[..., None].expand(-1, -1, 4))
-            missed = 1 - paired_iou(decoded, target).clamp(min=1e-6)
+            if self.box_loss == "iou":
+                missed = 1 - paired_iou(decoded, target).clamp(min=1e-6)
+            else:
+                missed = 1 - wasserstein_similarity(decoded, target, self.nwd_scale)
         else:
             missed = decoded.sum(-1) * 0
         name = f"stage{number + 1}"

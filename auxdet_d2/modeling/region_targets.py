@@ -8,7 +8,7 @@ level. Source: Vu et al., "Cascade RPN" (NeurIPS 2019), section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -177,6 +177,7 @@ def assign_by_iou(
     positive_iou: float = 0.7,
     negative_iou: float = 0.7,
     low_quality_iou: float = 0.3,
+    similarity: Callable[[Tensor, Tensor], Tensor] = pairwise_iou,
 ) -> Tensor:
     """Assign each anchor to the target it overlaps most, and each target's best anchors to it.
 
@@ -187,6 +188,7 @@ def assign_by_iou(
         negative_iou: below this is negative, between the two is ignored.
         low_quality_iou: the best anchors of a target are its own from this overlap on; of several targets with the
             same best anchor the last has it.
+        similarity: what takes the place of IoU, of (N, M, 4) boxes and (N, A, 4) anchors: (N, M, A), 0 or above.
 
     Returns:
         (N, A) target index, ``NEGATIVE`` or ``IGNORED``.
@@ -198,7 +200,7 @@ def assign_by_iou(
     best = torch.full(shape, NEGATIVE, device=anchors.device)
     own = torch.full(shape, NEGATIVE, device=anchors.device)
     for part in _pieces(boxes.shape[1], math.prod(shape)):
-        iou = pairwise_iou(boxes[:, part], anchors).masked_fill(~exists[:, part], -1)
+        iou = similarity(boxes[:, part], anchors).masked_fill(~exists[:, part], -1)
         part_iou, part_best = iou.max(1)
         better = part_iou > best_iou
         best = torch.where(better, part_best + part.start, best)

@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.gaussian_distance import pairwise_nwd
 
 from .box_transform import BoundedBox2BoxTransform
+
+MATCHES = ("iou", "nwd")
 
 
 @ROI_HEADS_REGISTRY.register()
 class AuxDetROIHeads(StandardROIHeads):
-    """``StandardROIHeads`` whose size deltas are bounded on both sides and whose ground truth is sampled first.
+    """``StandardROIHeads`` with bounded size deltas, ground truth sampled first, and a choice of how boxes match.
 
     ``MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT`` weighs the classification loss. The ground-truth boxes stand before the
     proposals, not behind them; this matters only to a sampler that is not random.
+
+    Args:
+        similarity: of M targets and A proposals, (M, A), 0 or above, for the matcher.
+        roi_heads: arguments of ``StandardROIHeads``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    @configurable
+    def __init__(self, *, similarity: Callable[[Boxes, Boxes], Tensor] = pairwise_iou, **roi_heads: Any):
+        super().__init__(**roi_heads)
+        self.similarity = similarity
         # Here, and not once more by detectron2.
         self.targets_first: bool = self.proposal_append_gt
         self.proposal_append_gt: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        match_by, scale = cfg.MODEL.ROI_HEADS.MATCH_BY, cfg.MODEL.NWD_SCALE
+        if match_by not in MATCHES:
+            raise ConfigError(f"MODEL.ROI_HEADS.MATCH_BY is {match_by!r}; known are {MATCHES}")
+        if scale <= 0:
+            raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
+        result = super().from_config(cfg, input_shape)
+        result["similarity"] = pairwise_iou if match_by == "iou" else partial(pairwise_nwd, scale=scale)
+        return result
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -39,10 +64,29 @@ class AuxDetROIHeads(StandardROIHeads):
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Label and sample the ground-truth boxes and proposals of each image; see detectron2's ``ROIHeads``."""
-        if not self.targets_first:
+        if self.targets_first:
+            proposals = [_targets_first(t, p) for t, p in zip(targets, proposals)]
+        if self.similarity is pairwise_iou:
             return super().label_and_sample_proposals(proposals, targets)
-        known = [_targets_first(t, p) for t, p in zip(targets, proposals)]
-        return super().label_and_sample_proposals(known, targets)
+        sampled = [self._label_and_sample(p, t) for p, t in zip(proposals, targets)]
+        classes = torch.cat([instances.gt_classes for instances in sampled])
+        background = int((classes == self.num_classes).sum())
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", (len(classes) - background) / len(sampled))
+        storage.put_scalar("roi_head/num_bg_samples", background / len(sampled))
+        return sampled
+
+    def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
+        """One image of ``label_and_sample_proposals``, with a similarity of our own where detectron2 has IoU."""
+        matches, labels = self.proposal_matcher(self.similarity(targets.gt_boxes, proposals.proposal_boxes))
+        drawn, classes = self._sample_proposals(matches, labels, targets.gt_classes)
+        sampled = proposals[drawn]
+        sampled.gt_classes = classes
+        if len(targets):
+            for name, value in targets.get_fields().items():
+                if name.startswith("gt_") and not sampled.has(name):
+                    sampled.set(name, value[matches[drawn]])
+        return sampled
 
 
 def _targets_first(targets: Instances, proposals: Instances) -> Instances:
