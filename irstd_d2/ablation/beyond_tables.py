@@ -52,7 +52,11 @@ _AUXDET = Table(
             _published("MODEL.AUXDET.ENCODER.UNKNOWN", **{"INPUT.METADATA_DROPOUT": 0.1}),
         ),
         Row("metadata_dropout", "our form, metadata dropout", "", small=_tiny("auxdet_tiny_robust")),
+        Row("predict", "our form, metadata dropout and prediction", "", small=_tiny("auxdet_tiny_predict")),
+        Row("nwd", "our form, Wasserstein distance", "", small=_tiny("auxdet_tiny_nwd")),
         Row("ema", "our form, averaged weights", "", small=_tiny("auxdet_tiny", *_EMA)),
+        Row("swin", "our form on a Swin transformer", "", small=_tiny("auxdet_swin_tiny")),
+        Row("vit", "our form on a plain vision transformer", "", small=_tiny("auxdet_vit_tiny")),
     ),
     "auxdet",
     (
@@ -61,7 +65,7 @@ _AUXDET = Table(
             Claim(name, "published")
             for name in ("layer_norm", "differentiable_kernels", "depthwise_leem", "learned_unknown")
         ),
-        *(Claim(name, "auxdet") for name in ("metadata_dropout", "ema")),
+        *(Claim(name, "auxdet") for name in ("metadata_dropout", "predict", "nwd", "ema", "swin", "vit")),
     ),
     note="At the published scale there are rows for the published form and for each change to it.",
 )
@@ -90,7 +94,10 @@ _BAFE = Table(
             *("MODEL.FCOS.REGRESS_RANGES", ((-1, 32), (32, 512))),
             published="fcos_r18_fpn",
         ),
+        _fine("nwd", "FCOS, box loss by Wasserstein distance", "fcos_fine_nwd"),
+        _fine("rfla", "FCOS, points by receptive fields, Wasserstein distance", "fcos_fine_rfla"),
         _fine("ema", "FCOS, averaged weights", "fcos_fine", *_EMA),
+        _fine("efficientnet", "FCOS on EfficientNet-Lite0, from random weights", "fcos_fine_efficientnet_lite0"),
         _fine("bafe", "BAFE-Net, our recipe", "bafe_fine", published="bafe_r18_fpn_s4_scratch"),
         _fine(
             "straight_through",
@@ -103,7 +110,7 @@ _BAFE = Table(
     "fcos",
     (
         *(Claim("fcos", name) for name in ("product", "any_crop", "not_enlarged", "stride_8")),
-        *(Claim(name, "fcos") for name in ("ema", "bafe")),
+        *(Claim(name, "fcos") for name in ("nwd", "rfla", "ema", "efficientnet", "bafe")),
         *(Claim(name, "bafe") for name in ("straight_through", "sky_score")),
     ),
     note="At the published scale the stride-4 level stands beside the published strides, from random weights.",
