@@ -1,7 +1,7 @@
 """Conversion between published checkpoints and this project's."""
 
 from .efficientnet import EFFICIENTNET_LITE0_NAMES
-from .files import read_state_dict, write_checkpoint
+from .files import load_plain, read_state_dict, write_checkpoint
 from .naming import RESNET_NAMES, NameMap, NamingError, Renamed, fpn_rules, resnet_rules
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "NamingError",
     "Renamed",
     "fpn_rules",
+    "load_plain",
     "read_state_dict",
     "resnet_rules",
     "write_checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +14,43 @@ from ..errors import DatasetError
 from ..files import write_atomically
 
 
-def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, from ``{"state_dict": ...}``, ``{"model": ...}`` or a plain dict.
+def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
+    """Read what ``torch.save`` wrote, if it is tensors and plain data; nothing in the file is run.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors on the disk until they are used.
 
     Raises:
-        DatasetError: for a file that is missing, damaged, holds objects other than plain data and tensors, or no
-            tensors.
+        DatasetError: for a file that is missing, damaged, or holds objects other than plain data and tensors.
     """
-    path = Path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise DatasetError(
             path,
             "file",
-            f"holds objects that are not plain tensors and was not opened ({str(error).splitlines()[0]})",
-            "if you trust its author, load it once elsewhere and save its state dict alone with torch.save",
+            f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_reason(error)})",
+            "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
+            "with torch.save",
         ) from error
-    except (OSError, EOFError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a damaged pickle may end in any: IndexError, struct.error, UnicodeDecodeError...
         raise DatasetError(
-            path, "file", f"cannot be read ({error})", "check the path or fetch the file again"
+            path, "file", f"cannot be read ({_reason(error)})", "check the path, or fetch or train it again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, from ``{"state_dict": ...}``, ``{"model": ...}`` or a plain dict.
+
+    Raises:
+        DatasetError: for a file that :func:`load_plain` refuses, or that holds no tensors.
+    """
+    content = load_plain(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..checkpoint import load_plain
 from ..errors import ConfigError, DatasetError
 from ..files import write_atomically
-
-# What torch raises for a file that is empty, cut off or not a checkpoint.
-_TORN = (EOFError, RuntimeError, pickle.UnpicklingError, KeyError, OSError)
 
 
 class IRSTDCheckpointer(DetectionCheckpointer):
@@ -71,9 +68,9 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         candidates = self.resume_candidates() if resume else []
         for candidate in candidates:
             try:
-                torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
-            except _TORN as error:
-                self.logger.warning("%s cannot be read (%s); going back to the one before", candidate, _reason(error))
+                load_plain(candidate, mmap=True)
+            except DatasetError as error:
+                self.logger.warning("%s %s; going back to the one before", candidate, error.problem)
                 continue
             return self.load(str(candidate))
         if candidates:
@@ -118,20 +115,7 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except _TORN as error:
-            raise DatasetError(
-                f,
-                "checkpoint",
-                f"cannot be read ({_reason(error)})",
-                "fetch or train it again; if it holds objects of an author you trust, convert it with "
-                "tools/convert_checkpoint.py",
-            ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return load_plain(f)
 
 
 def iteration_of(path: Path) -> float | None:

@@ -25,13 +25,14 @@ def toy_config(tmp_path):
     toy.unregister()
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "garbage"])
+@pytest.mark.parametrize("damage", ["empty", "torn", "garbage", "no text"])
 def test_a_torn_checkpoint_falls_back_to_the_one_before(toy_config, tmp_path, damage, caplog):
     cfg = toy_config()
     whole = train(cfg)
     last = tmp_path / "run" / "model_final.pth"
     data = last.read_bytes()
-    last.write_bytes({"empty": b"", "torn": data[: len(data) // 2], "garbage": b"garbage" * 99}[damage])
+    content = {"empty": b"", "torn": data[: len(data) // 2], "garbage": b"garbage" * 99, "no text": b"V\xff\n."}
+    last.write_bytes(content[damage])
     with caplog.at_level("WARNING"):
         again = train(cfg, resume=True)
     assert "model_final.pth cannot be read" in caplog.text

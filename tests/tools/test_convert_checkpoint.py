@@ -9,6 +9,8 @@ import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from published import Published
 
 from irstd_d2 import get_config
@@ -93,7 +95,17 @@ def test_code_in_a_file_does_not_run(tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage"])
+# Beside all bytes, those that mean something in a pickle: what a damaged file ends in is any error.
+pickle_bytes = st.lists(st.sampled_from(b"}]()ajhXKMJGcR0.tqubse\x80\x02\x03\x8a\xffPl"), max_size=40).map(bytes)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@given(content=st.binary(max_size=60) | pickle_bytes)
+@example(content=b"")
+@example(content=b"junk")  # struct.error
+@example(content=b"0")  # IndexError
+@example(content=b"X\x01\x00\x00\x00\xff.")  # UnicodeDecodeError
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / "in.pth").write_bytes(content)
     with pytest.raises(DatasetError, match=r"in\.pth"):
