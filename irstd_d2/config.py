@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from os import PathLike, fspath
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .data.config import add_data_config
 from .data.datasets import register_own_sets
+from .errors import ConfigError
 from .modeling.config import add_backbone_config
 
 # Looked up by name, so that this package depends on neither of them.
@@ -97,6 +100,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     # Share of the average kept per step.
     cfg.SOLVER.EMA.DECAY = 0.999
+    # How often the training's worker processes are started again after a crash, within 1,000 iterations.
+    cfg.DATALOADER.MAX_RESTARTS = 3
     # Training can be resumed exactly; images of one batch are not sorted by shape.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 
@@ -125,6 +130,16 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.AUG.MERGE = "vote"
 
 
+@contextmanager
+def _faults_of(source: str) -> Iterator[None]:
+    """Name the source of what is wrong with keys and values."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        problem = error.args[0] if isinstance(error, KeyError) else error
+        raise ConfigError(f"{source}: {problem}") from error
+
+
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:
     """Return a ``CfgNode`` with the keys of detectron2 and of this project, merged from a file.
 
@@ -137,6 +152,9 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
     Returns:
         An unfrozen ``CfgNode``; ``detectron2.modeling.build_model`` accepts it after
         ``import auxdet_d2, bafe_d2``.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key is unknown or of another type.
     """
     cfg = get_cfg()
     add_irstd_config(cfg)
@@ -144,8 +162,10 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
         module, function = extension.split(":")
         getattr(import_module(module), function)(cfg)
     if path is not None:
-        cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code
-    cfg.merge_from_list(list(opts))
+        with _faults_of(f"configuration {fspath(path)}"):
+            cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code
+    with _faults_of("configuration keys"):
+        cfg.merge_from_list(list(opts))
     register_own_sets(cfg.DATASETS.OWN)
     return cfg
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import nn
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2.engine import IRSTDCheckpointer, IRSTDTrainer, setup
+from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.inference import DetectorWithTTA
 
 logger = logging.getLogger("irstd_d2.train_net")
@@ -84,14 +86,17 @@ def main_under_torchrun(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser(__doc__).parse_args()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        main_under_torchrun(arguments)
-    else:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+    try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            main_under_torchrun(arguments)
+        else:
+            launch(
+                main,
+                arguments.num_gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(arguments,),
+            )
+    except (ConfigError, DatasetError) as error:  # they say what to do; where they were raised helps nobody
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from fvcore.common.registry import Registry
 
+from ..errors import ConfigError
 from .average_precision import EXACT, PAPER, VOCProtocol
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .ground_truth import GroundTruth
@@ -71,6 +73,14 @@ def sky(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetE
     return SkyEvaluator(dataset_name, group_by=cfg.TEST.GROUP_BY)
 
 
+def check_evaluators(names: Iterable[str]) -> None:
+    """Raise ``ConfigError`` for a name that is not in the registry."""
+    unknown = [name for name in names if name not in EVALUATOR_REGISTRY]
+    if unknown:
+        known = ", ".join(sorted(name for name, _ in EVALUATOR_REGISTRY))
+        raise ConfigError(f"TEST.EVALUATORS has {', '.join(unknown)}; known are {known}")
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
     """Build the evaluators of ``cfg.TEST.EVALUATORS`` for one data set.
 
@@ -78,6 +88,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         cfg: configuration.
         dataset_name: registered name.
         output_folder: for saved detections; by default ``OUTPUT_DIR/inference/DATASET``.
+
+    Raises:
+        ConfigError: an evaluator is unknown.
     """
+    check_evaluators(cfg.TEST.EVALUATORS)
     folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
     return DatasetEvaluators([EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, folder) for name in cfg.TEST.EVALUATORS])
