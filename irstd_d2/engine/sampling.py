@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils import comm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,19 @@ class SeededMapDataset(Dataset):
         dicts: data set dicts.
         mapper: dict -> sample, or ``None`` to skip an unreadable image.
         seed: of the training.
+        num_workers: processes that read; what each of them reads is noted where this process can look it up.
     """
 
     def __init__(
-        self, dicts: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], dict[str, Any] | None], seed: int
+        self,
+        dicts: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any] | None],
+        seed: int,
+        num_workers: int = 0,
     ):
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
+        # Per worker the position and the index of the sample that it began last.
+        self._begun = torch.full((num_workers, 2), -1).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dicts)
@@ -94,7 +101,10 @@ class SeededMapDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, position = key
         seed_everything(self.seed, position)
+        worker = get_worker_info()
         for _ in range(MAX_SKIPS):
+            if worker is not None and worker.id < len(self._begun):
+                self._begun[worker.id] = torch.tensor((position, index))
             record = self.dicts[index]
             try:
                 sample = self.mapper(record)
@@ -105,3 +115,10 @@ class SeededMapDataset(Dataset):
                 return sample
             index = int(np.random.randint(len(self.dicts)))
         raise RuntimeError(f"{MAX_SKIPS} unreadable images in a row; check the data set with tools/check_dataset.py")
+
+    def last_begun(self, worker: int) -> str:
+        """The sample that a worker process began last, also when it is dead."""
+        position, index = self._begun[worker].tolist()
+        if position < 0:
+            return "no sample"
+        return f"sample {position} of the training, {self.dicts[index].get('file_name')},"

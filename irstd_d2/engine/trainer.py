@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import weakref
 from collections import OrderedDict
@@ -37,6 +36,7 @@ from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer
 from .ema import EMAHook
 from .hooks import WINDOW, BestCheckpointer, PeriodicCheckpointer, RunLog, weights_are_finite
+from .loading import RestartingLoader, WorkerCrashError
 from .sampling import ResumableTrainingSampler, SeededMapDataset
 from .train_step import NonFiniteLossError, TrainStep
 
@@ -132,8 +132,8 @@ class IRSTDTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> DataLoader:
-        """Build the loader of the training stream (``sampling``); batches are split evenly over the processes.
+    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> RestartingLoader:
+        """Build the loader of the training stream (``loading``); batches are split evenly over the processes.
 
         Args:
             cfg: configuration.
@@ -147,14 +147,12 @@ class IRSTDTrainer(DefaultTrainer):
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         images = DatasetFromList(cls.train_dicts(cfg) if dicts is None else dicts, copy=False)
         workers = cfg.DATALOADER.NUM_WORKERS
-        return DataLoader(
-            SeededMapDataset(images, build_mapper(cfg, is_train=True), seed),
+        return RestartingLoader(
+            SeededMapDataset(images, build_mapper(cfg, is_train=True), seed, workers),
+            ResumableTrainingSampler(len(images), seed=seed),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
-            sampler=ResumableTrainingSampler(len(images), seed=seed),
             num_workers=workers,
-            drop_last=True,
-            collate_fn=_as_list,
-            persistent_workers=workers > 0,
+            max_restarts=cfg.DATALOADER.MAX_RESTARTS,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         )
 
@@ -243,38 +241,22 @@ class IRSTDTrainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: a loss is not finite; the state from before the step is saved, so that a resume starts
                 with it.
-            RuntimeError, ConnectionError, EOFError: a worker process died; a note names the samples in work.
+            WorkerCrashError: worker processes died too often; the state until here is saved.
         """
         try:
             return super().train()
         except NonFiniteLossError:
             self._save_before_step()
             raise
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # Torch's words for a worker that was killed or crashed, unless its closed connection is seen before.
-            if "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError):
-                names = ", ".join(self._samples_in_work())
-                error.add_note(
-                    f"a worker process died in iteration {self.iter}, on one of {names}. Resume with --resume; if it "
-                    "dies there again, DATALOADER.NUM_WORKERS 0 shows which"
-                )
+        except WorkerCrashError:
+            if self.iter > self.start_iter:
+                self._save_before_step()
             raise
 
     def after_train(self) -> None:
         # A resume of a finished training counts one iteration too many.
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
-
-    def _samples_in_work(self) -> list[str]:
-        """The files of this iteration's batch and of those that the workers prepare ahead."""
-        loader = self._trainer.data_loader
-        images, sampler = loader.dataset, loader.sampler
-        if not (isinstance(images, SeededMapDataset) and isinstance(sampler, ResumableTrainingSampler)):
-            return ["unknown samples"]
-        sampler.start = self.iter * self.cfg.SOLVER.IMS_PER_BATCH
-        ahead = 1 + loader.num_workers * (loader.prefetch_factor or 0)
-        batches = itertools.islice(sampler, ahead * (loader.batch_size or 1))
-        return list(dict.fromkeys(str(images.dicts[index].get("file_name")) for index, _ in batches))
 
     def _save_before_step(self) -> None:
         self.iter -= 1
@@ -308,7 +290,3 @@ def _share_buffers(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
