@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import cv2
@@ -22,8 +23,9 @@ from irstd_d2.reporting.examples import choose
 from irstd_d2.reporting.metrics import compare, setting_differences
 from irstd_d2.reporting.run import PREDICTIONS, load_run, weights_of
 
-HOSTILE = "<img src=x onerror=alert(1)> $\\bad"
+HOSTILE = "<img src=x onerror=document.title=1> $\\bad"
 QUICK = Options(gallery=0, examples=0, draws=0)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "link", "img", "br", "wbr"}
 
 
@@ -133,7 +135,7 @@ def test_report_of_two_runs(tmp_path, data_set):
     assert all(link.startswith(("data:", "#")) for link in links)
     assert {"x", "javascript:"}.isdisjoint(links)
     assert not re.search(r"@import|url\((?!#)", text)
-    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert "&lt;img src=x onerror=document.title=1&gt;" in text
     # Everything that is a picture says what it shows; no two things have one name.
     assert len(page.all("img")) >= 2 + 2 * 2 + 4
     assert all(attributes["alt"] for attributes in page.all("img"))
@@ -144,6 +146,27 @@ def test_report_of_two_runs(tmp_path, data_set):
     for title in ("Precision and recall", "Pd and Fa", "FROC", "AP50 by platform", "AP50 by size", "Best F1 by sky"):
         assert any(title in label for label in charts), title
     assert any("total_loss. Last values: 0.1 at iteration 29; 0.1 at iteration 29" in label for label in charts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
+def test_hostile_names_do_nothing_in_a_browser(tmp_path, data_set):
+    def elements_of(path):
+        """The page after its scripts have run."""
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command += ["--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    open_to_all = tmp_path / "open.html"
+    open_to_all.write_text(f"<title>safe</title><p>{HOSTILE}</p>")
+    assert "<title>1</title>" in elements_of(open_to_all)
+    run = make_run(tmp_path / HOSTILE, data_set, shift=2)
+    path = write_report([run], tmp_path / "report.html", options=Options(gallery=4, examples=2, draws=0))
+    written, shown = path.read_text(encoding="utf-8"), elements_of(path)
+    titles = [re.search(r"<title>(.*?)</title>", text, re.DOTALL)[1] for text in (written, shown)]
+    assert titles[0] == titles[1] != "1"
+    assert shown.count("&lt;img src=x onerror") >= 5
+    assert "<img src=x" not in shown
 
 
 def test_equal_numbers_in_report_and_evaluator(tmp_path, data_set):
