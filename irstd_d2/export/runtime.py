@@ -237,7 +237,7 @@ def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.n
         ValueError: for colour of more than 8 bits.
         OSError: for a file that cannot be read.
     """
-    with Image.open(path) as file:
+    with Image.open(path, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
         if file.format == "PNG" and _png_is_deep_colour(path):
             raise ValueError(f"{path}: colour of 16 bits; store it as 16-bit gray or 8-bit colour")
         image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
