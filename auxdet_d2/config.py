@@ -88,6 +88,9 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
     # What an unknown field becomes, in training and at test time: "soft", the predicted probabilities; "hard", the
     # likeliest name; "none", what ENCODER.UNKNOWN says. Training meets unknown fields with METADATA_DROPOUT.
     predict.FILL = "soft"
+    # At test time, a platform or band whose predicted probability is below this counts as unknown, where metadata can
+    # be wrong; 0 believes all that is given.
+    predict.DOUBT = 0.0
     # Width of its hidden layer.
     predict.HIDDEN = 64
 

@@ -116,6 +116,7 @@ class FeatureRefinement(nn.Module):
             **names,
             "hidden": auxdet.PREDICT.HIDDEN,
             "fill": auxdet.PREDICT.FILL,
+            "doubt": auxdet.PREDICT.DOUBT,
             "loss_weight": auxdet.PREDICT.LOSS_WEIGHT,
             "size_scale": auxdet.ENCODER.SIZE_SCALE,
         }
@@ -166,7 +167,9 @@ class FeatureRefinement(nn.Module):
                 self.detail[stage](features[stage], pooled) if stage in self.detail else pooled
                 for stage in self.conditioned_stages
             ]
-        guess = None if self.predictor is None else self.predictor(features, metadata)
+        guess = None
+        if self.predictor is not None:
+            metadata, guess = self.predictor(features, metadata)
         return dict(zip(self.conditioned_stages, self.encoder(metadata, hints, guess)))
 
     def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:

@@ -90,11 +90,13 @@ class MetadataPredictor(nn.Module):
         fill: what stands in for unknown fields, in training (where metadata dropout makes them) as at test time:
             "none", "hard": the likeliest name, or "soft": the probabilities, which give the expected embedding. The
             size has one prediction.
+        doubt: at test time, a given name counts as unknown where the predicted probability of it is below this; 0
+            believes everything.
         loss_weight: of the auxiliary losses.
         size_scale: pixels, unit of the predicted sizes.
 
     Raises:
-        ConfigError: for an unknown fill, or without a loss.
+        ConfigError: for an unknown fill, a doubt that is no probability, or without a loss.
     """
 
     def __init__(
@@ -105,17 +107,20 @@ class MetadataPredictor(nn.Module):
         num_bands: int = 3,
         hidden: int = 64,
         fill: str = "soft",
+        doubt: float = 0.0,
         loss_weight: float = 0.1,
         size_scale: float = 2048.0,
     ):
         super().__init__()
         if fill not in FILLS:
             raise ConfigError(f"MODEL.AUXDET.PREDICT.FILL is {fill!r}; known are {list(FILLS)}")
+        if not 0 <= doubt < 1:
+            raise ConfigError(f"MODEL.AUXDET.PREDICT.DOUBT is {doubt}; give a probability of 0 or more, below 1")
         if not loss_weight > 0:
             raise ConfigError(
                 f"MODEL.AUXDET.PREDICT.LOSS_WEIGHT is {loss_weight}, which trains no prediction; give a positive weight"
             )
-        self.fill, self.loss_weight, self.size_scale = fill, loss_weight, size_scale
+        self.fill, self.doubt, self.loss_weight, self.size_scale = fill, doubt, loss_weight, size_scale
         self.widths = (num_platforms, num_bands, 2)
         self.norm = nn.LayerNorm(in_features)
         self.hidden = nn.Linear(in_features, hidden)
@@ -139,17 +144,29 @@ class MetadataPredictor(nn.Module):
             names = [F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype) for p in names]
         return MetadataGuess(*names, log_size.exp() * self.size_scale)
 
-    def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> MetadataGuess | None:
-        """Return what stands in for unknown fields.
+    def believe(self, prediction: MetadataPrediction, metadata: MetadataBatch) -> MetadataBatch:
+        """Return the metadata without the names that the prediction holds for unlikely."""
+        believed = []
+        for logits, index in ((prediction.platform, metadata.platform), (prediction.band, metadata.band)):
+            probability = logits.softmax(dim=1).gather(1, index.clamp(min=0)[:, None])[:, 0]
+            believed.append(torch.where(probability < self.doubt, UNKNOWN_INDEX, index))
+        return metadata._replace(platform=believed[0], band=believed[1])
+
+    def forward(
+        self, features: Mapping[str, Tensor], metadata: MetadataBatch
+    ) -> tuple[MetadataBatch, MetadataGuess | None]:
+        """Return what is believed of the metadata, and what stands in for unknown fields.
 
         Args:
             features: unrefined maps, see ``predict``.
-            metadata: what is known of the images; it does not enter the prediction.
+            metadata: what is given of the images; it does not enter the prediction.
         """
         prediction = self.predict(features)
         if self._recorded is not None:
             self._recorded.append((prediction, metadata))
-        return self.guess(prediction)
+        if self.doubt and not self.training:
+            metadata = self.believe(prediction, metadata)
+        return metadata, self.guess(prediction)
 
     @contextmanager
     def recording(self) -> Iterator[list[tuple[MetadataPrediction, MetadataBatch]]]:

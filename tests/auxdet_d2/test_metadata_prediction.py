@@ -78,27 +78,44 @@ def test_plain_words():
 def test_guesses(fill):
     predictor = MetadataPredictor(12, num_platforms=3, num_bands=4, fill=fill, size_scale=100)
     features = maps()
-    guess, predicted = predictor(features, MetadataBatch.unknown(4)), predictor.predict(features)
+    (_, guess), predicted = predictor(features, MetadataBatch.unknown(4)), predictor.predict(features)
     for names, logits in zip(guess[:2], predicted[:2]):
         expected = logits.softmax(1) if fill == "soft" else F.one_hot(logits.argmax(1), logits.shape[1]).float()
         torch.testing.assert_close(names, expected)
     torch.testing.assert_close(guess.size, 100 * predicted.log_size.exp())
     assert not any(tensor.requires_grad for tensor in guess)
-    assert MetadataPredictor(12, fill="none")(features, MetadataBatch.unknown(4)) is None
+    assert MetadataPredictor(12, fill="none")(features, THREE)[1] is None
 
 
 def test_sizes_stay_finite():
     predictor = MetadataPredictor(12)
     predictor.outputs.bias.data[-2:] = torch.tensor([1e9, -1e9])
-    size = predictor(maps(), MetadataBatch.unknown(4)).size
+    size = predictor(maps(), MetadataBatch.unknown(4))[1].size
     assert torch.isfinite(size).all()
     assert (size > 0).all()
 
 
 def test_the_prediction_does_not_see_the_given_metadata():
     predictor, features = MetadataPredictor(12), maps(3)
-    for a, b in zip(predictor(features, THREE), predictor(features, MetadataBatch.unknown(3))):
+    for a, b in zip(predictor(features, THREE)[1], predictor(features, MetadataBatch.unknown(3))[1]):
         assert torch.equal(a, b)
+
+
+def test_doubt_forgets_unlikely_names_at_test_time_only():
+    predictor, features = MetadataPredictor(12, doubt=0.2), maps(3)
+    predictor.outputs.weight.data.zero_()
+    likely = torch.tensor([0.75, 0.15, 0.1])
+    predictor.outputs.bias.data = torch.cat([likely.log(), likely.flip(0).log(), torch.zeros(2)])
+    given = THREE._replace(platform=torch.tensor([0, 1, -1]), band=torch.tensor([0, 2, 1]))
+    assert all(map(torch.equal, predictor.train()(features, given)[0], given))
+    with predictor.recording() as recorded:
+        believed, _ = predictor.eval()(features, given)
+    assert believed.platform.tolist() == [0, -1, -1]
+    assert believed.band.tolist() == [-1, 2, -1]
+    assert torch.equal(believed.size, given.size)
+    assert recorded[0][1] is given
+    predictor.doubt = 0.0
+    assert predictor(features, given)[0] is given
 
 
 def test_records_only_inside_and_even_after_a_failure():
@@ -218,6 +235,7 @@ def test_bfloat16_autocast(repo_root):
     [
         (["MODEL.AUXDET.PREDICT.FILL", "mean"], "FILL is 'mean'"),
         (["MODEL.AUXDET.PREDICT.LOSS_WEIGHT", 0.0], "LOSS_WEIGHT is 0.0"),
+        (["MODEL.AUXDET.PREDICT.DOUBT", 1.0], "DOUBT is 1.0"),
         (["MODEL.AUXDET.M2DM.STAGES", [], "MODEL.AUXDET.LEEM.GATED", False], "no stage takes metadata"),
     ],
 )
