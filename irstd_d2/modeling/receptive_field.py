@@ -151,7 +151,7 @@ class ReceptiveFieldAssigner:
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         size = torch.where(exists[..., None], boxes[..., 2:] - boxes[..., :2], 1.0)
         distances, indices, first = [], [], 0
-        for level, field in zip(points.levels, self.fields):
+        for level, field in zip(points.levels, self.fields, strict=True):
             distance, index = self._level(level, centre, size, field * decay, count)
             distances.append(distance)
             indices.append(index + first)
