@@ -13,6 +13,7 @@ import yaml
 
 from ..data.coco import is_contained
 from ..data.image_io import IMAGE_SUFFIXES
+from ..data.splits import read_lines
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, count_targets, name_records
 from .side_files import (
@@ -29,6 +30,8 @@ IMAGES, LABELS, DESCRIPTION = "images", "labels", "data.yaml"
 _SPLITS = ("train", "val", "test")
 # Fifteen decimals hold a coordinate of an image of 10,000 pixels to 1e-11; nine are read back.
 _DECIMALS_WRITTEN, _DECIMALS_READ = 15, 9
+# A set without names of classes gets as many as the highest number says.
+_CLASS_DIGITS = 4
 _MIN_DECIMALS_TO_SNAP, _MAX_SNAP = 4, 0.25
 
 
@@ -117,12 +120,12 @@ def read_labels(path: Path, size: Size, num_classes: int | None) -> list[tuple[i
         Class ids and XYXY boxes in pixels.
 
     Raises:
-        DatasetError: a line is not a class and four fractions, or its box leaves the image.
+        DatasetError: the file is not UTF-8, a line is not a class and four fractions, or its box leaves the image.
     """
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             rows.append((f"line {number}", line, _parse_line(path, f"line {number}", line.split(), num_classes)))
     decimals = max((-int(value.as_tuple().exponent) for _, _, (_, values) in rows for value in values), default=0)
@@ -141,7 +144,7 @@ def _parse_line(path: Path, field: str, cells: list[str], num_classes: int | Non
     fix = "write a class number and centre x, centre y, width, height as fractions of the image"
     if len(cells) != 5:
         raise DatasetError(path, field, f"{len(cells)} values, not 5 (outlines and scores are not read)", fix)
-    if not (cells[0].isascii() and cells[0].isdigit()):
+    if not (cells[0].isascii() and cells[0].isdigit() and len(cells[0]) <= _CLASS_DIGITS):
         raise DatasetError(path, field, f"class {cells[0][:40]!r}", fix)
     index = int(cells[0])
     if num_classes is not None and index >= num_classes:
@@ -213,7 +216,7 @@ def _split_members(root: Path, entries: Any, images: Sequence[Path]) -> list[Pat
             raise DatasetError(
                 root / DESCRIPTION, "splits", f"no {entry}", "name a folder of images or a list of files"
             )
-        for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_lines(place), start=1):
             if not line.strip():
                 continue
             path = known.get((root / line.strip()).resolve())

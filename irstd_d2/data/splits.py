@@ -29,7 +29,7 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     path = Path(path)
     names: dict[str, int] = {}
     faults = []
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         field = f"line {number}"
         if len(line) > MAX_NAME:  # before anything that takes quadratic time
             problem, fix = f"{line[:40]!r}... of {len(line)} characters is no file name", "write the bare image name"
@@ -51,7 +51,12 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     return list(names), faults
 
 
-def _read_lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file of a data set, UTF-8 with or without byte-order mark.
+
+    Raises:
+        DatasetError: it cannot be opened, is not UTF-8, or larger than ``MAX_SPLIT_BYTES``.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_SPLIT_BYTES + 1)
