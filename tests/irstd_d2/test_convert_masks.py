@@ -1,0 +1,142 @@
+"""Target masks as a format: components, what they cannot hold, sets as they are published."""
+
+import cv2
+import numpy as np
+import pytest
+from detection_sets import HEIGHT, WIDTH, as_set, make_record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irstd_d2.convert import (
+    TargetObject,
+    read_masks,
+    read_voc,
+    write_set,
+)
+from irstd_d2.data.target_masks import component_boxes, read_target_mask
+from irstd_d2.errors import DatasetError
+
+
+@given(mask=st.integers(0, 2**36 - 1))
+@settings(max_examples=100, deadline=None)
+def test_components_are_those_of_a_flood_fill(mask):
+    grid = np.array([int(bit) for bit in f"{mask:036b}"]).reshape(6, 6)
+    left, expected = {(int(y), int(x)) for y, x in zip(*grid.nonzero())}, set()
+    while left:
+        component, edge = set(), {left.pop()}
+        while edge:
+            component |= edge
+            edge = {(y + dy, x + dx) for y, x in edge for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= edge
+        ys, xs = zip(*component)
+        expected.add((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
+    assert sorted({tuple(box) for box in component_boxes(grid).tolist()}) == sorted(expected)
+
+
+def test_masks_count_what_they_cannot_hold(pixels, tmp_path):
+    touching = make_record(pixels, "touching", [(0, 0, 3, 3), (3, 3, 5, 5), (10, 10, 12, 12)])
+    fraction = make_record(pixels, "fraction", [(1.5, 2, 4, 5)])
+    difficult = make_record(pixels, "difficult", objects=(TargetObject("Bird", (1, 1, 2, 2), True),))
+    found = as_set(touching, fraction, difficult, class_names=("Bird", "Target"))
+    report = write_set(found, tmp_path / "out", "mask")
+    assert report.lost == {
+        "boxes that are not the bounds of one component of the mask": 3,
+        "difficult marks": 1,
+        "class names": 5,
+    }
+    assert "lost, as the format cannot hold it: 5 x class names, 3 x boxes that" in str(report)
+    again = {r.name: [o.box for o in r.objects] for r in read_masks(tmp_path / "out").records}
+    assert again == {
+        "difficult": [(1, 1, 2, 2)],
+        "fraction": [(1, 2, 4, 5)],
+        "touching": [(0, 0, 5, 5), (10, 10, 12, 12)],
+    }
+
+
+def test_target_masks_are_kept_where_there_is_a_place(pixels, tmp_path):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4, 3], mask[5, 4] = 255, 255  # one component across a corner
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    record = make_record(pixels, boxes=[(3, 4, 5, 6)], target_mask=tmp_path / "mask.png")
+    assert not write_set(as_set(record), tmp_path / "omni", "voc", layout="wideirstd").lost
+    assert not write_set(as_set(record), tmp_path / "masks", "mask").lost
+    for again in (read_voc(tmp_path / "omni"), read_masks(tmp_path / "masks")):
+        (record_again,) = again.records
+        assert (cv2.imread(str(record_again.target_mask), 0) == mask).all()
+        assert [obj.box for obj in record_again.objects] == [(3, 4, 5, 6)]
+    for target_format in ("voc", "coco", "yolo"):
+        report = write_set(as_set(record), tmp_path / target_format, target_format)
+        assert report.lost == {"target masks (their boxes are kept)": 1}
+    plain = make_record(pixels, sky_mask=pixels / "sky.png")
+    assert write_set(as_set(plain), tmp_path / "v2", "voc", layout="sirstv2").lost == {"sky masks": 1}
+
+
+def test_masks_of_many_kinds(tmp_path):
+    path = tmp_path / "mask.png"
+    for pixels_of_mask in (
+        np.array([[0, 1], [0, 0]], np.uint8),
+        np.array([[0, 65535], [9, 0]], np.uint16),
+        np.stack([np.array([[0, 255], [100, 0]], np.uint8)] * 3, axis=2),
+    ):
+        cv2.imwrite(str(path), pixels_of_mask)
+        assert read_target_mask(path, (2, 2)).tolist() == [[False, True], [False, False]]
+    assert read_target_mask(path, (2, 2), threshold=0.1).tolist() == [[False, True], [True, False]]
+    cv2.imwrite(str(path), np.zeros((2, 2), np.uint8))
+    assert not read_target_mask(path, (2, 2)).any()
+    with pytest.raises(DatasetError, match=r"mask\.png: size: 2x2 pixels, but its image has 3x2"):
+        read_target_mask(path, (3, 2))
+
+
+@pytest.fixture
+def mask_folder(tmp_path):
+    """As IRSTD-1K is published: two folders and lists of names."""
+    root = tmp_path / "IRSTD-1K"
+    for folder in ("IRSTD1k_Img", "IRSTD1k_Label"):
+        (root / folder).mkdir(parents=True)
+    for i in range(3):
+        mask = np.zeros((20, 30), np.uint8)
+        mask[i : i + 2, 5:8] = 255
+        cv2.imwrite(str(root / "IRSTD1k_Img" / f"XDU{i}.png"), np.full((20, 30), 50, np.uint8))
+        cv2.imwrite(str(root / "IRSTD1k_Label" / f"XDU{i}{'_pixels0' if i else ''}.png"), mask)
+    (root / "trainval.txt").write_text("XDU0\nXDU2.png\n")
+    (root / "lists").mkdir()
+    (root / "lists" / "test_IRSTD-1K.txt").write_text("XDU1\n")
+    return root
+
+
+def test_a_published_mask_set(mask_folder):
+    places = {"images": "IRSTD1k_Img", "masks": "IRSTD1k_Label"}
+    found = read_masks(mask_folder, **places)
+    assert found.splits == {"trainval": ("XDU0", "XDU2")}
+    assert {record.name: record.objects[0].box for record in found.records} == {
+        "XDU0": (5, 0, 8, 2),
+        "XDU2": (5, 2, 8, 4),
+    }
+    found = read_masks(mask_folder, **places, splits={"test": "lists/test_IRSTD-1K.txt"}, class_name="ship")
+    assert found.splits == {"test": ("XDU1",)}
+    assert found.records[0].objects == (TargetObject("ship", (5, 1, 8, 3)),)
+    assert len(read_masks(mask_folder, **places, splits={}).records) == 3
+    table = mask_folder / "table.csv"
+    table.write_text("id,platform,width\nXDU1,Land,300\n")
+    (record,) = read_masks(mask_folder, **places, splits={"t": "lists/test_IRSTD-1K.txt"}, sidecar=table).records
+    assert (record.platform, record.band, record.original_size) == ("Land", None, (300, 20))
+    table.write_text("id,width\nXDU1,wide\n")
+    with pytest.raises(DatasetError, match=r"table\.csv: line 2: width 'wide'"):
+        read_masks(mask_folder, **places, sidecar=table)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "IRSTD1k_Label" / "XDU0.png").unlink(), r"XDU0: file: no such mask\. Fix: add the mask"),
+        (
+            lambda root: (root / "IRSTD1k_Img" / "XDU0.bmp").touch(),
+            r"XDU0\.bmp: file: XDU0\.bmp, XDU0\.png all stand for",
+        ),
+        (lambda root: (root / "trainval.txt").write_text(""), r"trainval\.txt: file: no image name"),
+    ],
+)
+def test_faulty_mask_sets_name_the_file(mask_folder, damage, message):
+    damage(mask_folder)
+    with pytest.raises(DatasetError, match=message):
+        read_masks(mask_folder, images="IRSTD1k_Img", masks="IRSTD1k_Label")
