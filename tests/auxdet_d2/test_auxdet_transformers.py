@@ -1,8 +1,8 @@
-"""M2DM and LEEM on transformer backbones, in whole detectors."""
+"""M2DM and LEEM on other backbones than ResNets, in whole detectors."""
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -92,3 +92,15 @@ def test_autocast_stays_near_full_precision(cfg, dtype):
             outputs = backbone(x)
     for name, feature in outputs.items():
         assert (feature.float() - expected[name]).norm() < 0.05 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("name", ["build_auxdet_fpn_backbone", "build_auxdet_backbone"])
+def test_on_an_efficientnet(repo_root, name):
+    options = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", name, "MODEL.FPN.OUT_FEATURES", []]
+    options += ["MODEL.BACKBONE.BOTTOM_UP", "build_efficientnet_lite0_backbone"]
+    backbone = build_backbone(get_config(repo_root / "configs/auxdet/tiny/auxdet_tiny.yaml", options)).eval()
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        known, unknown = backbone(x, FOUR), backbone(x)
+    assert list(known) == list(backbone.output_shape())
+    assert [torch.equal(a, b) for a, b in zip(known.values(), unknown.values())] == [False, False, True, True]
