@@ -189,10 +189,8 @@ class FeatureRefinement(nn.Module):
             if stage in self.m2dm:
                 x = self.m2dm[stage](x, aux[stage])
             if stage in self.leem:
-                edges = self.leem[stage](x)
-                if self.gate is not None:
-                    edges = edges * self.gate(aux[stage])[:, :, None, None].to(edges.dtype)
-                x = x + edges
+                gate = None if self.gate is None else self.gate(aux[stage])[:, :, None, None]
+                x = self.leem[stage].add_to(x, gate)
             refined[stage] = x
         return refined
 

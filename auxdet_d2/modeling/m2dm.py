@@ -5,9 +5,12 @@ N images, C channels, H x W cells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from irstd_d2.errors import ConfigError
 
@@ -50,9 +53,52 @@ def apply_edge_kernels(maps: Tensor, kernels: Tensor) -> Tensor:
     return F.conv2d(maps.flatten(0, 1)[None], kernels, padding=1, groups=num_images).transpose(0, 1)
 
 
+class ChannelPool(torch.autograd.Function):
+    """Mean and maximum over the channels; the gradient of a maximum goes to the first channel that has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, 2, H, W)."""
+        highest, index = x.max(dim=1)
+        ctx.save_for_backward(x, index)
+        return torch.stack([x.mean(dim=1), highest], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, index = ctx.saved_tensors
+        by_mean, by_highest = grad.split(1, dim=1)
+        return torch.empty_like(x).copy_(by_mean / x.shape[1]).scatter_add_(1, index[:, None], by_highest)
+
+
+class SumOfGains(torch.autograd.Function):
+    """x * (spatial + channel) without the map of the sum, and with one product for both gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
+        """Multiply (N, C, H, W) by the sum of (N, 1, H, W) and (N, C, 1, 1)."""
+        ctx.save_for_backward(x, spatial, channel)
+        return (x * spatial).addcmul_(x, channel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, spatial, channel = ctx.saved_tensors
+        buffer = grad * x
+        by_spatial, by_channel = buffer.sum(dim=1, keepdim=True), buffer.sum(dim=(2, 3), keepdim=True)
+        return torch.mul(grad, spatial, out=buffer).addcmul_(grad, channel), by_spatial, by_channel
+
+
+def _plain() -> bool:
+    """Whether plain operators serve better: compilers fuse them and exporters know them."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+
+
 def pool_channels(x: Tensor) -> Tensor:
     """Return mean and maximum over the channels: (N, C, H, W) gives (N, 2, H, W)."""
-    return torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
+    if _plain():
+        return torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
+    return ChannelPool.apply(x)
 
 
 def channel_gain(modulation: Tensor) -> Tensor:
@@ -157,4 +203,7 @@ class M2DM(nn.Module):
             return x * (1 + spatial)
         if self.mode == "spatial_channel":
             return x * (1 + spatial * channel_gain(channels))
-        return x * (1 + spatial + channel_gain(channels))
+        gain = channel_gain(channels)
+        if _plain():
+            return x * (1 + spatial + gain)
+        return SumOfGains.apply(x, 1 + spatial, gain)
