@@ -53,16 +53,15 @@ def make_data(data: Path) -> None:
     subprocess.run(command, check=True, cwd=ROOT, env=environment(data))
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """The options of the benchmarks that train the systems of a table from several seeds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "auxdet_metadata")
+    folder = ROOT / "output" / "auxdet_metadata"
+    parser.add_argument("--output", type=lambda path: Path(path).resolve(), default=folder)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    args = parser.parse_args()
-    args.output = args.output.resolve()
-    return args
+    return parser
 
 
 def train_all(systems: Mapping[str, str], args: argparse.Namespace, output: Path) -> list[tuple[str, int]]:
@@ -145,7 +144,7 @@ def report(results: dict[str, dict[str, float]], seeds: int, iterations: int) ->
 
 
 def main() -> None:
-    args = parse_arguments(__doc__)
+    args = make_parser(__doc__).parse_args()
     output = args.output
     make_data(output / "data")
     runs = train_all(SYSTEMS, args, output)

@@ -5,10 +5,10 @@
 
 Data, baseline and AuxDet are those of auxdet_metadata.py (its finished runs in the same folder are used). A third
 system trains with metadata dropout, a fourth also predicts metadata from the image and puts it in place of what is
-missing. Each is tested while a growing share of the test images has no metadata, and while a growing share has a
-platform and band that are not its own. In the benchmark's images nothing tells the domain, so there is nothing to
-predict; all is therefore done a second time with images in which every domain has its own faint stripes, as sensors
-have. Finished runs and results are kept.
+missing; its weights are tested once more with doubt of names that the image contradicts. Each is tested while a growing
+share of the test images has no metadata, and while a growing share has a platform and band that are not its own. In the
+benchmark's images nothing tells the domain, so there is nothing to predict; all is therefore done a second time with
+images in which every domain has its own faint stripes, as sensors have. Finished runs and results are kept.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ SYSTEMS = {
     "AuxDet, dropout": f"{TINY}/auxdet_tiny_robust.yaml",
     "AuxDet, prediction": f"{TINY}/auxdet_tiny_predict.yaml",
 }
-CONDITIONED = list(SYSTEMS)[1:]
-# Folder below the output -> what its images show.
-SCENES = {"": "images that do not tell their domain", "stripes": "images with the stripes of their domain"}
+# Name -> the system whose weights it has, and its options at test time.
+TESTED: dict[str, tuple[str, list]] = {name: (name, []) for name in SYSTEMS}
+TESTED["AuxDet, prediction and doubt"] = ("AuxDet, prediction", ["MODEL.AUXDET.PREDICT.DOUBT", 0.1])
+CONDITIONED = list(TESTED)[1:]
+SCENES = {"plain": "images that do not tell their domain", "stripes": "images with the stripes of their domain"}
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 FIELDS = ("platform", "band", "width", "height")
 STRIPES = 6.0  # amplitude, gray levels of 255
@@ -90,17 +92,19 @@ def evaluate(name: str, seed: int, output: Path) -> dict[str, float]:
     """
     from detectron2.data import DatasetCatalog
 
-    folder = output / f"{name}_{seed}"
-    weights = folder / "model_final.pth"
-    kept = folder / "robustness.json"
+    import auxdet_d2  # noqa: F401  registers
+
+    system, options = TESTED[name]
+    weights = output / f"{system}_{seed}" / "model_final.pth"
+    kept = weights.with_name(f"{name}.json")
     if kept.exists() and kept.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(kept.read_text())
     truth = DatasetCatalog.get("synthetic_omni_val")
-    options = ["MODEL.DEVICE", "cpu", "TEST.EVALUATORS", ("coco",), "MODEL.WEIGHTS", str(weights)]
-    outputs = {"true": detect(SYSTEMS[name], options, truth)}
+    options = [*options, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(weights)]
+    outputs = {"true": detect(SYSTEMS[system], options, truth)}
     results = {"true": average_precision(outputs["true"])}
     for kind, change in CHANGES.items() if name in CONDITIONED else ():
-        outputs[kind] = detect(SYSTEMS[name], options, change(truth))
+        outputs[kind] = detect(SYSTEMS[system], options, change(truth))
         rank = np.random.default_rng(1).permutation(len(truth))
         for share in SHARES[1:]:
             taken = rank < share * len(truth)
@@ -118,7 +122,6 @@ def detect(config: str, options: Sequence, dicts: list[dict]) -> list[dict]:
     """What a trained model returns for every image, with its ``image_id``."""
     from detectron2.modeling import build_model
 
-    import auxdet_d2  # noqa: F401  registers
     from irstd_d2 import get_config
     from irstd_d2.data import build_mapper
     from irstd_d2.engine import IRSTDCheckpointer
@@ -144,15 +147,15 @@ def average_precision(outputs: list[dict]) -> float:
     return evaluator.evaluate()["bbox"]["AP50"]
 
 
-def report(results: dict[str, dict[str, list[dict[str, float]]]], seeds: int, iterations: int) -> str:
+def report(results: dict[str, dict[str, list[dict[str, float]]]], command: str) -> str:
     """The tables as Markdown."""
     lines = [
         "# Missing and wrong metadata, synthetic benchmark",
         "",
-        f"`python benchmarks/metadata_robustness.py --seeds {seeds} --iterations {iterations}`",
+        f"`{command}`",
         "",
         f"{date.today()}, {platform.machine()} CPU, one thread per run, torch {torch.__version__}. AP50 (COCO, exact "
-        f"boxes), percent, mean and standard deviation of {seeds} seeds. All three platforms are synthetic.",
+        "boxes), percent, mean and standard deviation over the seeds. All three platforms are synthetic.",
         "",
         "![AP50 against the share of images with missing and with wrong metadata](metadata_robustness.png)",
     ]
@@ -173,9 +176,10 @@ def report(results: dict[str, dict[str, list[dict[str, float]]]], seeds: int, it
 
 def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
     """AP50 against the share of changed images, one panel per kind of change and of images."""
-    figure, axes = plt.subplots(len(results), len(CHANGES), figsize=(8, 3.2 * len(results)), sharex=True, sharey=True)
+    size = (8, 3.2 * len(results))
+    figure, axes = plt.subplots(len(results), len(CHANGES), figsize=size, sharex=True, sharey=True, squeeze=False)
     percent = [100 * share for share in SHARES]
-    for row, (scene, by_system) in zip(np.atleast_2d(axes), results.items()):
+    for row, (scene, by_system) in zip(axes, results.items()):
         for axis, kind in zip(row, CHANGES):
             for name in CONDITIONED:
                 values = [[run[label] for run in by_system[name]] for label in _labels(kind)]
@@ -187,7 +191,7 @@ def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> N
             axis.set_xlabel(f"images with {kind} metadata (%)")
             axis.grid(alpha=0.3)
         row[0].set_ylabel("AP50 (%)")
-    np.atleast_2d(axes)[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -199,22 +203,25 @@ def _labels(kind: str) -> list[str]:
 
 def _cell(runs: list[dict[str, float]], label: str) -> str:
     values = [run[label] for run in runs]
-    return f"{statistics.mean(values):.1f} +- {statistics.stdev(values) if len(values) > 1 else float('nan'):.1f}"
+    spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def main() -> None:
-    args = plain.parse_arguments(__doc__)
+    parser = plain.make_parser(__doc__)
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES), help="default: %(default)s")
+    args = parser.parse_args()
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for scene in SCENES:
-        output = args.output / scene
+    for scene in args.scenes:
+        output = args.output if scene == "plain" else args.output / scene
         plain.make_data(output / "data")
-        if scene:
+        if scene == "stripes":
             add_stripes(output / "data")
-        runs = plain.train_all(SYSTEMS, args, output)
+        plain.train_all(SYSTEMS, args, output)
         os.environ.update(plain.environment(output / "data"))
-        for name, seed in runs:
-            results.setdefault(scene, {}).setdefault(name, []).append(evaluate(name, seed, output))
-    text = report(results, args.seeds, args.iterations)
+        results[scene] = {name: [evaluate(name, seed, output) for seed in range(args.seeds)] for name in TESTED}
+    command = f"--seeds {args.seeds} --iterations {args.iterations} --scenes {' '.join(args.scenes)}"
+    text = report(results, f"python benchmarks/metadata_robustness.py {command}")
     (RESULTS / "metadata_robustness.md").write_text(text, encoding="utf-8")
     draw(results, RESULTS / "metadata_robustness.png")
     print(text)
