@@ -1,6 +1,7 @@
 """Worker processes that are killed, by the system or by a decoder that crashes."""
 
 import ctypes
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -214,6 +215,7 @@ def test_thirty_workers_killed_at_random_moments_change_nothing(toy_config, work
 def read(record):
     if record.get("fault") and record["fault"].exists():
         record["fault"].unlink()
+        faulthandler.disable()  # else a page of stacks in the output of the tests
         record["how"]()
     return {"i": record["i"], "draw": torch.rand(3)}
 
