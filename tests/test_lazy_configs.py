@@ -148,3 +148,12 @@ def test_tool_trains_resumes_and_evaluates(tmp_path, monkeypatch, capsys):
         assert re.search(rf"Results on {TEST}", capsys.readouterr().out)
     finally:
         toy.unregister()
+
+
+@pytest.mark.parametrize("name", ["absent.py", "mine.yaml"])
+def test_another_file_is_refused_in_one_line(tmp_path, monkeypatch, name):
+    (tmp_path / "mine.yaml").write_text("MODEL: {}")
+    tool = str(ROOT / "tools" / "lazy_train_net.py")
+    monkeypatch.setattr(sys, "argv", [tool, "--config-file", str(tmp_path / name)])
+    with pytest.raises(SystemExit, match=rf"error: --config-file is '.*{name}'; give a file such as configs/lazy"):
+        runpy.run_path(tool, run_name="__main__")

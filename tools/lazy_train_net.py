@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -31,6 +32,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from irstd_d2.engine import IRSTDCheckpointer
+from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.evaluation import format_results
 
 logger = logging.getLogger("detectron2")
@@ -51,7 +54,7 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> None:
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
     ddp = {**options.ddp, **({} if options.device.startswith("cuda") else {"device_ids": None})}
     trainer = loop(create_ddp_model(model, **ddp), instantiate(cfg.dataloader.train), optimizer)
-    checkpointer = DetectionCheckpointer(model, options.output_dir, trainer=trainer)
+    checkpointer = IRSTDCheckpointer(model, options.output_dir, trainer=trainer)
     steps = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
     if comm.is_main_process():
         steps.append(hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer))
@@ -66,6 +69,8 @@ def train(cfg: DictConfig, model: nn.Module, resume: bool) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    if Path(args.config_file).suffix != ".py" or not Path(args.config_file).is_file():
+        raise ConfigError(f"--config-file is {args.config_file!r}; give a file such as configs/lazy/bafe_r18_fpn.py")
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     no_cuda = cfg.train.device.startswith("cuda") and not torch.cuda.is_available()
     if no_cuda:
@@ -75,7 +80,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         logger.info("no CUDA device here: running on the CPU (train.device=cpu)")
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
-        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+        IRSTDCheckpointer(model).load(cfg.train.init_checkpoint)
         return evaluate(cfg, model)
     train(cfg, model, args.resume)
     return None
@@ -83,11 +88,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser(__doc__).parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"error: {error}")
