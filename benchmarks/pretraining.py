@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import date
@@ -62,7 +63,7 @@ def train(config: str, folder: Path, options: list[str]) -> dict[str, float]:
 
 def run_arm(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Train one arm from one seed, pretraining included; return its metrics on val_v2."""
-    output, common = args.output.resolve(), ["SEED", str(seed), "SOLVER.IMS_PER_BATCH", str(args.batch)]
+    output, common = args.output.resolve(), ["SEED", str(seed), "SOLVER.IMS_PER_BATCH", str(args.batch), *args.opts]
     options = [*common, "SOLVER.MAX_ITER", str(args.iterations)]
     options += ["DATASETS.TRAIN", "('densesirst_v2_train',)", "DATASETS.TEST", "('densesirst_v2_val',)"]
     if name == "lite0_imagenet":
@@ -81,7 +82,8 @@ def report(results: dict[str, list[dict[str, float]]], args: argparse.Namespace)
         "# Pretraining, on the real DenseSIRST",
         "",
         f"`python benchmarks/pretraining.py --imagenet weights/efficientnet_lite0.pth --seeds {args.seeds} "
-        f"--iterations {args.iterations} --batch {args.batch} --synthetic-iterations {args.synthetic_iterations}`",
+        f"--iterations {args.iterations} --batch {args.batch} --synthetic-iterations {args.synthetic_iterations}"
+        f"{shlex.join(['', '--opts', *args.opts])[2:] if args.opts else ''}`",
         "",
         f"{date.today()}, {platform.machine()} CPU, one thread, torch {torch.__version__}. FCOS at native resolution "
         f"(configs/bafe/Base-Fine.yaml): {args.iterations} iterations of {args.batch} crops of train_v2, 512 images; "
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--synthetic-iterations", type=int, default=250)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="of every run: KEY VALUE ...")
     args = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {name: [] for name in args.arms or ARMS}
     for seed in range(args.seeds):
