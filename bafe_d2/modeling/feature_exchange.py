@@ -133,6 +133,8 @@ class FeatureExchange(nn.Module):
     def _exchange_channels(self, both: Tensor) -> Tensor:
         """Exchange channels between the two halves of the batch; here and below (2 N, C, H, W) -> the same."""
         index, importance = self._choose(both, 1, self.num_exchanged)
+        if importance is None:
+            return _swap_channels(both, index, self.adapter)
         return _swap_halves(both, 1, index, importance, self.adapter)
 
     def _exchange_columns(self, both: Tensor) -> Tensor:
@@ -156,6 +158,24 @@ class FeatureExchange(nn.Module):
             importance = self.importance(both, dim)
         index = top_k_sorted(importance, count)
         return index, importance.gather(1, index) if learns else None
+
+
+def _swap_channels(both: Tensor, index: Tensor, adapter: nn.Module | None) -> Tensor:
+    """As ``_swap_halves`` along the channels, which are moved as a whole.
+
+    Args:
+        both: (2 N, C, H, W)
+        index: (2 N, K) channels of each row, sorted.
+        adapter: applied to what is sent.
+    """
+    num_rows, channels = both.shape[:2]
+    rows = index + channels * torch.arange(num_rows, device=both.device)[:, None]
+    table = both.flatten(0, 1)
+    sent = table.index_select(0, rows.flatten()).unflatten(0, (num_rows, -1))
+    if adapter is not None:
+        sent = adapter(sent)
+    receivers = torch.cat(halves(rows)[::-1]).flatten()
+    return table.index_copy(0, receivers, sent.flatten(0, 1).to(both.dtype)).view_as(both)
 
 
 def _swap_halves(

@@ -75,7 +75,8 @@ class LargeSelectiveKernel(nn.Module):
         near = self.near(x)
         far = self.far(near)
         near, far = self.reduce_near(near), self.reduce_far(far)
-        both = torch.cat([near, far], dim=1)
-        pooled = torch.cat([both.mean(1, keepdim=True), both.amax(1, keepdim=True)], dim=1)
+        # Mean and maximum over the channels of both, without a copy of the two side by side.
+        mean = (near.mean(1) + far.mean(1)) / 2
+        pooled = torch.stack([mean, torch.maximum(near.amax(1), far.amax(1))], dim=1)
         weight = self.select(pooled).sigmoid()
-        return self.expand(near * weight[:, :1] + far * weight[:, 1:])
+        return self.expand((near * weight[:, :1]).addcmul(far, weight[:, 1:]))
