@@ -13,7 +13,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,12 +70,18 @@ class Bench:
         device: that models and tensors are put on.
         quick: small inputs, one run and no targets, to see that everything works.
         seconds: time given to one comparison; at least three rounds are run, at most 50.
+        patience: seconds after which a comparison ends with the rounds it has, were it one.
+        only: texts of which a case's name must have one; empty for all.
+        report: called with every new row.
     """
 
     folder: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     quick: bool = False
     seconds: float = 4.0
+    patience: float = 90.0
+    only: Sequence[str] = ()
+    report: Callable[[Row], object] | None = None
     rows: list[Row] = field(default_factory=list)
     memory_rows: list[tuple[str, str, float]] = field(default_factory=list)
 
@@ -86,6 +92,7 @@ class Bench:
         *others: tuple[str, Work | float, float | None],
         other_seldom: int = 1,
         per_second: str = "",
+        rounds: int = 3,
     ) -> None:
         """Time ours and the others in turn, and keep a row for each of the others.
 
@@ -96,7 +103,10 @@ class Bench:
                 the work stands for a time in seconds that was measured elsewhere.
             other_seldom: slow others run once for so many runs of ours, whose median is their counterpart.
             per_second: see ``Row``.
+            rounds: least number of rounds.
         """
+        if not self.wants(case):
+            return
         works = [work for _, work, _ in others]
         my_calls = self._calls(ours[1])
         calls = [1 if isinstance(work, float) else self._calls(work) for work in works]
@@ -104,7 +114,7 @@ class Bench:
         times: list[list[float]] = [[] for _ in others]
         ratios: list[list[float]] = [[] for _ in others]
         start = time.perf_counter()
-        while self._goes_on(len(ratios[0]), start):
+        while self._goes_on(len(ratios[0]), start, rounds):
             own = [timed(ours[1], self.device, my_calls) for _ in range(other_seldom)]
             mine += own
             for number, work in enumerate(works):
@@ -112,7 +122,7 @@ class Bench:
                 ratios[number].append(statistics.median(own) / times[number][-1])
         for (name, _, at_most), seconds, ratio in zip(others, times, ratios):
             low, high = np.quantile(ratio, [0.1, 0.9])
-            self.rows.append(
+            self._keep(
                 Row(
                     case,
                     ours[0],
@@ -127,10 +137,20 @@ class Bench:
                 )
             )
 
-    def _goes_on(self, rounds: int, start: float) -> bool:
-        if self.quick:
-            return rounds < 1
-        return rounds < 3 or (rounds < 50 and time.perf_counter() - start < self.seconds)
+    def wants(self, case: str) -> bool:
+        """Whether a case is among those asked for."""
+        return not self.only or any(text in case for text in self.only)
+
+    def _keep(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.report is not None:
+            self.report(row)
+
+    def _goes_on(self, done: int, start: float, least: int) -> bool:
+        if done == 0 or self.quick:
+            return done == 0
+        spent = time.perf_counter() - start
+        return spent < (self.patience if done < least else self.seconds) and done < 50
 
     def share(
         self, case: str, part: tuple[str, float], whole: tuple[str, float], *, at_most: float | None = None
@@ -138,10 +158,12 @@ class Bench:
         """Keep a share of times that the work took itself, in seconds."""
         ratio = part[1] / whole[1]
         at_most = None if self.quick else at_most
-        self.rows.append(Row(case, part[0], whole[0], part[1], whole[1], ratio, ratio, ratio, at_most))
+        self._keep(Row(case, part[0], whole[0], part[1], whole[1], ratio, ratio, ratio, at_most))
 
     def memory(self, case: str, name: str, work: Work) -> None:
         """Keep the highest additional memory of one run in MB: of the device's, or of this process."""
+        if not self.wants(case):
+            return
         self.memory_rows.append((case, name, peak_memory(work, self.device) / _MEGABYTE))
 
     def _calls(self, work: Work) -> int:

@@ -3,6 +3,7 @@
 
 python benchmarks/run.py --threads 2 --output benchmarks/results/performance_table.md
 python benchmarks/run.py --cases parts data        # some of them
+python benchmarks/run.py --cases detectors --only "AuxDet R50, 512x512, training"
 python benchmarks/run.py --quick                   # everything once, on small inputs
 """
 
@@ -22,12 +23,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ("parts", "targets", "data", "detectors")
+# Seconds on two quiet cores, for the estimate of what remains.
+USUAL_SECONDS = {"parts": 120, "targets": 25, "data": 90, "detectors": 330}
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "detectron2")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="cases whose names have one of the texts")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenMP; also pins the process to as many")
     parser.add_argument("--device", default="cpu", help="of models and tensors, e.g. cuda")
     parser.add_argument(
@@ -37,6 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="cpu: time that the process computed, for one thread on a machine that others use as well",
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="per comparison; three pairs are run at least")
+    parser.add_argument(
+        "--patience", type=float, default=90.0, help="seconds after which a comparison ends with fewer pairs than three"
+    )
     parser.add_argument("--quick", action="store_true", help="small inputs, one pair each: no figures, only a check")
     parser.add_argument("--output", type=Path, help="a Markdown file to write beside printing")
     args = parser.parse_args(argv)
@@ -101,21 +108,48 @@ def main(argv: list[str] | None = None) -> None:
     cv2.setNumThreads(args.threads)
     modules = {"parts": parts, "targets": targets, "data": data, "detectors": detectors}
     title = "# A quick check: inputs are too small for figures" if args.quick else "# Speed"
-    text = [title, "", header(args), ""]
+    top = [title, "", header(args), ""]
     start = time.perf_counter()
+
+    def page(state: str) -> str:
+        return "\n".join([*top, bench.table(), "", f"{state} {time.perf_counter() - start:.0f} s.", ""])
+
+    def progress(row: harness.Row) -> None:
+        """Show the row and keep the table so far: an interrupted run loses nothing."""
+        spent = time.perf_counter() - start
+        print(f"{spent:5.0f} s  {name}: {row.case}: {row.ratio:.3g} {row.verdict}", file=sys.stderr, flush=True)
+        write(args.output, page("Not complete: measured for"))
+
     with tempfile.TemporaryDirectory() as folder:
-        bench = harness.Bench(Path(folder), torch.device(args.device), args.quick, args.seconds)
-        for name in args.cases:
+        bench = harness.Bench(
+            Path(folder), torch.device(args.device), args.quick, args.seconds, args.patience, args.only, progress
+        )
+        for number, name in enumerate(args.cases):
+            if not (args.quick or args.only):
+                print(remaining(args.cases, number, time.perf_counter() - start), file=sys.stderr, flush=True)
             torch.manual_seed(0)
-            done = len(bench.rows)
             modules[name].run(bench)
-            for row in bench.rows[done:]:
-                print(f"{name}: {row.case}: {row.ratio:.3g} {row.verdict}", file=sys.stderr, flush=True)
-    text += [bench.table(), "", f"Measured in {time.perf_counter() - start:.0f} s.", ""]
-    print("\n".join(text))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("\n".join(text), encoding="utf-8")
+    if not bench.rows:
+        sys.exit(f"no case of {', '.join(args.cases)} has {' or '.join(map(repr, args.only))} in its name")
+    text = page("Measured in")
+    print(text)
+    write(args.output, text)
+
+
+def remaining(cases: list[str], done: int, spent: float) -> str:
+    """Say how long the other cases take, at the pace of those that are done."""
+    usual = sum(USUAL_SECONDS[name] for name in cases[:done])
+    left = sum(USUAL_SECONDS[name] for name in cases[done:])
+    pace = spent / usual if usual else 1.0
+    return f"{spent:5.0f} s  {cases[done]}; about {left * pace / 60:.0f} min remain" + (
+        "" if usual else " if it is quiet"
+    )
+
+
+def write(path: Path | None, text: str) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

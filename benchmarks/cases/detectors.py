@@ -18,14 +18,11 @@ import auxdet_d2  # noqa: F401
 import bafe_d2  # noqa: F401
 from irstd_d2 import get_config
 
+from .published import INFERENCE, NAME, TRAINING
 from .scenes import sample
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODEL_ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"  # its module needs an old setuptools
-# Seconds of the published implementations on two CPU threads, 512x512: one image, a training step of two. Another
-# machine of the same kind; detectron2's FCOS, timed in the same run as ours, says how this one compares.
-PUBLISHED_NAME = "published implementation, two threads of another machine"
-PUBLISHED = {"AuxDet": (2.61, 33.1), "BAFE-Net": (1.48, 8.71)}
 
 
 def build(name: str, device: torch.device) -> nn.Module:
@@ -84,18 +81,25 @@ def run(bench: Bench) -> None:
         ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3), (1 / 2, 1 / 3)),
         ("BAFE-Net", bafe, fcos, "our FCOS", (None, None), (0.6, None)),
     ):
-        for number, (kind, make, inputs) in enumerate(
-            (("inference", inference, samples[:1]), ("training step of 2", training_step, samples))
+        for kind, make, inputs, seconds, bound, published_bound in (
+            ("inference", inference, samples[:1], INFERENCE[name, 512], bounds[0], published_bounds[0]),
+            ("training step of 2", training_step, samples, TRAINING[name], bounds[1], published_bounds[1]),
         ):
-            published = (PUBLISHED_NAME, PUBLISHED[name][number], published_bounds[number])
             bench.compare(
                 f"{name} R50, {size}x{size}, {kind}",
                 (name, make(model, inputs)),
-                (baseline_name, make(baseline, inputs), bounds[number]),
+                (baseline_name, make(baseline, inputs), bound),
                 *((other, make(other_model, inputs), None) for other, other_model in theirs.items()),
-                *(() if tiny else (published,)),
+                *(() if tiny else ((NAME, seconds, published_bound),)),
+                rounds=5,
             )
             bench.memory(f"{kind}, {size}x{size}", name, make(model, inputs))
+    if not tiny:
+        bench.compare(
+            "AuxDet R50, 1024x1024, inference",
+            ("AuxDet", inference(auxdet, [sample(1024)])),
+            (NAME, INFERENCE["AuxDet", 1024], None),
+        )
     bench.compare(
         f"our FCOS R50, {size}x{size}, inference",
         ("our FCOS", inference(fcos, samples[:1])),
