@@ -53,8 +53,8 @@ class SamePadConv2d(Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        before, after = zip(*(self._padding(x.shape[dim], dim - 2) for dim in (3, 2)))
-        return super().forward(F.pad(x, [side for pair in zip(before, after) for side in pair]))
+        sides = [side for axis in (1, 0) for side in self._padding(x.shape[axis + 2], axis)]  # left, right, top, bottom
+        return super().forward(F.pad(x, sides))
 
     def _padding(self, size: int, axis: int) -> tuple[int, int]:
         kernel, stride = self.kernel_size[axis], self.stride[axis]
