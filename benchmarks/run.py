@@ -142,7 +142,7 @@ def remaining(cases: list[str], done: int, spent: float) -> str:
     left = sum(USUAL_SECONDS[name] for name in cases[done:])
     pace = spent / usual if usual else 1.0
     return f"{spent:5.0f} s  {cases[done]}; about {left * pace / 60:.0f} min remain" + (
-        "" if usual else " if it is quiet"
+        "" if usual else " if the machine is quiet"
     )
 
 

@@ -49,7 +49,7 @@ def normalize_instance(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
 
 
 class StandardizedResidual(torch.autograd.Function):
-    """base + strength * normalised x, in a third of the passes over memory that the plain expression takes.
+    """base + strength * normalised x, in fewer passes over memory than the plain expression takes.
 
     ``normalize_std`` and ``normalize_instance`` are what it must equal. On a CPU new memory costs more than arithmetic:
     forward two maps are made, of which one is kept, and backward one.

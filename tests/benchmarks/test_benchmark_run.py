@@ -56,6 +56,37 @@ def test_a_ratio_is_the_median_over_interleaved_pairs(harness, tmp_path, monkeyp
     assert "| case | a: 4 s | b: 1 s | 3 (2.2 to 3.8) | at most 2.5: **missed** |" in bench.table()
 
 
+def test_a_slow_comparison_ends_when_patience_does(harness, tmp_path, monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr(harness, "timed", lambda work, device, calls=1: 1.0)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: 10.0 * next(seconds))
+    bench = harness.Bench(tmp_path, seconds=0.0, patience=25.0)
+    # Started at 0 s; after rounds at 10 and 20 s it goes on, at 30 s no more.
+    bench.compare("case", ("a", lambda: None), ("b", lambda: None, None), rounds=5)
+    assert next(seconds) == 4
+    assert len(bench.rows) == 1
+
+
+def test_only_the_cases_asked_for_are_run_and_each_row_is_reported(harness, tmp_path):
+    seen = []
+    bench = harness.Bench(tmp_path, quick=True, only=["M2DM", "step"], report=lambda row: seen.append(row.case))
+    for case in ("LEEM", "M2DM, 4 images"):
+        bench.compare(case, ("a", lambda: None), ("b", 1.0, None))
+        bench.memory(case, "a", lambda: None)
+    bench.share("a step", ("part", 1.0), ("whole", 2.0))
+    assert seen == [row.case for row in bench.rows] == ["M2DM, 4 images", "a step"]
+    assert [case for case, _, _ in bench.memory_rows] == ["M2DM, 4 images"]
+
+
+def test_the_time_that_remains_follows_the_pace_so_far(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(repo_root / "benchmarks")
+    import run
+
+    monkeypatch.setattr(run, "USUAL_SECONDS", {"parts": 60, "data": 120})
+    assert run.remaining(["parts", "data"], 0, 0.0).endswith("parts; about 3 min remain if the machine is quiet")
+    assert run.remaining(["parts", "data"], 1, 180.0).endswith("data; about 6 min remain")
+
+
 def test_a_constant_stands_for_a_time_measured_elsewhere(harness, tmp_path):
     bench = harness.Bench(tmp_path, quick=True)
     bench.compare("sleep", ("here", lambda: time.sleep(0.01)), ("limit", 0.1, 1.0))
@@ -102,10 +133,17 @@ def test_peak_memory_sees_what_is_gone_afterwards(harness):
 def test_a_quick_run_prints_a_table_and_no_verdict(repo_root, tmp_path):
     output = tmp_path / "new" / "table.md"
     done = run(repo_root, "--cases", "targets", "--output", str(output))
+    assert "Not complete" not in done.stdout
     assert done.stdout.strip() == output.read_text(encoding="utf-8").strip()
     assert "| region targets, 20 targets, 128x128 | all at once:" in done.stdout
     assert "GFLOP/s in float32" in done.stdout
     assert "met" not in done.stdout.split("| target |")[1]
+
+
+def test_an_unknown_case_is_an_error(repo_root):
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run(repo_root, "--cases", "targets", "--only", "soup")
+    assert "no case of targets has 'soup' in its name" in error.value.stderr
 
 
 @pytest.mark.slow
