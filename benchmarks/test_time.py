@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What options of test time change: one training, evaluated under several sets of options.
 
-    python benchmarks/test_time.py RUN --dataset densesirst_v2_val [--max-edge 320] [--output FILE]
+    python benchmarks/test_time.py RUN --dataset densesirst_v2_val [--max-edge 320]
     python benchmarks/test_time.py RUN --row "TTA, flip" TEST.AUG.ENABLED True --row plain ...
 
 RUN is the OUTPUT_DIR of a training of an FCOS or a BAFE-Net. Without --row the rows are the powers of the sky score,
@@ -13,6 +13,7 @@ a view is computed once for all rows. Intervals are of the paired bootstrap over
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass, field
 from datetime import date
@@ -206,7 +207,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-edge", type=int, default=0, help="leave larger images out; 0: none")
     parser.add_argument("--count", type=int, default=0, help="images, evenly spread; 0: all")
     parser.add_argument("--row", nargs="+", action="append", metavar=("NAME", "KEY VALUE"), help="in place of the rows")
-    parser.add_argument("--output", type=Path, help="append the table to this Markdown file")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     checkpoint = torch.load(args.run / args.weights, map_location="cpu", weights_only=True)
@@ -225,12 +225,8 @@ def main(argv: list[str] | None = None) -> None:
         memories.append({})
         add("without the average of the weights (EMA)", [], hooks["EMAHook"]["trained"], memories[-1])
     evaluate(rows, memories, dataset)
-    command = " ".join(["python benchmarks/test_time.py", *(sys.argv[1:] if argv is None else argv)])
-    text = f"`{command}`\n\n{date.today()}, one thread, {dataset}.\n\n{table(rows, compare(rows, dataset))}\n"
-    print(text)
-    if args.output:
-        with args.output.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    command = shlex.join(["python", "benchmarks/test_time.py", *(sys.argv[1:] if argv is None else argv)])
+    print(f"\n`{command}`\n\n{date.today()}, one thread, {dataset}.\n\n{table(rows, compare(rows, dataset))}")
 
 
 if __name__ == "__main__":
