@@ -139,10 +139,10 @@ class MetadataPredictor(nn.Module):
         if self.fill == "none":
             return None
         platform, band, log_size = (tensor.detach() for tensor in prediction)
-        names = [logits.softmax(dim=1) for logits in (platform, band)]
+        platform, band = platform.softmax(dim=1), band.softmax(dim=1)
         if self.fill == "hard":
-            names = [F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype) for p in names]
-        return MetadataGuess(*names, log_size.exp() * self.size_scale)
+            platform, band = (F.one_hot(p.argmax(dim=1), p.shape[1]).to(p.dtype) for p in (platform, band))
+        return MetadataGuess(platform, band, log_size.exp() * self.size_scale)
 
     def believe(self, prediction: MetadataPrediction, metadata: MetadataBatch) -> MetadataBatch:
         """Return the metadata without the names that the prediction holds for unlikely."""
