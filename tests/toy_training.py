@@ -16,6 +16,17 @@ from irstd_d2 import get_config
 from irstd_d2.engine import IRSTDTrainer
 
 TRAIN, TEST = "engine_test_train", "engine_test_val"
+# A training that is evaluated, keeps its best checkpoint and drops old ones.
+FULL = {
+    "DATASETS.TEST": (TEST,),
+    "TEST.EVAL_PERIOD": 6,
+    "TEST.EVALUATORS": ("coco", "pd_fa"),
+    "TEST.BEST_METRIC": "pd_fa/F1",
+    "SOLVER.MAX_ITER": 44,
+    "SOLVER.STEPS": (30,),
+    "SOLVER.CHECKPOINT_PERIOD": 6,
+    "SOLVER.CHECKPOINT_KEEP": 2,
+}
 
 
 def make_dicts(folder, count, seed):
@@ -137,3 +148,8 @@ def assert_same_tensors(a, b):
     assert a.keys() == b.keys()
     for key in a:
         assert torch.equal(a[key], b[key]), key
+
+
+def trained_weights(checkpoint):
+    """The weights that a checkpoint of an averaged training goes on from."""
+    return checkpoint["trainer"]["hooks"]["EMAHook"]["trained"]

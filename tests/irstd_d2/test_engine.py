@@ -9,33 +9,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-import toy_training as toy
-from torch import nn
-from toy_training import TEST, TRAIN, assert_same_tensors, train
+from toy_training import FULL, TEST, TRAIN, assert_same_tensors, train, trained_weights
 
-from irstd_d2.engine import (
-    EMAHook,
-    IRSTDCheckpointer,
-    IRSTDTrainer,
-    NonFiniteLossError,
-    ResumableTrainingSampler,
-    SeededMapDataset,
-    seed_everything,
-)
 from irstd_d2.engine.hooks import cut_metrics
-from irstd_d2.errors import ConfigError
-
-
-@pytest.fixture
-def toy_config(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    toy.register(folder)
-    yield lambda name="run", **overrides: toy.toy_config(tmp_path / name, **overrides)
-    toy.unregister()
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW", "DADAPT_ADAM"])
@@ -68,10 +46,6 @@ def test_mixed_precision_trains_and_resumes_on_the_cpu(toy_config, dtype):
     assert whole._trainer.scaler.state_dict() == parts._trainer.scaler.state_dict()
 
 
-def trained_weights(checkpoint):
-    return checkpoint["trainer"]["hooks"]["EMAHook"]["trained"]
-
-
 def final_state(folder):
     """What must not depend on interruptions: last and best checkpoint, and the log without times."""
     final, best = (torch.load(folder / f"model_{n}.pth", weights_only=True) for n in ("final", "best"))
@@ -91,18 +65,6 @@ def assert_same_runs(a, b):
     assert final_a["trainer"]["hooks"]["BestCheckpointer"] == final_b["trainer"]["hooks"]["BestCheckpointer"]
     assert rows_a == rows_b
     assert predictions_a == predictions_b
-
-
-FULL = {
-    "DATASETS.TEST": (TEST,),
-    "TEST.EVAL_PERIOD": 6,
-    "TEST.EVALUATORS": ("coco", "pd_fa"),
-    "TEST.BEST_METRIC": "pd_fa/F1",
-    "SOLVER.MAX_ITER": 44,
-    "SOLVER.STEPS": (30,),
-    "SOLVER.CHECKPOINT_PERIOD": 6,
-    "SOLVER.CHECKPOINT_KEEP": 2,
-}
 
 
 def train_and_die_at_write(cfg, number, after):
@@ -183,12 +145,6 @@ def test_resuming_a_finished_training_changes_nothing(toy_config, tmp_path):
     assert before[2:] == after[2:]
 
 
-def test_workers_do_not_change_the_training(toy_config):
-    none = train(toy_config("none", **{"SOLVER.MAX_ITER": 4}))
-    two = train(toy_config("two", **{"SOLVER.MAX_ITER": 4, "DATALOADER.NUM_WORKERS": 2}))
-    assert_same_tensors(none.model.state_dict(), two.model.state_dict())
-
-
 def test_seeds_change_the_training(toy_config):
     a = train(toy_config("a", **{"SOLVER.MAX_ITER": 2})).model.state_dict()
     b = train(toy_config("b", **{"SOLVER.MAX_ITER": 2, "SEED": 8})).model.state_dict()
@@ -199,189 +155,11 @@ def test_without_a_seed_training_runs(toy_config):
     assert train(toy_config(SEED=-1, **{"SOLVER.MAX_ITER": 2, "SOLVER.EMA.ENABLED": False})).iter == 2
 
 
-@pytest.mark.parametrize(("size", "world_size", "start"), [(5, 1, 0), (5, 1, 13), (7, 2, 10), (4, 3, 12)])
-def test_sampler_can_be_entered_anywhere(size, world_size, start):
-    def take(count, **kwargs):
-        samplers = [
-            iter(ResumableTrainingSampler(size, seed=3, rank=r, world_size=world_size, **kwargs))
-            for r in range(world_size)
-        ]
-        return [next(samplers[i % world_size]) for i in range(count)]
-
-    whole = take(start + 3 * size)
-    assert whole[start:] == take(3 * size, start=start)
-    assert [position for _, position in whole] == list(range(len(whole)))
-    for begin in range(0, len(whole) - size + 1, size):  # every pass shows every image once
-        assert sorted(index for index, _ in whole[begin : begin + size]) == list(range(size))
-    unshuffled = iter(ResumableTrainingSampler(size, seed=3, shuffle=False, rank=0, world_size=1))
-    assert [next(unshuffled)[0] for _ in range(size + 1)] == [*range(size), 0]
-
-
-def test_an_empty_training_set_is_refused():
-    with pytest.raises(ValueError, match="is the split empty"):
-        ResumableTrainingSampler(0, seed=0)
-
-
-def test_samples_are_seeded_by_position_and_bad_ones_are_replaced():
-    def mapper(record):
-        return None if record["bad"] else {"value": (record["i"], np.random.rand(), torch.rand(1).item())}
-
-    dicts = [{"i": i, "bad": i == 1} for i in range(4)]
-    data = SeededMapDataset(dicts, mapper, seed=5)
-    assert len(data) == 4
-    assert data[0, 9] == data[0, 9]
-    assert data[0, 9] != data[0, 10]
-    assert data[1, 3]["value"][0] != 1
-    with pytest.raises(RuntimeError, match="100 unreadable images in a row"):
-        SeededMapDataset([{"i": 0, "bad": True}], mapper, seed=5)[0, 0]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_names_its_sample(toy_config, monkeypatch, workers):
-    def fail(self, aug_input):
-        raise ZeroDivisionError("in an augmentation")
-
-    monkeypatch.setattr("detectron2.data.transforms.AugmentationList.__call__", fail)
-    with pytest.raises(ZeroDivisionError) as info:
-        train(toy_config(**{"DATALOADER.NUM_WORKERS": workers}))
-    text = str(info.value) + "".join(getattr(info.value, "__notes__", []))
-    assert "while reading sample 0 of the training" in text
-    assert ".png" in text
-
-
-def test_a_non_finite_loss_names_the_images_and_saves_the_state_before_it(toy_config, tmp_path):
-    trainer = IRSTDTrainer(toy_config())
-    trainer.resume_or_load(False)
-    trainer.model.poison_at = 3
-    pattern = r"iteration 2 is not finite\nprocess 0: losses \{'loss_heat': nan, .*0_\d\.png"
-    with pytest.raises(NonFiniteLossError, match=pattern):
-        trainer.train()
-    saved = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=True)
-    assert_same_tensors(trained_weights(saved), trainer.model.state_dict())
-    assert_same_tensors(saved["model"], trainer.ema.average.module.state_dict())
-    again = train(toy_config(), resume=True)
-    assert again.start_iter == 2
-    assert again.iter == 12
-
-
-@pytest.mark.parametrize("when", ["first", "poisoned"])
-def test_a_state_that_is_no_good_is_not_resumed_from(toy_config, tmp_path, when):
-    trainer = IRSTDTrainer(toy_config())
-    trainer.resume_or_load(False)
-    trainer.model.poison_at = 1 if when == "first" else 7
-    if when == "poisoned":  # as after a gradient that was not finite
-        trainer.model.net[1].running_mean[0] = torch.nan
-    with pytest.raises(NonFiniteLossError):
-        trainer.train()
-    assert [path.name for path in (tmp_path / "run").glob("*.pth")] == ["model_nonfinite.pth"]
-    assert not trainer.checkpointer.has_checkpoint()
-
-
-def test_ema_equals_the_plain_recurrence():
-    torch.manual_seed(0)
-    model = nn.BatchNorm1d(3)
-    hook = EMAHook(model, 0.9)
-    average = {k: v.clone() for k, v in model.state_dict().items()}
-    for t in range(1, 30):
-        with torch.no_grad():
-            model.weight.copy_(torch.randn(3))
-            model.running_mean.copy_(torch.randn(3))
-            model.num_batches_tracked.add_(1)
-        hook.after_step()
-        # torch copies the weights at the first update, and counts from there.
-        keep = 0.0 if t == 1 else min(0.9, t / (9 + t))
-        for key, value in model.state_dict().items():
-            average[key] = value if not value.is_floating_point() else keep * average[key] + (1 - keep) * value
-    for key, value in hook.average.module.state_dict().items():
-        torch.testing.assert_close(value, average[key].to(value.dtype), rtol=1e-5, atol=1e-6)
-    trained = model.weight.clone()
-    with hook.applied():
-        torch.testing.assert_close(model.weight.data, average["weight"], rtol=1e-5, atol=1e-6)
-    assert torch.equal(model.weight, trained)
-
-
-def test_a_checkpoint_holds_the_averaged_weights_as_its_model(toy_config, tmp_path):
-    trainer = train(toy_config())
-    plain = IRSTDTrainer.build_model(trainer.cfg)
-    IRSTDCheckpointer(plain).load(str(tmp_path / "run" / "model_final.pth"))
-    assert_same_tensors(plain.state_dict(), trainer.ema.average.module.state_dict())
-    assert not torch.equal(plain.net[0].weight, trainer.model.net[0].weight)
-
-
-def test_averaging_starts_from_loaded_weights(toy_config, tmp_path):
-    first = train(toy_config("first", **{"SOLVER.EMA.ENABLED": False}))
-    weights = str(tmp_path / "first" / "model_final.pth")
-    second = IRSTDTrainer(toy_config("second", **{"MODEL.WEIGHTS": weights}))
-    second.resume_or_load(False)
-    assert_same_tensors(second.ema.average.module.state_dict(), first.model.state_dict())
-    # Averaging that is switched on at a resume starts from the weights of the checkpoint, too.
-    resumed = IRSTDTrainer(toy_config("first", **{"SOLVER.MAX_ITER": 20}))
-    resumed.resume_or_load(True)
-    assert resumed.start_iter == 12
-    assert_same_tensors(resumed.ema.average.module.state_dict(), first.model.state_dict())
-
-
-def test_evaluation_uses_the_averaged_weights(toy_config):
-    trainer = IRSTDTrainer(toy_config(**FULL, **{"SOLVER.EMA.DECAY": 0.5}))
-    trainer.resume_or_load(False)
-    seen = []
-
-    def test(cfg, model):
-        seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        return {"pd_fa": {"F1": float(len(seen))}}
-
-    trainer.test = test
-    trainer.max_iter = 7
-    trainer.train()
-    assert_same_tensors(seen[-1], trainer.ema.average.module.state_dict())
-
-
-def test_a_failing_evaluation_loses_no_training(toy_config, tmp_path):
-    trainer = IRSTDTrainer(toy_config(**FULL))
-    trainer.resume_or_load(False)
-
-    def fail(cfg, model):
-        raise OSError("evaluation failed")
-
-    trainer.test = fail
-    with pytest.raises(OSError, match="evaluation failed"):
-        trainer.train()
-    assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_0000005.pth"
-
-
-def test_unknown_precision_is_refused(toy_config):
-    with pytest.raises(ConfigError, match=r"SOLVER\.AMP\.DTYPE is 'int8'"):
-        IRSTDTrainer(toy_config(**{"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "int8"}))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), ("DATALOADER.ASPECT_RATIO_GROUPING", True)],
-)
-def test_keys_that_would_be_ignored_are_refused(toy_config, key, value):
-    with pytest.raises(ConfigError, match=key):
-        IRSTDTrainer(toy_config(**{key: value}))
-
-
-def test_batches_must_divide_over_the_processes(toy_config, monkeypatch):
-    monkeypatch.setattr("irstd_d2.engine.trainer.comm.get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="not a multiple of 2 processes"):
-        IRSTDTrainer.build_train_loader(toy_config())
-
-
 def test_precise_batch_norm_runs(toy_config):
     trainer = train(toy_config(**{"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 3}))
     loose = train(toy_config("other"))
     assert not torch.equal(trainer.model.net[1].running_mean, loose.model.net[1].running_mean)
     torch.testing.assert_close(trainer.model.net[0].weight, loose.model.net[0].weight, rtol=0, atol=0)
-
-
-def test_seeding_covers_all_generators():
-    def draw():
-        seed_everything(1, 2)
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    assert draw() == draw()
 
 
 def test_metrics_are_cut_back_to_complete_lines(tmp_path):
@@ -412,6 +190,7 @@ TINY = [
     "SOLVER.CHECKPOINT_PERIOD", "4", "INPUT.FIXED_SIZE", "(64, 64)", "DATALOADER.NUM_WORKERS", "1",
     "DATASETS.TEST", "()",
 ]  # fmt: skip
+
 
 RUNNER = """
 import pathlib, runpy, sys

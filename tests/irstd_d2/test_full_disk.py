@@ -71,15 +71,6 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def toy_config(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    toy.register(folder)
-    yield lambda name="run", **overrides: toy.toy_config(tmp_path / name, **overrides)
-    toy.unregister()
-
-
 @FAULTS
 def test_checkpoints(tmp_path, fault):
     model = nn.Linear(40, 40)

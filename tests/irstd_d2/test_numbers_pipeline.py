@@ -20,15 +20,6 @@ from irstd_d2.errors import DatasetError
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.fixture
-def toy_config(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    toy.register(folder)
-    yield lambda name="run", **overrides: toy.toy_config(tmp_path / name, **overrides)
-    toy.unregister()
-
-
 def record(folder, width, height, box):
     """Write an image of noise with one target."""
     image = np.random.default_rng(0).integers(0, 80, (height, width), dtype=np.uint8)

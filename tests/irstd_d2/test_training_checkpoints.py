@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import toy_training as toy
 from torch import nn
 from toy_training import assert_same_tensors, train
 
@@ -14,15 +13,6 @@ from irstd_d2.engine import IRSTDCheckpointer
 from irstd_d2.engine.hooks import PeriodicCheckpointer
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.files import write_atomically
-
-
-@pytest.fixture
-def toy_config(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    toy.register(folder)
-    yield lambda name="run", **overrides: toy.toy_config(tmp_path / name, **overrides)
-    toy.unregister()
 
 
 @pytest.mark.parametrize("damage", ["empty", "torn", "garbage", "no text"])

@@ -1,0 +1,70 @@
+"""Averages of the weights (EMA): their recurrence, their start, and where they are used."""
+
+import torch
+from torch import nn
+from toy_training import FULL, assert_same_tensors, train
+
+from irstd_d2.engine import (
+    EMAHook,
+    IRSTDCheckpointer,
+    IRSTDTrainer,
+)
+
+
+def test_ema_equals_the_plain_recurrence():
+    torch.manual_seed(0)
+    model = nn.BatchNorm1d(3)
+    hook = EMAHook(model, 0.9)
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    for t in range(1, 30):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(3))
+            model.running_mean.copy_(torch.randn(3))
+            model.num_batches_tracked.add_(1)
+        hook.after_step()
+        # torch copies the weights at the first update, and counts from there.
+        keep = 0.0 if t == 1 else min(0.9, t / (9 + t))
+        for key, value in model.state_dict().items():
+            average[key] = value if not value.is_floating_point() else keep * average[key] + (1 - keep) * value
+    for key, value in hook.average.module.state_dict().items():
+        torch.testing.assert_close(value, average[key].to(value.dtype), rtol=1e-5, atol=1e-6)
+    trained = model.weight.clone()
+    with hook.applied():
+        torch.testing.assert_close(model.weight.data, average["weight"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.weight, trained)
+
+
+def test_a_checkpoint_holds_the_averaged_weights_as_its_model(toy_config, tmp_path):
+    trainer = train(toy_config())
+    plain = IRSTDTrainer.build_model(trainer.cfg)
+    IRSTDCheckpointer(plain).load(str(tmp_path / "run" / "model_final.pth"))
+    assert_same_tensors(plain.state_dict(), trainer.ema.average.module.state_dict())
+    assert not torch.equal(plain.net[0].weight, trainer.model.net[0].weight)
+
+
+def test_averaging_starts_from_loaded_weights(toy_config, tmp_path):
+    first = train(toy_config("first", **{"SOLVER.EMA.ENABLED": False}))
+    weights = str(tmp_path / "first" / "model_final.pth")
+    second = IRSTDTrainer(toy_config("second", **{"MODEL.WEIGHTS": weights}))
+    second.resume_or_load(False)
+    assert_same_tensors(second.ema.average.module.state_dict(), first.model.state_dict())
+    # Averaging that is switched on at a resume starts from the weights of the checkpoint, too.
+    resumed = IRSTDTrainer(toy_config("first", **{"SOLVER.MAX_ITER": 20}))
+    resumed.resume_or_load(True)
+    assert resumed.start_iter == 12
+    assert_same_tensors(resumed.ema.average.module.state_dict(), first.model.state_dict())
+
+
+def test_evaluation_uses_the_averaged_weights(toy_config):
+    trainer = IRSTDTrainer(toy_config(**FULL, **{"SOLVER.EMA.DECAY": 0.5}))
+    trainer.resume_or_load(False)
+    seen = []
+
+    def test(cfg, model):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"pd_fa": {"F1": float(len(seen))}}
+
+    trainer.test = test
+    trainer.max_iter = 7
+    trainer.train()
+    assert_same_tensors(seen[-1], trainer.ema.average.module.state_dict())
