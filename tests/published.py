@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from programs import load_program
 
 
 def load_fill(oracle_dir: Path):
-    spec = importlib.util.spec_from_file_location("oracle_fill", oracle_dir / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(oracle_dir / "fill.py")
 
 
 class Published:

@@ -1,10 +1,9 @@
 """The program that holds BAG-CP to its rules: it must see a broken rule, and measure what was laid out."""
 
-import importlib.util
-
 import cv2
 import numpy as np
 import pytest
+from programs import load_program
 
 from bafe_d2.data import BAGCopyPaste, PasteRule, TargetLibrary
 from irstd_d2.synthetic import dense_config, write_densesirst
@@ -12,11 +11,7 @@ from irstd_d2.synthetic import dense_config, write_densesirst
 
 @pytest.fixture(scope="module")
 def program(repo_root):
-    path = repo_root / "benchmarks" / "bag_cp_statistics.py"
-    spec = importlib.util.spec_from_file_location("bag_cp_statistics", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "benchmarks" / "bag_cp_statistics.py")
 
 
 def test_program_on_a_small_set(program, tmp_path, monkeypatch, capsys):

@@ -1,10 +1,9 @@
 """The program that sets generated sets beside the released one, on a set of three images."""
 
-import importlib.util
-
 import cv2
 import numpy as np
 import pytest
+from programs import load_program
 
 from bafe_d2.data.densesirst_generator import RECIPES, generate_densesirst, read_sparse_set
 from irstd_d2.data.voc_xml import VocObject, VocRecord, format_voc_xml
@@ -12,11 +11,7 @@ from irstd_d2.data.voc_xml import VocObject, VocRecord, format_voc_xml
 
 @pytest.fixture(scope="module")
 def program(repo_root):
-    path = repo_root / "benchmarks" / "densesirst_statistics.py"
-    spec = importlib.util.spec_from_file_location("densesirst_statistics", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "benchmarks" / "densesirst_statistics.py")
 
 
 @pytest.fixture

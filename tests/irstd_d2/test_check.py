@@ -1,6 +1,5 @@
 """The check of a whole set, and the tool around it."""
 
-import importlib.util
 import json
 
 import cv2
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from programs import load_program
 from voc_files import VocSet, voc_xml
 
 from irstd_d2.data import register_coco_folder, register_voc_folder
@@ -35,10 +35,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def tool(repo_root):
-    spec = importlib.util.spec_from_file_location("check_dataset_tool", repo_root / "tools" / "check_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "tools" / "check_dataset.py")
 
 
 def check(source, **options):

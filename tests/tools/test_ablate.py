@@ -1,7 +1,6 @@
 """tools/ablate.py: its arguments, its data, the subprocess of a training, and one true run of two rows."""
 
 import fcntl
-import importlib.util
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
+from programs import load_program
 
 from irstd_d2.ablation import TABLES, NotFinishedError, get_scale, make_job, resolve
 from irstd_d2.synthetic import SceneConfig, dense_config
@@ -22,9 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 @pytest.fixture
 def tool(repo_root, monkeypatch):
     """The tool as a module, with sets of a few images."""
-    spec = importlib.util.spec_from_file_location("ablate", repo_root / "tools" / "ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program(repo_root / "tools" / "ablate.py")
     for name, value in (("TRAIN", 6), ("VAL", 3), ("OMNI", SceneConfig(size=(64, 64)))):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "DENSE", dense_config(size=(64, 64)))

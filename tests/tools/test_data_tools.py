@@ -1,12 +1,12 @@
 """The command lines that convert, split and merge."""
 
-import importlib.util
 import json
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from programs import load_program
 from voc_files import VocSet
 
 from irstd_d2.convert import read_coco, read_masks, read_voc, read_yolo
@@ -16,9 +16,7 @@ from irstd_d2.data.check import collect
 @pytest.fixture(scope="module")
 def tool(repo_root):
     def load(name):
-        spec = importlib.util.spec_from_file_location(f"{name}_tool", repo_root / "tools" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_program(repo_root / "tools" / f"{name}.py")
         return lambda *arguments: module.main(list(map(str, arguments)))
 
     return load

@@ -1,7 +1,6 @@
 """The demo: what it reads, what it writes, and that an interrupted run goes on."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from programs import load_program
 from voc_files import voc_xml
 
 from irstd_d2 import get_config
@@ -37,9 +37,7 @@ def weights(tmp_path_factory, repo_root):
 @pytest.fixture
 def demo(repo_root, tmp_path, monkeypatch, weights):
     monkeypatch.chdir(repo_root)
-    spec = importlib.util.spec_from_file_location("demo_tool", repo_root / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program(repo_root / "tools" / "demo.py")
 
     def run(*arguments, output="found"):
         fixed = ["--config-file", CONFIG, "--weights", weights, "--output", tmp_path / output, "--threshold", "0.05"]

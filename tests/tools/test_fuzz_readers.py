@@ -1,6 +1,5 @@
 """The fuzzer's own tests, what it and hostile files found, and a small dose of it in every run of the tests."""
 
-import importlib.util
 import io
 import random
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from programs import load_program
 
 from irstd_d2.data import read_image
 from irstd_d2.data.coco import scan_coco
@@ -25,14 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus"
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "tools" / "fuzz_readers.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_program(ROOT / "tools" / "fuzz_readers.py")
 
 
 @pytest.mark.parametrize(

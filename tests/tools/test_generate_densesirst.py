@@ -1,19 +1,16 @@
-import importlib.util
 import json
 
 import cv2
 import numpy as np
 import pytest
+from programs import load_program
 
 from irstd_d2.data.voc_xml import VocObject, VocRecord, format_voc_xml, read_voc_xml
 
 
 @pytest.fixture(scope="module")
 def tool(repo_root):
-    spec = importlib.util.spec_from_file_location("generate_densesirst", repo_root / "tools" / "generate_densesirst.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "tools" / "generate_densesirst.py")
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
-import importlib.util
 import json
 
 import pytest
 from PIL import Image
+from programs import load_program
 
 
 @pytest.fixture(scope="module")
 def tool(repo_root):
-    spec = importlib.util.spec_from_file_location("make_synthetic", repo_root / "tools" / "make_synthetic.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "tools" / "make_synthetic.py")
 
 
 def test_both_layouts(tool, tmp_path):

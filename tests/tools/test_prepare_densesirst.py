@@ -1,7 +1,6 @@
-import importlib.util
-
 import numpy as np
 import pytest
+from programs import load_program
 
 from irstd_d2.data.layout_writer import densesirst_files
 from irstd_d2.data.voc_xml import VocObject, VocRecord
@@ -9,11 +8,7 @@ from irstd_d2.data.voc_xml import VocObject, VocRecord
 
 @pytest.fixture(scope="module")
 def tool(repo_root):
-    path = repo_root / "datasets" / "prepare_densesirst.py"
-    spec = importlib.util.spec_from_file_location("prepare_densesirst", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "datasets" / "prepare_densesirst.py")
 
 
 @pytest.fixture
