@@ -102,8 +102,7 @@ def cases(batches):
             )
 
 
-@pytest.mark.parametrize(("batch", "precision"), list(cases(BATCHES)))
-def test_a_step_stays_finite(model, batch, precision):
+def check_step(model, batch, precision):
     model.load_state_dict(model.pristine)
     model.train()
     optimizer = build_optimizer(model.cfg, model)
@@ -117,6 +116,22 @@ def test_a_step_stays_finite(model, batch, precision):
     optimizer.step()
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert any(not torch.equal(model.pristine[name], p) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("batch", "precision"), list(cases(BATCHES)))
+def test_a_step_stays_finite(model, batch, precision):
+    check_step(model, batch, precision)
+
+
+# What differs is tested for the baselines too; whole models, whose parts the baselines share, see every batch.
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model", CONFIGS[:2], indirect=True)
+def test_a_step_stays_finite_on_every_batch_in_reduced_precision(model, precision):
+    for batch in BATCHES:
+        # PyTorch 2.15 convolves maps of at most two pixels' width with stride 2 wrongly in bfloat16 on CPUs.
+        if batch not in REDUCED and (batch, precision) != ("high", "bf16"):
+            check_step(model, batch, precision)
 
 
 @pytest.mark.parametrize(("batch", "precision"), list(cases(DETECTED)))
