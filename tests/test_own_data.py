@@ -49,7 +49,7 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, caps
     tools = run_commands(PAGE, tmp_path_factory.mktemp("calls"), monkeypatch, ITERATIONS="3")
     assert tools == [
         *("convert_dataset", "merge_metadata", "check_dataset", "split_dataset"),
-        *("train_net", "train_net", "demo", "demo", "export_model", "runtime"),
+        *("train_net", "train_net", "report", "evaluate", "demo", "demo", "export_model", "runtime"),
     ]
 
     found = read_voc(tmp_path / "mine")
@@ -64,6 +64,8 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, caps
     assert len(exported) == 20
     assert all(len(row["boxes"]) == len(row["scores"]) for row in exported)
     assert list((tmp_path / "check").glob("*.png"))
+    assert "mine_val" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "platform" in printed
     for folder in ("output", "evaluation"):
         assert (tmp_path / folder / "inference" / "mine_val" / "coco_instances_results.json").is_file()
     names = {record.name for record in found.records}

@@ -6,6 +6,7 @@ PREDICTIONS is a coco_instances_results.json or the folder of a run. Examples:
     tools/evaluate.py output/bafe --dataset densesirst_v2_test --group-by size contrast sky
     tools/evaluate.py output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
     tools/evaluate.py mine.json --dataset wideirstd_val --group-by platform resolution --bootstrap 1000
+    tools/evaluate.py output/own --dataset mine_val --config-file output/own/config.yaml
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
+from irstd_d2.data.datasets import check_registered
 from irstd_d2.errors import ConfigError
 from irstd_d2.evaluation.rescoring import resample, rescore, to_json, to_markdown
 from irstd_d2.files import write_atomically
@@ -29,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="files or run folders")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="registered data set that they are of")
+    parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
     parser.add_argument("--evaluators", nargs="+", default=EVALUATORS, metavar="NAME", help="default: %(default)s")
     parser.add_argument(
         "--group-by", nargs="+", default=(), metavar="KEY", help="platform, band, resolution, size, contrast, sky"
@@ -56,8 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         "TEST.SCORE_THRESHOLD": args.score_threshold,
         "TEST.DETECTIONS_PER_IMAGE": args.max_detections,
     }
-    cfg = get_config(opts=[item for pair in options.items() for item in pair])
     try:
+        cfg = get_config(args.config_file, [item for pair in options.items() for item in pair])
+        check_registered("--dataset", [args.dataset])
         runs = rescore(args.predictions, args.dataset, cfg)
     except (ConfigError, KeyError, ValueError) as error:  # names the file or image, and what to do
         print(f"Fault: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 """Draw images of a registered data set with targets and, given a predictions file, detections.
 
     python tools/visualize.py --dataset densesirst_v2_test --output sheet.png
+    python tools/visualize.py --dataset mine_val --config-file output/own/config.yaml --output sheet.png
     python tools/visualize.py --dataset densesirst_v2_test --output pictures/ --images Misc_304 S2_26 \
         --predictions output/bafe/inference/densesirst_v2_test/coco_instances_results.json
 
@@ -22,8 +23,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-import irstd_d2  # noqa: F401  registers the data sets
+from irstd_d2 import get_config
 from irstd_d2.data import read_image
+from irstd_d2.data.datasets import check_registered
 from irstd_d2.data.image_io import read_sky_mask
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.collection import DetectionCollector, add_predictions_file
@@ -39,6 +41,7 @@ logger = logging.getLogger("visualize")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="registered name")
+    parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
     parser.add_argument("--predictions", type=Path, help="COCO results as the evaluation saves them")
     parser.add_argument("--output", type=Path, required=True, help="PNG file of a sheet, or a folder")
     parser.add_argument("--count", type=int, default=9, help="images, spread evenly over the set")
@@ -103,6 +106,8 @@ def main() -> int:
     args = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        get_config(args.config_file)
+        check_registered("--dataset", [args.dataset])
         pictures = draw(args)
     except (DatasetError, KeyError, ValueError) as error:
         logger.error("error: %s", error.args[0] if isinstance(error, KeyError) else error)

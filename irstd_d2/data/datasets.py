@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,24 @@ def register_own_sets(entries: Iterable[Sequence[str]]) -> None:
             register_coco_folder(name, path, third)
         else:
             register_voc_folder(name, path, third or None)
+
+
+def check_registered(source: str, names: Iterable[str]) -> None:
+    """Refuse names that are not in detectron2's catalog, with those they may have meant.
+
+    Args:
+        source: of the names, such as ``DATASETS.TRAIN``.
+        names: to look up.
+
+    Raises:
+        ConfigError: a name is not registered.
+    """
+    known = DatasetCatalog.list()
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=5)
+            hint = f"near are {', '.join(near)}" if near else "datasets/README.md lists those that are"
+            raise ConfigError(f"{source} has {name!r}, which is not registered; {hint}; add your own to DATASETS.OWN")
 
 
 def _register_voc(name: str, source: VocSource) -> None:

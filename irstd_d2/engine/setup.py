@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import get_config
 from ..data import set_skip_bad
-from ..errors import ConfigError
+from ..data.datasets import check_registered
 from ..evaluation.build import check_evaluators
 
 
@@ -31,7 +28,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_config(args.config_file or None, args.opts)
     for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
-        _check_sets(f"DATASETS.{key}", cfg.DATASETS[key])
+        check_registered(f"DATASETS.{key}", cfg.DATASETS[key])
     check_evaluators(cfg.TEST.EVALUATORS)
     no_cuda = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
     if no_cuda:
@@ -44,12 +41,3 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if no_cuda:
         logging.getLogger(__name__).info("no CUDA device here: training on the CPU (MODEL.DEVICE cpu)")
     return cfg
-
-
-def _check_sets(key: str, names: Sequence[str]) -> None:
-    known = DatasetCatalog.list()
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=5)
-            hint = f"near are {', '.join(near)}" if near else "datasets/README.md lists those that are"
-            raise ConfigError(f"{key} has {name!r}, which is not registered; {hint}; add your own to DATASETS.OWN")

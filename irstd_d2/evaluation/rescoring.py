@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from ..errors import ConfigError, DatasetError
 from .bootstrap import Comparison, Interval, compare_metric, metric_interval, resampled_metrics
-from .build import EVALUATOR_REGISTRY
+from .build import EVALUATOR_REGISTRY, check_evaluators
 from .collection import DetectionCollector, add_predictions, read_predictions
 from .ground_truth import GroundTruth
 from .matching import DetectionTable
@@ -70,10 +70,11 @@ def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) ->
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
 
     Raises:
-        ConfigError: for an evaluator that needs more than boxes.
+        ConfigError: for an evaluator that is unknown or needs more than boxes.
         DatasetError: for a file that cannot be read.
         ValueError: for predictions that do not belong to the data set.
     """
+    check_evaluators(cfg.TEST.EVALUATORS)
     files = [find_predictions(path, dataset_name) for path in paths]
     runs = []
     for name, file in zip(_names(files), files):

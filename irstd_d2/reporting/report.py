@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from ..errors import DatasetError
+from ..data.datasets import register_own_sets
+from ..errors import ConfigError, DatasetError
 from ..evaluation.average_precision import precision_recall, voc_verdicts
 from ..evaluation.ground_truth import GroundTruth
 from ..files import write_atomically
@@ -117,7 +118,7 @@ def write_report(
     runs = _with_unique_names([load_run(folder) for folder in folders])
     numbered = dict(enumerate(runs))
     lenses, notes = _lenses(numbered, options)
-    notes = [(run.name, note) for run in runs for note in run.notes] + notes
+    notes = [(run.name, note) for run in runs for note in (*run.notes, *_register_own_sets(run))] + notes
     sections = [
         _section(name, {i: run for i, run in numbered.items() if name in run.predictions}, lenses, options)
         for name in dict.fromkeys(name for run in runs for name in run.predictions)
@@ -148,6 +149,15 @@ def write_report(
 def _breakable(name: str) -> Markup:
     """A name that may be broken after underscores and hyphens, so that it does not widen its column."""
     return Markup(re.sub("([_-])", r"\1<wbr>", str(escape(name))))  # noqa: S704  escaped before
+
+
+def _register_own_sets(run: Run) -> list[str]:
+    """Register the sets of the run's ``DATASETS.OWN``; return a note if that fails."""
+    try:
+        register_own_sets(run.setting("DATASETS.OWN", ()))
+    except (ConfigError, TypeError) as error:
+        return [f"Its own data sets are not registered: {error}."]
+    return []
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:

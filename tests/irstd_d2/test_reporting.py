@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from voc_files import VocSet
 
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.collection import add_predictions_file
@@ -87,6 +88,25 @@ def make_run(folder, data_set, *, shift=0, iterations=30):
         "[11/21 05:00:00 d2]: Environment info:\n----\nPyTorch  2.x\n----\n[11/21 05:00:01 d2]: next line\n"
     )
     return folder
+
+
+def test_sets_that_a_run_registered_are_registered_for_its_report(tmp_path):
+    name = "report_own_set"
+    VocSet(tmp_path / "mine").add("a").split("val", "a\n")
+    run = tmp_path / "run"
+    (run / "inference" / name).mkdir(parents=True)
+    row = {"image_id": "a", "category_id": 0, "bbox": [3, 4, 3, 4], "score": 0.9}
+    (run / "inference" / name / PREDICTIONS).write_text(json.dumps([row]))
+    (run / "config.yaml").write_text(f"DATASETS: {{OWN: [[{name}, {tmp_path / 'mine'}, val]], TEST: [{name}]}}\n")
+    try:
+        text = write_report([run], tmp_path / "report.html", options=QUICK).read_text()
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert "1 images, 1 targets" in text
+    for own in ("[[a, b]]", "3"):
+        (run / "config.yaml").write_text(f"DATASETS: {{OWN: {own}}}\n")
+        assert "Its own data sets are not registered" in write_report([run], tmp_path / "b.html").read_text()
 
 
 class Page(HTMLParser):

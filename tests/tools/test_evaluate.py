@@ -1,6 +1,5 @@
 """Judging saved predictions without the model: the command's tables, files, comparison and messages."""
 
-import importlib.util
 import json
 import math
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from programs import load_program
 
 from irstd_d2 import get_config
 from irstd_d2.evaluation import build_evaluator
@@ -20,10 +20,7 @@ NAME = "evaluate_tool_test"
 
 @pytest.fixture(scope="module")
 def tool(repo_root):
-    spec = importlib.util.spec_from_file_location("evaluate_tool", repo_root / "tools" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(repo_root / "tools" / "evaluate.py")
 
 
 def draw_scene(folder, number):
@@ -175,12 +172,18 @@ def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path / "absent.json"), "--dataset", NAME], "absent.json: predictions: cannot be read"),
         ([str(tmp_path), "--dataset", NAME], f"holds no inference/{NAME}/coco_instances_results.json"),
-        ([runs[0], "--dataset", "nonsense"], "nonsense"),
-        ([runs[0], "--dataset", NAME, "--evaluators", "nonsense"], "nonsense"),
+        ([runs[0], "--dataset", "nonsense"], "Fault: --dataset has 'nonsense', which is not registered"),
+        (
+            [runs[0], "--dataset", NAME, "--evaluators", "nonsense"],
+            "Fault: TEST.EVALUATORS has nonsense; known are centre, coco",
+        ),
+        ([runs[0], "--dataset", NAME, "--config-file", "absent.yaml"], "Fault: configuration absent.yaml: "),
         ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved boxes"),
     ):
         assert tool.main(arguments) == 1
-        assert message in capsys.readouterr().err
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1
     for arguments in ([runs[0], "--dataset", NAME, "--compare"], [runs[0], "--dataset", NAME, "--bootstrap", "-1"]):
         with pytest.raises(SystemExit, match="2"):
             tool.main(arguments)

@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import toy_training as toy
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from toy_training import TEST
+from voc_files import VocSet
 
 from irstd_d2.visualization import FALSE_COLOUR, SKY_COLOUR, TARGET_COLOUR, TRUE_COLOUR
 
@@ -82,3 +84,16 @@ def test_what_is_wrong_is_said(tool, tmp_path, caplog, arguments, message):
     assert tool("--output", tmp_path / "a.png", *arguments) == 2
     assert message in caplog.text
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_set_that_a_configuration_registers_is_drawn(tool, tmp_path):
+    VocSet(tmp_path / "mine").add("a").split("val", "a\n")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"DATASETS: {{OWN: [[visualize_mine, {tmp_path / 'mine'}, val]]}}\n")
+    try:
+        arguments = ["--dataset", "visualize_mine", "--config-file", config, "--output", tmp_path / "a.png"]
+        assert tool(*arguments) == 0
+    finally:
+        DatasetCatalog.remove("visualize_mine")
+        MetadataCatalog.remove("visualize_mine")
+    assert TARGET_COLOUR in colours(tmp_path / "a.png")
