@@ -174,8 +174,12 @@ def evaluate(rows: list[Row], memories: list[dict[Any, Any]], dataset: str) -> N
 def compare(rows: list[Row], dataset: str) -> dict[str, Comparison]:
     """Compare every row with the first in ``COMPARED``, as fractions of one."""
     truth, metric = GroundTruth.from_dataset(dataset), resampled_metrics()[COMPARED]
-    classes = len(truth.class_names)
-    first, *others = (metric.judge(row.collector.detections(), truth.targets, truth.pixels, classes) for row in rows)
+    found = [row.collector.detections() for row in rows]
+    first, *others = (
+        metric.judge(detections, truth.targets, truth.pixels, len(truth.class_names))
+        for detections in found
+        if detections is not None  # only in processes that are not the main one
+    )
     return {row.name: compare_metric(metric, first, judged) for row, judged in zip(rows[1:], others)}
 
 

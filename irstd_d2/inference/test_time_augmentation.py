@@ -117,7 +117,7 @@ class DetectorWithTTA(nn.Module):
     def views(self, sample: dict[str, Any]) -> list[View]:
         """All views of an image, the sizes in the order of the options, each first as it is and then mirrored."""
         image = np.ascontiguousarray(sample["image"].permute(1, 2, 0).cpu().numpy())
-        original = (sample.get("height", image.shape[0]), sample.get("width", image.shape[1]))
+        original = (sample.get("height") or image.shape[0], sample.get("width") or image.shape[1])
         sizes = {}
         for resize in self.resizes:
             resized = resize.get_transform(image).apply_image(image)
