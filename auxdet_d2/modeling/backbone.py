@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -190,7 +190,7 @@ class FeatureRefinement(nn.Module):
                 x = self.m2dm[stage](x, aux[stage])
             if stage in self.leem:
                 gate = None if self.gate is None else self.gate(aux[stage])[:, :, None, None]
-                x = self.leem[stage].add_to(x, gate)
+                x = cast(LEEM, self.leem[stage]).add_to(x, gate)
             refined[stage] = x
         return refined
 
