@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Losses of trained detectors on the same random crops of their test set: a cheap look where whole images cost too much.
+"""Losses of trained detectors on the same random crops of their test set: a cheap look where whole images are dear.
 
     DETECTRON2_DATASETS=... python benchmarks/pretraining_loss.py output/pretraining/lite0_*_0 --crops 256
 
