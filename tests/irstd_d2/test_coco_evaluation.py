@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irstd_d2 import get_config
+from irstd_d2.errors import ConfigError
 from irstd_d2.evaluation import IRSTDCOCOEvaluator, build_evaluator, format_results
 from irstd_d2.evaluation.coco_evaluation import coco_metrics
 from irstd_d2.evaluation.ground_truth import GroundTruth
@@ -265,7 +266,7 @@ def test_evaluators_come_from_the_configuration(register, tmp_path):
     assert results["bbox"]["band/NIR/AP50"] == results["voc_exact"]["band/NIR/AP50_area"] == 100
     assert (tmp_path / "inference" / NAME / "coco_instances_results.json").exists()
     cfg.TEST.EVALUATORS = ("nonsense",)
-    with pytest.raises(KeyError, match="nonsense"):
+    with pytest.raises(ConfigError, match=r"TEST\.EVALUATORS has nonsense; known are centre, coco"):
         build_evaluator(cfg, NAME)
 
 
