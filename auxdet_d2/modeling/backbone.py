@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -189,8 +189,10 @@ class FeatureRefinement(nn.Module):
             if stage in self.m2dm:
                 x = self.m2dm[stage](x, aux[stage])
             if stage in self.leem:
-                gate = None if self.gate is None else self.gate(aux[stage])[:, :, None, None]
-                x = cast(LEEM, self.leem[stage]).add_to(x, gate)
+                edges = self.leem[stage](x)
+                if self.gate is not None:
+                    edges = edges * self.gate(aux[stage])[:, :, None, None].to(edges.dtype)
+                x = x + edges
             refined[stage] = x
         return refined
 

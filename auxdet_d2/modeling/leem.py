@@ -5,12 +5,9 @@ N images, C channels, H x W cells.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from irstd_d2.errors import ConfigError
 
@@ -33,6 +30,8 @@ def normalize_std(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
         x: (N, C, H, W).
         eps: guards flat maps.
     """
+    # Centring first and averaging squares is faster on a CPU, but the gradient of the scale, a sum of terms that cancel,
+    # then loses a digit.
     std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
     return (x - mean) / (std + eps)
 
@@ -46,58 +45,6 @@ def normalize_instance(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
     """
     var, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
     return (x - mean) * (var + eps).rsqrt()
-
-
-class StandardizedResidual(torch.autograd.Function):
-    """base + strength * normalised x, in fewer passes over memory than the plain expression takes.
-
-    ``normalize_std`` and ``normalize_instance`` are what it must equal. On a CPU new memory costs more than arithmetic:
-    forward two maps are made, of which one is kept, and backward one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, base: Tensor, x: Tensor, strength: Tensor, eps: Tensor, population: bool) -> Tensor:
-        """Add the normalised map.
-
-        Args:
-            ctx: of autograd.
-            base: (N, C, H, W).
-            x: (N, C, H, W) in float32, the map to be normalised.
-            strength: (N or 1, C or 1, 1, 1) in float32.
-            eps: () guards flat maps.
-            population: as ``normalize_instance`` in place of ``normalize_std``.
-
-        Returns:
-            (N, C, H, W) of ``base``'s type.
-        """
-        cells = x.shape[2] * x.shape[3]
-        freedom = cells if population else max(cells - 1, 1)
-        centred = x - x.mean(dim=(2, 3), keepdim=True)
-        # What rounding of the mean left, so that large flat maps give zero.
-        centred -= centred.mean(dim=(2, 3), keepdim=True)
-        std = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True) / freedom**0.5
-        inverse = (std.square() + eps).rsqrt() if population else (std + eps).reciprocal()
-        ctx.save_for_backward(centred, std, inverse, strength)
-        ctx.freedom, ctx.population = freedom, population
-        return (centred * (inverse * strength)).add_(base).to(base.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        centred, std, inverse, strength = ctx.saved_tensors
-        grad_out, factor = grad.to(centred.dtype), inverse * strength
-        buffer = grad_out * centred
-        along = buffer.sum(dim=(2, 3), keepdim=True)  # derivative by the factor
-        by_inverse = along * strength
-        if ctx.population:
-            by_eps = -0.5 * by_inverse * inverse**3
-            by_variance = by_eps
-        else:
-            by_eps = -by_inverse * inverse.square()
-            by_variance = (by_eps / (2 * std)).masked_fill(std == 0, 0)
-        torch.mul(centred, by_variance * (2 / ctx.freedom), out=buffer)
-        buffer.addcmul_(grad_out, factor).sub_(grad_out.mean(dim=(2, 3), keepdim=True) * factor)
-        return grad, buffer, (along * inverse).sum_to_size(strength.shape), by_eps.sum(), None
 
 
 class LEEM(nn.Module):
@@ -165,24 +112,6 @@ class LEEM(nn.Module):
         edges, eps = self._edges(x)
         normalized = normalize_std(edges, eps) if self.norm == "std" else normalize_instance(edges, eps)
         return (normalized * self.scale[:, None, None]).to(x.dtype)
-
-    def add_to(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Add its edge response to a map.
-
-        Args:
-            x: (N, C, H, W).
-            gate: (N, 1, 1, 1) scales the response of each image.
-
-        Returns:
-            (N, C, H, W)
-        """
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # compilers fuse by themselves
-            edges = self(x)
-            return x + (edges if gate is None else edges * gate.to(edges.dtype))
-        edges, eps = self._edges(x)
-        strength = self.scale[None, :, None, None]
-        strength = (strength if gate is None else strength * gate).float()
-        return StandardizedResidual.apply(x, edges, strength, eps, self.norm == "instance")
 
     def _edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the response before the gate of Eq. 15, in float32, and the eps that stands for the gate."""

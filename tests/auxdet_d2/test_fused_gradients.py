@@ -1,13 +1,12 @@
-"""The gradients that LEEM and M2DM write themselves, against autograd's of the plain expressions."""
+"""The gradients that M2DM writes itself, against autograd's of the plain expressions, and LEEM and M2DM compiled."""
 
 import pytest
 import torch
 from torch import nn
 
-from auxdet_d2.modeling.leem import LEEM, StandardizedResidual, normalize_instance, normalize_std
+from auxdet_d2.modeling.leem import LEEM
 from auxdet_d2.modeling.m2dm import M2DM, ChannelPool, SumOfGains
 
-NORMS = {"std": normalize_std, "instance": normalize_instance}
 
 
 def doubles(*shape):
@@ -17,30 +16,6 @@ def doubles(*shape):
 def gradients(output, inputs):
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     return torch.autograd.grad((output * weights).sum(), inputs)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("strength", [(1, 1, 1, 1), (2, 1, 1, 1), (1, 3, 1, 1), (2, 3, 1, 1)])
-@pytest.mark.parametrize("size", [(4, 5), (1, 1)])
-def test_standardised_residual(norm, strength, size):
-    inputs = [doubles(2, 3, *size), doubles(2, 3, *size), doubles(*strength)]
-    inputs.append(torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
-    ours = StandardizedResidual.apply(*inputs, norm == "instance")
-    base, x, factor, eps = inputs
-    plain = base + factor * NORMS[norm](x, eps)
-    torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(gradients(ours, inputs), gradients(plain, inputs))
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("value", [0.1, 1000.1, -3e6])
-def test_flat_maps_add_nothing(norm, value):
-    """The mean of equal numbers may be another number; its rounding must not be taken for an edge."""
-    base, x = torch.zeros(1, 2, 37, 53), torch.full((1, 2, 37, 53), value, requires_grad=True)
-    out = StandardizedResidual.apply(base, x, torch.ones(1, 1, 1, 1), torch.tensor(1e-5), norm == "instance")
-    assert out.abs().max() < 1e-3
-    out.sum().backward()
-    assert torch.isfinite(x.grad).all()
 
 
 def test_gradients_of_pooled_channels():
@@ -64,13 +39,6 @@ def test_gradients_of_summed_gains():
     torch.testing.assert_close(gradients(ours, inputs), gradients(plain, inputs))
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "instance"}, {"kernel": "3x3"}])
-def test_adding_the_response_is_adding_the_response(options):
-    leem, x, gate = LEEM(4, init="xavier", **options), torch.randn(2, 4, 6, 5), torch.rand(2, 1, 1, 1)
-    torch.testing.assert_close(leem.add_to(x, gate), x + leem(x) * gate)
-    torch.testing.assert_close(leem.add_to(x), x + leem(x))
-
-
 class Sharpened(nn.Module):
     """LEEM as the refinement calls it."""
 
@@ -79,7 +47,7 @@ class Sharpened(nn.Module):
         self.leem = LEEM(8, init="xavier")
 
     def forward(self, x, aux):
-        return self.leem.add_to(x, aux.mean(dim=1).sigmoid()[:, None, None, None])
+        return x + self.leem(x) * aux.mean(dim=1).sigmoid()[:, None, None, None]
 
 
 @pytest.mark.parametrize("build", [Sharpened, lambda: M2DM(8, 6), lambda: M2DM(8, 6, mode="spatial_channel")])
