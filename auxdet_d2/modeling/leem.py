@@ -30,8 +30,8 @@ def normalize_std(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
         x: (N, C, H, W).
         eps: guards flat maps.
     """
-    # Centring first and averaging squares is faster on a CPU, but the gradient of the scale, a sum of terms that cancel,
-    # then loses a digit.
+    # Centring first and averaging squares is faster on a CPU, but the gradient of the scale, a sum of terms that
+    # cancel, then loses a digit.
     std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
     return (x - mean) / (std + eps)
 

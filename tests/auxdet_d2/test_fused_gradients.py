@@ -8,7 +8,6 @@ from auxdet_d2.modeling.leem import LEEM
 from auxdet_d2.modeling.m2dm import M2DM, ChannelPool, SumOfGains
 
 
-
 def doubles(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
