@@ -8,8 +8,7 @@ A box with centre c, width w and height h stands for the Gaussian with mean c an
 and, as w / 2 and c are half the difference and half the sum of a box's two sides, it is half the squared distance of
 the four sides: W^2 = |b1 - b2|^2 / 2 for boxes b = (x1, y1, x2, y2). The similarity is NWD = exp(-W / C).
 
-Source: Wang et al., "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection" (arXiv 2110.13389), Eqs. 4
-to 6.
+Source: Wang et al., "A Normalized Gaussian Wasserstein Distance for Tiny Object Detection" (arXiv 2110.13389).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ the distance of the centres along an axis:
     Wasserstein        d^2 + ((w - e) / 2)^2
 
 and the score 1 / (1 + distance). Source: Xu et al., "RFLA: Gaussian Receptive Field based Label Assignment for Tiny
-Object Detection" (ECCV 2022), section 3: the effective field is half as wide as the theoretical one, the k points of
+Object Detection" (arXiv 2208.08738): the effective field is half as wide as the theoretical one, the k points of
 highest score of a target are positive, and so is the best under fields decayed by beta, where it was free.
 
 Here a point that several targets want goes to the one in whose order it stands further in front, then to the smaller;
