@@ -9,6 +9,7 @@ the process computed, without what it waited for; that is meaningful for one thr
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import threading
@@ -228,6 +229,7 @@ def peak_memory(work: Work, device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     work()
+    _return_free_memory()
     before = highest = resident_bytes()
     done = threading.Event()
 
@@ -244,6 +246,13 @@ def peak_memory(work: Work, device: torch.device) -> int:
         done.set()
         watcher.join()
     return max(highest, resident_bytes()) - before
+
+
+def _return_free_memory() -> None:
+    """Give what was freed back to the system, so that using it again counts; only where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, edge: int = 2048) -> float:

@@ -23,7 +23,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -58,6 +58,7 @@ from irstd_d2.synthetic import SceneConfig, dense_config, write_densesirst, writ
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 logger = logging.getLogger("ablate")
 
 # Data of the synthetic scale; in only one of ten of its scenes does the background betray the imaging domain.
@@ -174,14 +175,34 @@ class Trainer:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise NotFinishedError("another process is training it") from error
+            process = None
             try:
-                # The training inherits the lock, and so holds it even if this process is killed.
-                return subprocess.run(  # noqa: S603
-                    command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, timeout=limit,
-                    pass_fds=[lock.fileno()],
-                ).returncode  # fmt: skip
+                with signals_deferred():
+                    # The training inherits the lock, and so holds it even if this process is killed.
+                    process = subprocess.Popen(  # noqa: S603
+                        command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, pass_fds=[lock.fileno()]
+                    )
+                return process.wait(limit)
             except subprocess.TimeoutExpired as error:
                 raise NotFinishedError("interrupted: no time left") from error
+            finally:
+                if process is not None:
+                    process.kill()
+                    process.wait()
+
+
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Handle the signals that stop this command after the block: none comes between a process and its name."""
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda which, _: came.append(which)) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def count_parameters(table: Table) -> dict[str, int]:
@@ -301,6 +322,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # both also end the training in progress
+    for number in STOPPING:  # both also end the training in progress
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.backbone import SwinTransformer, ViT
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.proposal_generator import RPN
@@ -35,6 +36,8 @@ from .candidates import INVALID, clip_boxes, keep_best, nms_mask, take, top_cand
 
 # Looked up by name, so that this package depends on neither of them.
 _EXTENSIONS = ("auxdet_d2.export", "bafe_d2.export")
+# Their windows and positions are numbers in Python, which a trace keeps as they were.
+_OF_ONE_SIZE = (SwinTransformer, ViT)
 Features = dict[str, Tensor]
 NMS = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 # Contexts in which a model is exported: they replace what a file cannot express by an equal form.
@@ -210,6 +213,12 @@ def build_graph(model: nn.Module, *, with_nms: bool = True, suppress: NMS = nms_
     """
     for extension in _EXTENSIONS:
         import_module(extension)
+    for module in model.modules():
+        if isinstance(module, _OF_ONE_SIZE):
+            raise ConfigError(
+                f"MODEL.BACKBONE: {type(module).__name__} cannot be exported, as tracing would fix its windows and "
+                "positions to one size of images; export a model on a ResNet or EfficientNet-Lite0"
+            )
     return DetectionGraph(model.eval(), with_nms=with_nms, suppress=suppress).eval()
 
 

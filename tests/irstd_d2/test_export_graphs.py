@@ -18,7 +18,8 @@ from irstd_d2.export import Detections, ExportedDetector, FixedShape, build_grap
 from irstd_d2.export.graphs import example_inputs, input_names
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TINY = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/tiny/*_tiny.yaml"))
+TRANSFORMERS = ["auxdet/tiny/auxdet_swin_tiny.yaml", "auxdet/tiny/auxdet_vit_tiny.yaml"]
+TINY = sorted({str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("*/tiny/*_tiny.yaml")} - {*TRANSFORMERS})
 KEEP_ALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.FCOS.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "INPUT.FIXED_SIZE", (96, 128)),
@@ -154,3 +155,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="Foreign has no exported form"):
         build_graph(Foreign())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers_are_refused_by_name(name, tmp_path):
+    cfg, model = build(name)
+    with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE: \w+ cannot be exported"):
+        export_model(cfg, model, tmp_path / "model.ts", format="torchscript")
+    assert not list(tmp_path.iterdir())
