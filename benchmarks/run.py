@@ -44,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=90.0, help="seconds after which a comparison ends with fewer pairs than three"
     )
+    parser.add_argument(
+        "--return-memory",
+        action="store_true",
+        help="return freed memory to the system, as PyTorch does by itself; by default it is kept, as in train_net.py",
+    )
     parser.add_argument("--quick", action="store_true", help="small inputs, one pair each: no figures, only a check")
     parser.add_argument("--output", type=Path, help="a Markdown file to write beside printing")
     args = parser.parse_args(argv)
@@ -60,7 +65,7 @@ def pin(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def header(args: argparse.Namespace) -> str:
+def header(args: argparse.Namespace, kept: bool) -> str:
     import torch
     from harness import matrix_rate
 
@@ -85,7 +90,7 @@ def header(args: argparse.Namespace) -> str:
             "",
             f"{date.today()}, commit {commit or 'unknown'}, {machine}, {args.threads} thread(s), {args.clock} time, "
             f"load average {os.getloadavg()[0]:.1f} at the start. Python {platform.python_version()}, "
-            f"{', '.join(installed)}. "
+            f"{', '.join(installed)}. Freed memory is {'kept' if kept else 'returned to the system'}. "
             f"Product of two 2048x2048 matrices: {', '.join(rates)}.",
         ]
     )
@@ -102,13 +107,16 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from cases import data, detectors, parts, targets
 
+    from irstd_d2.memory import keep_freed_memory
+
+    kept = not args.return_memory and torch.device(args.device).type == "cpu" and keep_freed_memory()
     if args.clock == "cpu":
         harness.CLOCK = time.process_time
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     modules = {"parts": parts, "targets": targets, "data": data, "detectors": detectors}
     title = "# A quick check: inputs are too small for figures" if args.quick else "# Speed"
-    top = [title, "", header(args), ""]
+    top = [title, "", header(args, kept), ""]
     start = time.perf_counter()
 
     def page(state: str) -> str:

@@ -3,5 +3,5 @@
 from . import data, modeling  # noqa: F401  registers
 from .config import add_irstd_config, get_config
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["add_irstd_config", "get_config"]

@@ -15,10 +15,13 @@ from ..config import get_config
 from ..data import set_skip_bad
 from ..data.datasets import check_registered
 from ..evaluation.build import check_evaluators
+from ..memory import keep_freed_memory
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Merge file and command line into a configuration, choose the device and start the logs.
+
+    On a CPU the process keeps the memory that it frees (:func:`irstd_d2.memory.keep_freed_memory`).
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
@@ -34,6 +37,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if no_cuda:
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
     default_setup(cfg, args)
     for package in ("irstd_d2", "auxdet_d2", "bafe_d2"):
