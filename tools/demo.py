@@ -42,6 +42,7 @@ from irstd_d2.inference import Predictor
 from irstd_d2.inference.inputs import MetadataLookup, Source, Video, find_sources
 from irstd_d2.inference.pictures import draw_result
 from irstd_d2.inference.results import ImageResult, Journal, write_results
+from irstd_d2.memory import keep_freed_memory
 
 logger = logging.getLogger("demo")
 
@@ -167,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
         cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, *args.opts])
         if not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
+        if cfg.MODEL.DEVICE == "cpu":
+            keep_freed_memory()
         predictor = Predictor(cfg, tile=args.tile, overlap=args.overlap, batch_size=args.tile_batch)
         journal = Journal(args.output, settings_of(cfg, args))
     except (ConfigError, DatasetError, OSError) as error:

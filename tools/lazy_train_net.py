@@ -35,6 +35,7 @@ from torch import nn
 from irstd_d2.engine import IRSTDCheckpointer
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.evaluation import format_results
+from irstd_d2.memory import keep_freed_memory
 
 logger = logging.getLogger("detectron2")
 
@@ -75,6 +76,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     no_cuda = cfg.train.device.startswith("cuda") and not torch.cuda.is_available()
     if no_cuda:
         cfg.train.device = "cpu"
+    if cfg.train.device == "cpu":
+        keep_freed_memory()
     default_setup(cfg, args)
     if no_cuda:
         logger.info("no CUDA device here: running on the CPU (train.device=cpu)")
