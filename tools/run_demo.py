@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def read_metrics(folder: Path) -> dict[str, float]:
     """Last evaluation in a run's metrics.json."""
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return [row for row in rows if "bbox/AP50" in row][-1]
+
+
+def best_threshold(metrics: dict[str, float]) -> float:
+    """Score at which F1 is best; 0.5 where nothing was found."""
+    score = metrics["pd_fa/F1_score"]
+    return 0.5 if math.isnan(score) else score
 
 
 def markdown_table(results: dict[str, dict[str, float]]) -> str:
@@ -143,7 +150,7 @@ def main() -> None:
         run(
             f"pictures of {system.name}",
             ["tools/visualize.py", "--dataset", system.data_set, "--predictions", str(predictions),
-             "--count", "6", "--threshold", "0.15", "--output", str(picture)],
+             "--count", "6", "--threshold", f"{best_threshold(results[system.name]):.3f}", "--output", str(picture)],
             output / "logs" / "pictures.log",
             environment,
         )  # fmt: skip
