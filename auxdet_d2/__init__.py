@@ -1,6 +1,6 @@
 """AuxDet: metadata-conditioned detection of infrared small targets. Importing registers its parts."""
 
-from . import data, evaluation, modeling
+from . import data, modeling
 from .config import add_auxdet_config
 from .metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, collate_metadata
 
@@ -11,6 +11,5 @@ __all__ = [
     "add_auxdet_config",
     "collate_metadata",
     "data",
-    "evaluation",
     "modeling",
 ]

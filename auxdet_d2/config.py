@@ -13,6 +13,8 @@ def add_auxdet_config(cfg: CfgNode) -> None:
     _add_metadata_keys(cfg)
     _add_refinement_keys(cfg)
     _add_cascade_rpn_keys(cfg)
+    # In the configurations that runs of version 0.3 saved; prediction of metadata is gone.
+    cfg.register_deprecated_key("MODEL.AUXDET.PREDICT")
 
 
 def _add_metadata_keys(cfg: CfgNode) -> None:
@@ -78,21 +80,6 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
     # What an unknown field becomes: "zero" (published), a code that training without METADATA_DROPOUT never sees, or
     # "learned", an embedding of its own.
     encoder.UNKNOWN = "zero"
-
-    # Metadata predicted from the image (not in the paper): an auxiliary task whose results can stand in for what is
-    # unknown.
-    predict = cfg.MODEL.AUXDET.PREDICT = CfgNode()
-    predict.ENABLED = False
-    # Of the losses, a cross entropy for platform and for band and a smooth L1 for the logarithm of the size.
-    predict.LOSS_WEIGHT = 0.1
-    # What an unknown field becomes, in training and at test time: "soft", the predicted probabilities; "hard", the
-    # likeliest name; "none", what ENCODER.UNKNOWN says. Training meets unknown fields with METADATA_DROPOUT.
-    predict.FILL = "soft"
-    # At test time, a platform or band whose predicted probability is below this counts as unknown, where metadata can
-    # be wrong; 0 believes all that is given.
-    predict.DOUBT = 0.0
-    # Width of its hidden layer.
-    predict.HIDDEN = 64
 
     # Dynamic MLP (Eq. 8).
     dynamic_mlp = cfg.MODEL.AUXDET.DYNAMIC_MLP = CfgNode()

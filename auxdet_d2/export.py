@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
+from contextlib import AbstractContextManager
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.export.candidates import clip_boxes, take, top_candidates
 from irstd_d2.export.graphs import (
-    EXPORT_PATCHES,
     NMS,
+    Candidates,
     Features,
+    Suppression,
     best_proposals,
-    condition,
+    candidates,
+    conditioned,
+    extra_outputs,
     metadata_vocabulary,
     proposals,
+    suppression,
 )
 
 from .metadata import MetadataBatch
-from .modeling import m2dm
-from .modeling.backbone import conditioned_parts
+from .modeling.backbone import conditioned_on
 from .modeling.cascade_rpn import CascadeRPN, adaptive_offsets, grid_anchors
-from .modeling.meta_arch import MetadataConditioned
+from .modeling.meta_arch import AuxDet, MetadataConditionedModel
 
 
-@metadata_vocabulary.register
-def _(model: MetadataConditioned) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@metadata_vocabulary.register(AuxDet)
+@metadata_vocabulary.register(MetadataConditionedModel)
+def _(model: AuxDet | MetadataConditionedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if extra := list(model.vocabulary.extra_sizes):
         raise ConfigError(
             f"an exported file takes platform, band and size, not {extra}; export a model whose "
@@ -39,10 +39,25 @@ def _(model: MetadataConditioned) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return model.vocabulary.platforms.names, model.vocabulary.bands.names
 
 
-@condition.register
-def _(model: MetadataConditioned, platform: Tensor, band: Tensor, size: Tensor) -> None:
-    for part in conditioned_parts(model.backbone):
-        part.condition_on(MetadataBatch(platform, band, size))
+@conditioned.register(AuxDet)
+@conditioned.register(MetadataConditionedModel)
+def _(model: nn.Module, platform: Tensor, band: Tensor, size: Tensor) -> AbstractContextManager[None]:  # noqa: ARG001
+    return conditioned_on(MetadataBatch(platform, band, size))
+
+
+@candidates.register
+def _(model: MetadataConditionedModel, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:
+    return candidates(model.model, features, image_size, suppress)
+
+
+@suppression.register
+def _(model: MetadataConditionedModel) -> Suppression:
+    return suppression(model.model)
+
+
+@extra_outputs.register
+def _(model: MetadataConditionedModel) -> tuple[str, ...]:
+    return extra_outputs(model.model)
 
 
 @proposals.register
@@ -63,33 +78,3 @@ def _(generator: CascadeRPN, features: Features, image_size: Tensor, suppress: N
         scores, place, _ = top_candidates(logits.flatten(2).transpose(1, 2).sigmoid(), generator.pre_nms_topk[1])
         columns.append((take(anchors, place), scores))
     return best_proposals(columns, image_size, suppress, generator.nms_threshold, generator.post_nms_topk[1])
-
-
-def sum_shifted(maps: Tensor, kernels: Tensor) -> Tensor:
-    """``apply_edge_kernels`` as a sum over shifted maps: a convolution in a file has a fixed number of groups.
-
-    Args:
-        maps: (N, 2, H, W).
-        kernels: (N, 2, 3, 3).
-
-    Returns:
-        (N, 1, H, W)
-    """
-    height, width = maps.shape[-2:]
-    padded = F.pad(maps, (1, 1, 1, 1))
-    total = torch.zeros_like(maps[:, :1])
-    for dy in range(3):
-        for dx in range(3):
-            weight = kernels[:, :, dy, dx, None, None]
-            shifted = padded[:, :, dy : dy + height, dx : dx + width]
-            total = total + (shifted * weight).sum(dim=1, keepdim=True)
-    return total
-
-
-@contextmanager
-def _patches() -> Iterator[None]:
-    with mock.patch.object(m2dm, "apply_edge_kernels", sum_shifted):
-        yield
-
-
-EXPORT_PATCHES.append(_patches)

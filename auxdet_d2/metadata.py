@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _parse_number(value: object) -> float:
-    """Return a finite number, or not-a-number for everything that is none."""
+    """Return a finite number, otherwise NaN."""
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -119,16 +120,20 @@ class Vocabulary:
     field_name: str
     names: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
-    _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        index = {_key(name): i for i, name in enumerate(self.names)}
-        if not self.names or len(index) != len(self.names) or "" in index:
+        object.__setattr__(self, "names", tuple(self.names))  # a lazy configuration gives a list
+        keys = {_key(name) for name in self.names}
+        if not self.names or len(keys) != len(self.names) or "" in keys:
             raise ConfigError(f"the {self.field_name} vocabulary is {self.names}; give one or more different names")
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        index = {_key(name): i for i, name in enumerate(self.names)}
         for alias, name in self.aliases.items():
             if _key(name) in index:
                 index.setdefault(_key(alias), index[_key(name)])
-        object.__setattr__(self, "_index", index)
+        return index
 
     def __len__(self) -> int:
         return len(self.names)
@@ -169,7 +174,7 @@ class NumericField:
             raise ConfigError(f"the range of {self.field_name} starts at {self.low}; a logarithm needs more than 0")
 
     def position(self, value: object) -> float:
-        """Return the place of a value in the range, 0..1; not-a-number for unknown.
+        """Return the place of a value in the range, 0..1; NaN for unknown.
 
         Raises:
             ValueError: for what is not a number.
@@ -206,6 +211,8 @@ class MetadataVocabulary:
     categorical: tuple[Vocabulary, ...] = ()
 
     def __post_init__(self):
+        for name in ("numeric", "categorical"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a lazy configuration gives a list
         names = [extra.field_name for extra in (*self.numeric, *self.categorical)]
         for name in names:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
@@ -284,7 +291,7 @@ class MetadataBatch(NamedTuple):
         band: (N,) int64, likewise.
         size: (N, 2) float32, width and height of the original images in pixels, (0, 0) unknown.
         extra: (N, K) float32, the further fields in the order of ``MetadataVocabulary.extra_sizes``: the place in the
-            range, 0..1, of a number, the position in its vocabulary of a name, not-a-number unknown. Without columns
+            range, 0..1, of a number, the position in its vocabulary of a name, NaN unknown. Without columns
             all are unknown.
     """
 

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RetinaNet,
+)
 
 import auxdet_d2  # noqa: F401  registers, before the registries are copied
 import bafe_d2  # noqa: F401
+from auxdet_d2.modeling import AuxDet, MetadataConditionedModel
 from irstd_d2.data import MAPPER_REGISTRY
 from irstd_d2.evaluation import EVALUATOR_REGISTRY
 
@@ -47,13 +54,14 @@ def _assert_metadata_changes_features(result):
 
 def test_auxdet_backbone_in_faster_rcnn(run):
     result = run("auxdet_backbone_in_faster_rcnn")
-    assert type(result["model"]).__name__ == "MetadataConditionedGeneralizedRCNN"
+    assert type(result["model"]) is AuxDet
     _assert_metadata_changes_features(result)
 
 
 def test_auxdet_backbone_in_retinanet(run):
     result = run("auxdet_backbone_in_retinanet")
-    assert type(result["model"]).__name__ == "MetadataConditionedRetinaNet"
+    assert type(result["model"]) is MetadataConditionedModel
+    assert isinstance(result["model"].model, RetinaNet)
     _assert_metadata_changes_features(result)
 
 

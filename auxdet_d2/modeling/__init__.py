@@ -10,6 +10,7 @@ from .backbone import (
     build_auxdet_resnet_backbone,
     build_auxdet_resnet_fpn_backbone,
     build_auxdet_retinanet_resnet_fpn_backbone,
+    conditioned_on,
     conditioned_parts,
 )
 from .box_transform import BoundedBox2BoxTransform
@@ -17,14 +18,14 @@ from .cascade_rpn import CascadeRPN
 from .dynamic_mlp import DynamicMLP
 from .leem import LEEM
 from .m2dm import M2DM
-from .meta_arch import MetadataConditioned, build_metadata_conditioned, condition_on_metadata
+from .meta_arch import AuxDet, MetadataConditionedModel
 from .metadata_encoder import AuxiliaryEncoder
-from .metadata_prediction import MetadataPredictor
 from .roi_heads import AuxDetROIHeads
 
 __all__ = [
     "LEEM",
     "M2DM",
+    "AuxDet",
     "AuxDetBackbone",
     "AuxDetFPN",
     "AuxDetROIHeads",
@@ -33,15 +34,13 @@ __all__ = [
     "CascadeRPN",
     "DynamicMLP",
     "FeatureRefinement",
-    "MetadataConditioned",
     "MetadataConditionedBackbone",
-    "MetadataPredictor",
+    "MetadataConditionedModel",
     "build_auxdet_backbone",
     "build_auxdet_fpn_backbone",
     "build_auxdet_resnet_backbone",
     "build_auxdet_resnet_fpn_backbone",
     "build_auxdet_retinanet_resnet_fpn_backbone",
-    "build_metadata_conditioned",
-    "condition_on_metadata",
+    "conditioned_on",
     "conditioned_parts",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -21,7 +23,6 @@ from ..metadata import MetadataBatch, MetadataVocabulary
 from .leem import LEEM, ResidualGate
 from .m2dm import M2DM
 from .metadata_encoder import AuxiliaryEncoder, DetailCompensation
-from .metadata_prediction import MetadataPredictor
 
 VISUAL_HINTS = ("none", "high_level", "detail")
 
@@ -41,8 +42,6 @@ class FeatureRefinement(nn.Module):
         encoder: arguments of ``AuxiliaryEncoder`` besides ``num_stages`` and ``visual_channels``.
         m2dm: arguments of ``M2DM`` besides the widths.
         leem: arguments of ``LEEM`` besides the width.
-        predict: arguments of ``MetadataPredictor`` besides the width, which then stands in for unknown metadata;
-            ``None`` for none.
 
     Raises:
         ConfigError: for an unknown stage or option.
@@ -60,7 +59,6 @@ class FeatureRefinement(nn.Module):
         encoder: Mapping[str, Any] | None = None,
         m2dm: Mapping[str, Any] | None = None,
         leem: Mapping[str, Any] | None = None,
-        predict: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         input_shape = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
@@ -100,26 +98,11 @@ class FeatureRefinement(nn.Module):
             if gated and leem_stages:
                 self.gate = ResidualGate(aux_features)
         self.leem = nn.ModuleDict({s: LEEM(channels[s], **(leem or {})) for s in self.stages if s in leem_stages})
-        self.predictor: MetadataPredictor | None = None
-        if predict is not None:
-            if self.encoder is None:
-                raise ConfigError(
-                    "MODEL.AUXDET.PREDICT.ENABLED is True, but no stage takes metadata; name some in M2DM.STAGES"
-                )
-            self.predictor = MetadataPredictor(sum(channels.values()), **predict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         auxdet, vocabulary = cfg.MODEL.AUXDET, MetadataVocabulary.from_config(cfg)
         names = {"num_platforms": len(vocabulary.platforms), "num_bands": len(vocabulary.bands)}
-        predict = {
-            **names,
-            "hidden": auxdet.PREDICT.HIDDEN,
-            "fill": auxdet.PREDICT.FILL,
-            "doubt": auxdet.PREDICT.DOUBT,
-            "loss_weight": auxdet.PREDICT.LOSS_WEIGHT,
-            "size_scale": auxdet.ENCODER.SIZE_SCALE,
-        }
         return {
             "input_shape": input_shape,
             "m2dm_stages": auxdet.M2DM.STAGES,
@@ -153,7 +136,6 @@ class FeatureRefinement(nn.Module):
                 "init": auxdet.LEEM.INIT,
                 "norm": auxdet.LEEM.NORM,
             },
-            "predict": predict if auxdet.PREDICT.ENABLED else None,
         }
 
     def encode(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
@@ -167,10 +149,7 @@ class FeatureRefinement(nn.Module):
                 self.detail[stage](features[stage], pooled) if stage in self.detail else pooled
                 for stage in self.conditioned_stages
             ]
-        guess = None
-        if self.predictor is not None:
-            metadata, guess = self.predictor(features, metadata)
-        return dict(zip(self.conditioned_stages, self.encoder(metadata, hints, guess)))
+        return dict(zip(self.conditioned_stages, self.encoder(metadata, hints)))
 
     def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
         """Refine the chosen stages and pass the others on.
@@ -197,26 +176,32 @@ class FeatureRefinement(nn.Module):
         return refined
 
 
-class MetadataConditionedBackbone(Backbone):
-    """A backbone whose forward pass takes the metadata of its images; subclasses write ``forward_conditioned``.
+_metadata: ContextVar[MetadataBatch | None] = ContextVar("metadata of the batch in work", default=None)
 
-    Metadata comes either with the call, ``backbone(x, metadata)``, or from ``condition_on`` before it, for callers that
-    only know ``backbone(x)``. A forward pass uses it up, so that no later batch can see it. Without metadata all fields
-    are unknown.
+
+@contextmanager
+def conditioned_on(metadata: MetadataBatch) -> Iterator[None]:
+    """Within the block, backbones that take metadata and are called without any see this one.
+
+    For callers in between that only know ``backbone(x)``. It ends with the block, whatever happens inside, and other
+    threads do not see it.
     """
+    token = _metadata.set(metadata)
+    try:
+        yield
+    finally:
+        _metadata.reset(token)
 
-    _pending: MetadataBatch | None = None
 
-    def condition_on(self, metadata: MetadataBatch) -> None:
-        """Set the metadata of the next forward pass, and of that one only."""
-        self._pending = metadata
+class MetadataConditionedBackbone(Backbone):
+    """A backbone whose forward pass takes the metadata of its images; subclasses write ``forward_conditioned``."""
 
     def forward(self, x: Tensor, metadata: MetadataBatch | None = None) -> dict[str, Tensor]:
         """Compute the feature maps of an image batch.
 
         Args:
             x: (N, 3, H, W).
-            metadata: of the N images; ``None`` takes what ``condition_on`` set, else unknown.
+            metadata: of the N images; ``None`` takes that of ``conditioned_on``, outside of it all is unknown.
 
         Returns:
             name -> (N, C, H / stride, W / stride)
@@ -224,9 +209,8 @@ class MetadataConditionedBackbone(Backbone):
         Raises:
             ValueError: if images and metadata differ in number.
         """
-        pending, self._pending = self._pending, None
         if metadata is None:
-            metadata = pending
+            metadata = _metadata.get()
         num_images = x.shape[0]  # a symbol while the model is exported
         if metadata is None:
             metadata = MetadataBatch.unknown(num_images, x.device)
@@ -241,9 +225,9 @@ class MetadataConditionedBackbone(Backbone):
         """Compute the feature maps of N images under their metadata, which is on their device."""
 
 
-def conditioned_parts(backbone: nn.Module) -> list[MetadataConditionedBackbone]:
-    """Return the parts of a backbone that take metadata: itself, or one under a neck that knows nothing of it."""
-    return [part for part in backbone.modules() if isinstance(part, MetadataConditionedBackbone)]
+def conditioned_parts(model: nn.Module) -> list[MetadataConditionedBackbone]:
+    """Return the parts of a model that take metadata: its backbone, or one under a neck that knows nothing of it."""
+    return [part for part in model.modules() if isinstance(part, MetadataConditionedBackbone)]
 
 
 class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):

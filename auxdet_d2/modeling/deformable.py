@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
+from irstd_d2.modeling.fast_paths import eager_on_cpu
+
 
 def bilinear_corners(offsets: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
     """Rows of a (N * H * W, C) table that bilinear sampling needs, and their weights.
@@ -81,7 +83,7 @@ def deformable_conv2d(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
 
     Args, returns: see ``deformable_conv2d_by_rows``.
     """
-    if x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+    if eager_on_cpu(x):
         return deformable_conv2d_by_rows(x, offsets, weight)
     # A number, where tracing has a tensor for a size.
     return deform_conv2d(x, offsets, weight, padding=int(weight.shape[-1]) // 2)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.fast_paths import in_graph
 
 from .dynamic_mlp import DynamicMLP
 
@@ -48,9 +49,24 @@ def apply_edge_kernels(maps: Tensor, kernels: Tensor) -> Tensor:
     Returns:
         (N, 1, H, W)
     """
+    if in_graph():
+        return _sum_of_shifted(maps, kernels)
     # One group per image.
     num_images = maps.shape[0]
     return F.conv2d(maps.flatten(0, 1)[None], kernels, padding=1, groups=num_images).transpose(0, 1)
+
+
+def _sum_of_shifted(maps: Tensor, kernels: Tensor) -> Tensor:
+    """``apply_edge_kernels`` as a sum over shifted maps: a convolution in a graph has a fixed number of groups."""
+    height, width = maps.shape[-2:]
+    padded = F.pad(maps, (1, 1, 1, 1))
+    total = torch.zeros_like(maps[:, :1])
+    for dy in range(3):
+        for dx in range(3):
+            weight = kernels[:, :, dy, dx, None, None]
+            shifted = padded[:, :, dy : dy + height, dx : dx + width]
+            total = total + (shifted * weight).sum(dim=1, keepdim=True)
+    return total
 
 
 class ChannelPool(torch.autograd.Function):
@@ -89,16 +105,16 @@ class SumOfGains(torch.autograd.Function):
         return torch.mul(grad, spatial, out=buffer).addcmul_(grad, channel), by_spatial, by_channel
 
 
-def _plain() -> bool:
-    """Whether plain operators serve better: compilers fuse them and exporters know them."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+def _own_gradient() -> bool:
+    """Whether the functions with a gradient of their own serve: where there is one, and nothing records operations."""
+    return torch.is_grad_enabled() and not in_graph()
 
 
 def pool_channels(x: Tensor) -> Tensor:
     """Return mean and maximum over the channels: (N, C, H, W) gives (N, 2, H, W)."""
-    if _plain():
-        return torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
-    return ChannelPool.apply(x)
+    if _own_gradient():
+        return ChannelPool.apply(x)
+    return torch.stack([x.mean(dim=1), x.amax(dim=1)], dim=1)
 
 
 def channel_gain(modulation: Tensor) -> Tensor:
@@ -204,6 +220,6 @@ class M2DM(nn.Module):
         if self.mode == "spatial_channel":
             return x * (1 + spatial * channel_gain(channels))
         gain = channel_gain(channels)
-        if _plain():
-            return x * (1 + spatial + gain)
-        return SumOfGains.apply(x, 1 + spatial, gain)
+        if _own_gradient():
+            return SumOfGains.apply(x, 1 + spatial, gain)
+        return x * (1 + spatial + gain)

@@ -1,125 +1,157 @@
-"""Meta-architectures whose backbone is conditioned on the metadata of the images.
+"""Detectors whose backbone is conditioned on the metadata of their images.
 
-Every detectron2 meta-architecture calls its own ``preprocess_image(batched_inputs)`` before ``backbone(tensor)``. There
-``MetadataConditioned`` hands the metadata of the batch to the backbone, so that RetinaNet, FCOS, Cascade R-CNN or a
+A meta-architecture calls ``backbone(tensor)`` somewhere inside its forward pass. ``conditioned_on`` makes the metadata
+of the batch known to the backbone for exactly as long as that pass lasts, so that RetinaNet, FCOS, Cascade R-CNN or a
 third party's model can use a conditioned backbone without knowing of metadata.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import ImageList
-from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from irstd_d2.errors import ConfigError
 
 from ..metadata import MetadataVocabulary, collate_metadata
-from .backbone import conditioned_parts
-from .metadata_prediction import MetadataPredictor
-
-_REPORT_PERIOD = 20  # iterations; the host waits for the device
+from .backbone import conditioned_on, conditioned_parts
+from .metadata_encoder import AuxiliaryEncoder
 
 
-class MetadataConditioned(nn.Module):
-    """Mixin, to stand before a meta-architecture: conditions ``self.backbone`` on the metadata of each batch.
+def condition_on_batch(
+    vocabulary: MetadataVocabulary, batched_inputs: Sequence[dict[str, Any]]
+) -> AbstractContextManager[None]:
+    """``conditioned_on`` with the metadata of detectron2's samples (``metadata``; missing is unknown).
 
-    ``vocabulary`` turns names into indices; the default knows AuxDet's platforms and bands.
+    Raises:
+        ValueError: for metadata that cannot be read; names the file.
+    """
+    metadata = [sample.get("metadata") for sample in batched_inputs]
+    files = [str(sample.get("file_name", f"image {i} of the batch")) for i, sample in enumerate(batched_inputs)]
+    return conditioned_on(collate_metadata(metadata, vocabulary, files=files))
+
+
+def check_conditioned(model: nn.Module, vocabulary: MetadataVocabulary) -> None:
+    """Refuse a model none of whose parts takes metadata, or whose parts know other names than the vocabulary.
+
+    Raises:
+        ConfigError
+    """
+    if not conditioned_parts(model):
+        raise ConfigError(
+            f"the backbone of {type(model).__name__} takes no metadata; MODEL.BACKBONE.NAME "
+            "build_auxdet_resnet_fpn_backbone is one that does"
+        )
+    expected = (len(vocabulary.platforms), len(vocabulary.bands), vocabulary.extra_sizes)
+    for encoder in model.modules():
+        if not isinstance(encoder, AuxiliaryEncoder):
+            continue
+        found = (encoder.num_platforms, encoder.num_bands, encoder.extra)
+        if found != expected:
+            raise ConfigError(
+                "the backbone and the vocabulary differ in the number of platforms, bands or further fields: "
+                f"{found} and {expected}; build both from the same MODEL.METADATA"
+            )
+
+
+@META_ARCH_REGISTRY.register()
+class AuxDet(GeneralizedRCNN):
+    """``GeneralizedRCNN`` whose backbone takes the metadata of the images, in each sample's ``metadata``.
+
+    Args:
+        vocabulary: turns names into indices; by default platforms and bands of WideIRSTD.
+        rcnn: arguments of ``GeneralizedRCNN``; its ``backbone`` is a ``MetadataConditionedBackbone`` or holds one.
+
+    Raises:
+        ConfigError: see ``check_conditioned``.
     """
 
-    backbone: nn.Module  # the meta-architecture's
-    vocabulary = MetadataVocabulary.from_names(("Air", "Space", "Land"), ("LWIR", "NIR", "SWIR"))
+    @configurable
+    def __init__(self, *, vocabulary: MetadataVocabulary | None = None, **rcnn: Any):
+        super().__init__(**rcnn)
+        self.vocabulary = vocabulary or MetadataVocabulary()
+        check_conditioned(self, self.vocabulary)
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Condition the backbone, then prepare the images as the meta-architecture does."""
-        images = super().preprocess_image(batched_inputs)  # type: ignore[misc]
-        parts = conditioned_parts(self.backbone)
-        if not parts:
-            raise ConfigError(
-                f"{type(self).__name__} needs a backbone that takes metadata, not {type(self.backbone).__name__}; "
-                "MODEL.BACKBONE.NAME build_auxdet_resnet_fpn_backbone is one"
-            )
-        metadata = [sample.get("metadata") for sample in batched_inputs]
-        files = [str(sample.get("file_name", f"image {i} of the batch")) for i, sample in enumerate(batched_inputs)]
-        batch = collate_metadata(metadata, self.vocabulary, images.tensor.device, files)
-        for part in parts:
-            part.condition_on(batch)
-        return images
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "vocabulary": MetadataVocabulary.from_config(cfg)}
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Run the meta-architecture, and give what is predicted of metadata with its results.
-
-        In training that is a loss per field, ``loss_metadata_FIELD``; now and then the accuracies go to the
-        ``EventStorage``, as ``metadata/FIELD_accuracy``. At test time the dictionary of each image gets ``metadata``:
-        the predicted ``platform`` and ``band`` with ``platform_score`` and ``band_score``, ``width`` and ``height``.
-        """
-        predictors = [part for part in self.backbone.modules() if isinstance(part, MetadataPredictor)]
-        if not predictors:
-            return super().forward(batched_inputs)
-        (predictor,) = predictors
-        with predictor.recording() as predictions:
-            outputs = super().forward(batched_inputs)
-        ((prediction, truth),) = predictions
+        """Return the losses in training, else one dict per image with ``instances``."""
         if not self.training:
-            described = prediction.describe(self.vocabulary, predictor.size_scale)
-            return [{**output, "metadata": words} for output, words in zip(outputs, described)]
-        storage = get_event_storage()
-        if storage.iter % _REPORT_PERIOD == 0:
-            for name, accuracy in prediction.accuracies(truth).items():
-                storage.put_scalar(f"metadata/{name}_accuracy", accuracy)
-        losses = prediction.losses(truth, predictor.size_scale)
-        return {**outputs, **{f"loss_metadata_{name}": predictor.loss_weight * loss for name, loss in losses.items()}}
+            return self.inference(batched_inputs)
+        with condition_on_batch(self.vocabulary, batched_inputs):
+            return super().forward(batched_inputs)
 
-
-@cache
-def condition_on_metadata(meta_arch: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of a meta-architecture that conditions its backbone on metadata.
-
-    Args:
-        meta_arch: a class with ``preprocess_image`` and ``backbone``.
-    """
-    if issubclass(meta_arch, MetadataConditioned):
-        return meta_arch
-    return type(f"MetadataConditioned{meta_arch.__name__}", (MetadataConditioned, meta_arch), {})
-
-
-def build_metadata_conditioned(
-    meta_arch: type[nn.Module] = GeneralizedRCNN, *, vocabulary: MetadataVocabulary | None = None, **arguments: Any
-) -> nn.Module:
-    """Build a meta-architecture whose backbone takes metadata, from Python alone.
-
-    Args:
-        meta_arch: a class with ``preprocess_image`` and ``backbone``.
-        vocabulary: of the metadata's names; by default AuxDet's.
-        arguments: of the class.
-    """
-    model: Any = condition_on_metadata(meta_arch)(**arguments)  # type: ignore[arg-type]  # a class is hashable
-    if vocabulary is not None:
-        model.vocabulary = vocabulary
-    return model
-
-
-def _build(meta_arch: type[nn.Module], cfg: CfgNode) -> nn.Module:
-    model: Any = meta_arch(cfg)
-    model.vocabulary = MetadataVocabulary.from_config(cfg)
-    return model
+    def inference(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """Detect; see ``GeneralizedRCNN.inference``, which detectron2's test-time augmentation calls directly."""
+        with condition_on_batch(self.vocabulary, batched_inputs):
+            return super().inference(batched_inputs, *args, **kwargs)
 
 
 @META_ARCH_REGISTRY.register()
-def AuxDet(cfg: CfgNode) -> nn.Module:  # noqa: N802  registered under the model's name
-    """Build a two-stage detector (``GeneralizedRCNN``) whose backbone takes metadata."""
-    return _build(condition_on_metadata(GeneralizedRCNN), cfg)
+class MetadataConditionedModel(nn.Module):
+    """Any meta-architecture, which need not know of metadata, on a backbone that takes it.
 
+    It wraps the model, takes over its attributes, and its weights bear the same names as without the wrapper. From a
+    configuration the model is ``MODEL.METADATA.META_ARCHITECTURE``, any registered name.
 
-@META_ARCH_REGISTRY.register()
-def MetadataConditionedModel(cfg: CfgNode) -> nn.Module:  # noqa: N802
-    """Build ``MODEL.METADATA.META_ARCHITECTURE``, any registered name, with a backbone that takes metadata."""
-    name = cfg.MODEL.METADATA.META_ARCHITECTURE
-    meta_arch = META_ARCH_REGISTRY.get(name)
-    if not isinstance(meta_arch, type):
-        raise ConfigError(f"MODEL.METADATA.META_ARCHITECTURE is {name!r}, which takes metadata itself; name a class")
-    return _build(condition_on_metadata(meta_arch), cfg)
+    Args:
+        model: takes a list of samples; some part of it is a ``MetadataConditionedBackbone``.
+        vocabulary: turns names into indices; by default platforms and bands of WideIRSTD.
+
+    Raises:
+        ConfigError: see ``check_conditioned``; a model that takes metadata itself.
+    """
+
+    @configurable
+    def __init__(self, model: nn.Module, *, vocabulary: MetadataVocabulary | None = None):
+        super().__init__()
+        if isinstance(model, AuxDet | MetadataConditionedModel):
+            raise ConfigError(
+                f"MODEL.METADATA.META_ARCHITECTURE is {type(model).__name__!r}, which takes metadata itself; "
+                "set MODEL.META_ARCHITECTURE to it"
+            )
+        self.model = model
+        self.vocabulary = vocabulary or MetadataVocabulary()
+        check_conditioned(model, self.vocabulary)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        name = cfg.MODEL.METADATA.META_ARCHITECTURE
+        if name == cls.__name__:
+            raise ConfigError(f"MODEL.METADATA.META_ARCHITECTURE is {name!r}, which takes metadata itself")
+        return {
+            "model": META_ARCH_REGISTRY.get(name)(cfg),
+            "vocabulary": MetadataVocabulary.from_config(cfg),
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """Call the model; its backbone sees the metadata of the batch."""
+        with condition_on_batch(self.vocabulary, batched_inputs):
+            return self.model(batched_inputs, *args, **kwargs)
+
+    def inference(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
+        """Call the model's ``inference``, which test-time augmentation uses; its backbone sees the metadata."""
+        with condition_on_batch(self.vocabulary, batched_inputs):
+            return self.model.inference(batched_inputs, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":  # not there yet, while it is built or unpickled
+                raise
+            return getattr(self.model, name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, so that its checkpoints are those of the model without metadata."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``state_dict``."""
+        return self.model.load_state_dict(*args, **kwargs)

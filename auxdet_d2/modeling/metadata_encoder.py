@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +16,6 @@ from torch import Tensor, nn
 from irstd_d2.errors import ConfigError
 
 from ..metadata import FIELDS, UNKNOWN_INDEX, MetadataBatch
-
-
-class MetadataGuess(NamedTuple):
-    """What stands in for unknown fields of N images.
-
-    Attributes:
-        platform: (N, V) float32, probabilities; one 1 and zeros for a definite guess.
-        band: likewise.
-        size: (N, 2) float32, width and height in pixels.
-    """
-
-    platform: Tensor
-    band: Tensor
-    size: Tensor
 
 
 def encode_names(index: Tensor, num_names: int, unknown: str = "zero") -> Tensor:
@@ -72,7 +57,7 @@ def encode_numbers(position: Tensor, unknown: str = "zero") -> Tensor:
     """Periodic code of a number, as that of a size: half a turn from one end of its range to the other.
 
     Args:
-        position: (N,) float32, the place in the range, 0..1, not-a-number unknown.
+        position: (N,) float32, the place in the range, 0..1, NaN unknown.
         unknown: see ``encode_sizes``.
 
     Returns:
@@ -213,12 +198,12 @@ class AuxiliaryEncoder(nn.Module):
         self.out_features = metadata_dim + (embed_dim if visual_channels else 0)
         self.fusion = nn.Sequential(*(ResidualMLP(self.out_features, dropout) for _ in range(num_fusion_layers)))
 
-    def embed_metadata(self, metadata: MetadataBatch, guess: MetadataGuess | None = None) -> Tensor:
-        """Return the embedded fields side by side, (N, F * E); ``guess`` stands in for what is unknown."""
+    def embed_metadata(self, metadata: MetadataBatch) -> Tensor:
+        """Return the embedded fields side by side, (N, F * E)."""
         codes = {
-            "platform": lambda: self._encode_names(metadata.platform, self.num_platforms, guess and guess.platform),
-            "band": lambda: self._encode_names(metadata.band, self.num_bands, guess and guess.band),
-            "size": lambda: self._encode_sizes(metadata.size, guess and guess.size),
+            "platform": partial(encode_names, metadata.platform, self.num_platforms, self.unknown),
+            "band": partial(encode_names, metadata.band, self.num_bands, self.unknown),
+            "size": partial(encode_sizes, metadata.size, self.size_scale, self.unknown),
         }
         extra = metadata.extra
         if not extra.shape[1]:
@@ -228,40 +213,25 @@ class AuxiliaryEncoder(nn.Module):
         dtype = next(self.fields.parameters()).dtype  # a model cast to half precision as a whole
         return torch.cat([embed(codes[name]().to(dtype)) for name, embed in self.fields.items()], dim=1)
 
-    def _encode_names(self, index: Tensor, num_names: int, guess: Tensor | None) -> Tensor:
-        code = encode_names(index, num_names, self.unknown)
-        if guess is None:
-            return code
-        guess = F.pad(guess, (0, code.shape[1] - num_names))
-        return torch.where(index[:, None] == UNKNOWN_INDEX, guess, code)
-
-    def _encode_sizes(self, size: Tensor, guess: Tensor | None) -> Tensor:
-        if guess is not None:
-            size = torch.where((size > 0).all(dim=1, keepdim=True), size, guess)
-        return encode_sizes(size, self.size_scale, self.unknown)
-
     def _encode_extra(self, position: Tensor, num_names: int) -> Tensor:
         if not num_names:
             return encode_numbers(position, self.unknown)
         index = torch.where(position.isnan(), UNKNOWN_INDEX, position).long()
         return encode_names(index, num_names, self.unknown)
 
-    def forward(
-        self, metadata: MetadataBatch, visual: Sequence[Tensor] = (), guess: MetadataGuess | None = None
-    ) -> Tensor:
+    def forward(self, metadata: MetadataBatch, visual: Sequence[Tensor] = ()) -> Tensor:
         """Encode a batch for all stages.
 
         Args:
             metadata: of N images.
             visual: the visual hint of each stage, S of (N, C); empty if the encoder has none.
-            guess: stands in for unknown fields.
 
         Returns:
             (S, N, out_features)
         """
         parts = []
         if len(self.fields):
-            embedded = self.embed_metadata(metadata, guess)
+            embedded = self.embed_metadata(metadata)
             # The stages share the embedding, not the dropout.
             parts.append(self.metadata_fusion(embedded.expand(self.num_stages, *embedded.shape)))
         if self.visual is not None:

@@ -2,11 +2,11 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 
 from auxdet_d2.data import MetadataDatasetMapper
-from auxdet_d2.modeling import AuxDetFPN, FeatureRefinement, build_metadata_conditioned
+from auxdet_d2.modeling import AuxDet, AuxDetFPN, FeatureRefinement
 
 from .cascade_rpn_r50_fpn import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401
 
-model._target_ = build_metadata_conditioned
+model._target_ = AuxDet
 model.backbone._target_ = AuxDetFPN
 model.backbone.top_block = None
 model.backbone.refinement = L(FeatureRefinement)(

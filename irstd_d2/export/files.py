@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..files import write_atomically
 from .candidates import nms_mask_op
-from .graphs import EXPORT_PATCHES, DetectionGraph, build_graph, example_inputs, input_names, metadata_vocabulary
+from .graphs import DetectionGraph, build_graph, example_inputs, input_names, metadata_vocabulary
 from .runtime import FACTS_KEY
 
 FORMATS = ("torchscript", "onnx")
@@ -87,14 +87,6 @@ def _exporting(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.train(was_training)
-
-
-@contextmanager
-def _patched() -> Iterator[None]:
-    with ExitStack() as stack:
-        for patch in EXPORT_PATCHES:
-            stack.enter_context(patch())
-        yield
 
 
 def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None) -> dict[str, Any]:
@@ -165,7 +157,7 @@ def _trace_size(graph: DetectionGraph) -> tuple[int, int]:
 
 def _write_torchscript(graph: DetectionGraph, path: Path, facts: str) -> None:
     # Tracing warns of every number in the code, and of its own retirement.
-    with _patched(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)
         traced = torch.jit.trace(graph, example_inputs(graph, _trace_size(graph)), check_trace=False)
@@ -181,18 +173,17 @@ def _write_onnx(graph: DetectionGraph, path: Path, facts: str, fixed: FixedShape
         inputs, shapes = example_inputs(graph, fixed.size, fixed.num_images), None
     else:
         inputs, shapes = example_inputs(graph, _trace_size(graph)), _dynamic_shapes(graph)
-    with _patched():
-        program: Any = torch.onnx.export(
-            graph,
-            inputs,
-            input_names=input_names(graph),
-            output_names=output_names(graph),
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            custom_translation_table=TRANSLATIONS,
-            dynamo=True,
-            verbose=False,
-        )
+    program: Any = torch.onnx.export(
+        graph,
+        inputs,
+        input_names=input_names(graph),
+        output_names=output_names(graph),
+        dynamic_shapes=shapes,
+        opset_version=OPSET,
+        custom_translation_table=TRANSLATIONS,
+        dynamo=True,
+        verbose=False,
+    )
     content = program.model_proto
     del content.graph.value_info[:]  # sizes in between: not needed, and some contradict the checker's own
     for node in content.graph.node:

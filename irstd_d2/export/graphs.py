@@ -13,7 +13,7 @@ Letters in shapes: N images, (H, W) size of the padded batch, T candidates, D de
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import singledispatch
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -40,8 +40,6 @@ _EXTENSIONS = ("auxdet_d2.export", "bafe_d2.export")
 _OF_ONE_SIZE = (SwinTransformer, ViT)
 Features = dict[str, Tensor]
 NMS = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
-# Contexts in which a model is exported: they replace what a file cannot express by an equal form.
-EXPORT_PATCHES: list[Callable[[], AbstractContextManager[None]]] = []
 
 
 class Candidates(NamedTuple):
@@ -100,8 +98,8 @@ def metadata_vocabulary(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, .
 
 
 @singledispatch
-def condition(model: nn.Module, platform: Tensor, band: Tensor, size: Tensor) -> None:
-    """Hand the metadata of the next batch to a model for which ``metadata_vocabulary`` is not ``None``."""
+def conditioned(model: nn.Module, platform: Tensor, band: Tensor, size: Tensor) -> AbstractContextManager[None]:
+    """Within its block the backbone of a model, whose ``metadata_vocabulary`` is not ``None``, sees this metadata."""
     raise _unknown(model)
 
 
@@ -162,9 +160,8 @@ class DetectionGraph(nn.Module):
             Boxes (N, D, 4), scores (N, D), classes (N, D), in descending order, with the score -1 behind the last; D is
             the number of candidates without NMS. Then the ``extra_outputs``.
         """
-        if self.takes_metadata:
-            condition(self.model, *metadata)
-        features = self.model.backbone(self._normalize(image, image_size))
+        with conditioned(self.model, *metadata) if self.takes_metadata else nullcontext():
+            features = self.model.backbone(self._normalize(image, image_size))
         found = candidates(self.model, features, image_size, self.suppress)
         boxes, scores, classes = found.boxes, found.scores, found.classes
         if self.with_nms:

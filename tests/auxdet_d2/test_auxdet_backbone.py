@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -6,7 +8,7 @@ from detectron2.modeling.backbone import FPN
 from published import assert_close
 
 from auxdet_d2.metadata import MetadataBatch
-from auxdet_d2.modeling import AuxDetBackbone, FeatureRefinement, conditioned_parts
+from auxdet_d2.modeling import AuxDetBackbone, FeatureRefinement, conditioned_on, conditioned_parts
 from auxdet_d2.modeling.m2dm import MODES
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
@@ -56,26 +58,34 @@ def test_metadata_alone_changes_the_refined_levels_only():
     assert same(backbone(x, FOUR), backbone(x, swapped)) == {"p2": False, "p3": False, "p4": True, "p5": True}
 
 
-def test_pending_metadata_serves_one_forward_only():
+def test_metadata_lasts_as_long_as_its_block():
     backbone, x = build().eval(), images()
     known, unknown = backbone(x, FOUR), backbone(x)
     assert not same(known, unknown)["p2"]
     assert all(same(unknown, backbone(x, MetadataBatch.unknown(4))).values())
-    backbone.condition_on(FOUR)
-    assert all(same(known, backbone(x)).values())
+    with conditioned_on(FOUR):
+        for _ in range(2):  # a model may run its backbone several times
+            assert all(same(known, backbone(x)).values())
+        assert all(same(unknown, backbone(x, MetadataBatch.unknown(4))).values())  # the call's own comes first
+        with conditioned_on(MetadataBatch.unknown(4)):
+            assert all(same(unknown, backbone(x)).values())
+        assert all(same(known, backbone(x)).values())
     assert all(same(unknown, backbone(x)).values())
 
 
-def test_metadata_is_not_left_over_from_a_call_or_a_failure():
+def test_metadata_is_not_left_over_from_a_failure():
     backbone, x = build().eval(), images()
     unknown = backbone(x)
-    backbone.condition_on(one(FOUR, 0))
-    backbone(x, FOUR)  # given with the call, and what was pending goes too
-    assert all(same(unknown, backbone(x)).values())
-    backbone.condition_on(one(FOUR, 0))
-    with pytest.raises(ValueError, match="4 images came with metadata of 1"):
+    with pytest.raises(ValueError, match="4 images came with metadata of 1"), conditioned_on(one(FOUR, 0)):
         backbone(x)
     assert all(same(unknown, backbone(x)).values())
+
+
+def test_threads_do_not_see_each_others_metadata():
+    backbone, x = build().eval(), images()
+    with ThreadPoolExecutor(1) as pool, conditioned_on(FOUR):
+        elsewhere = pool.submit(backbone, x).result()
+    assert all(same(elsewhere, backbone(x)).values())
 
 
 def test_a_batch_equals_its_images_one_by_one():
@@ -199,8 +209,8 @@ def test_raw_stages_under_any_neck():
     assert same(plain, refined) == {"res2": False, "res3": False, "res4": True, "res5": True}
     neck = FPN(backbone, STAGES, 16).eval()  # detectron2's own
     assert conditioned_parts(neck) == conditioned_parts(backbone) == [backbone]
-    backbone.condition_on(FOUR)
-    known = neck(x)
+    with conditioned_on(FOUR):
+        known = neck(x)
     assert not same(known, neck(x))["p2"]
     assert {name: f.shape[1] for name, f in known.items()} == dict.fromkeys(["p2", "p3", "p4", "p5"], 16)
 
@@ -228,8 +238,8 @@ def test_a_plain_detectron2_model_takes_the_backbone():
     head = cfg.MODEL.ROI_BOX_HEAD
     head.NAME, head.NUM_FC, head.FC_DIM, head.POOLER_RESOLUTION = "FastRCNNConvFCHead", 1, 8, 7
     model = build_model(cfg).eval()
-    model.backbone.condition_on(one(FOUR, 0))
-    (result,) = model([{"image": torch.rand(3, 64, 96) * 255, "height": 64, "width": 96}])
+    with conditioned_on(one(FOUR, 0)):
+        (result,) = model([{"image": torch.rand(3, 64, 96) * 255, "height": 64, "width": 96}])
     assert result["instances"].image_size == (64, 96)
 
 

@@ -1,13 +1,24 @@
 """AuxDet as a detector: metadata matters, unknown works, batches do not, any meta-architecture can have it."""
 
+import copy
+import pickle
+
 import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.config import LazyCall, instantiate
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+    RetinaNet,
+    build_backbone,
+    build_model,
+)
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from auxdet_d2.modeling import condition_on_metadata
+from auxdet_d2.modeling import AuxDet, MetadataConditionedModel
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 
@@ -87,39 +98,128 @@ def test_images_without_targets_train(repo_root):
 
 @META_ARCH_REGISTRY.register()
 class ThirdPartyHeatmap(nn.Module):
-    """Somebody else's meta-architecture, which knows nothing of metadata."""
+    """Somebody else's meta-architecture, which knows nothing of metadata, prepares its images itself, and in parts."""
 
     def __init__(self, cfg):
         super().__init__()
-        from detectron2.modeling import build_backbone
-        from detectron2.structures import ImageList
-
-        self.backbone, self.to_images = build_backbone(cfg), ImageList.from_tensors
-
-    def preprocess_image(self, batched_inputs):
-        return self.to_images([x["image"] / 255 for x in batched_inputs], self.backbone.size_divisibility)
+        self.backbone = build_backbone(cfg)
 
     def forward(self, batched_inputs):
-        return self.backbone(self.preprocess_image(batched_inputs).tensor)["p2"]
+        return self._heatmap(batched_inputs)
+
+    def inference(self, batched_inputs, sign=1):
+        return sign * self._heatmap(batched_inputs)
+
+    def _heatmap(self, batched_inputs):
+        images = [x["image"] / 255 for x in batched_inputs]
+        return self.backbone(ImageList.from_tensors(images, self.backbone.size_divisibility).tensor)["p2"]
+
+
+@META_ARCH_REGISTRY.register()
+class OwnPreprocessing(RetinaNet):
+    """A meta-architecture that replaces ``preprocess_image``."""
+
+    def preprocess_image(self, batched_inputs):
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        return ImageList.from_tensors(images, 128)
+
+
+CONDITIONED = ["MODEL.META_ARCHITECTURE", "MetadataConditionedModel", "MODEL.METADATA.META_ARCHITECTURE"]
+RETINA = [
+    *("MODEL.RETINANET.IN_FEATURES", ["p2", "p3"], "MODEL.RETINANET.NUM_CLASSES", 1),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]], "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+]
 
 
 def test_any_meta_architecture_can_have_metadata(repo_root):
-    options = ["MODEL.META_ARCHITECTURE", "MetadataConditionedModel"]
-    model = tiny(repo_root, *options, "MODEL.METADATA.META_ARCHITECTURE", "ThirdPartyHeatmap").eval()
-    assert isinstance(model, ThirdPartyHeatmap)
+    model = tiny(repo_root, *CONDITIONED, "ThirdPartyHeatmap").eval()
+    assert isinstance(model, MetadataConditionedModel)
+    assert isinstance(model.model, ThirdPartyHeatmap)
     with torch.no_grad():
         air, space = model([sample(0, AIR)]), model([sample(0, SPACE)])
-    assert not torch.allclose(air, space)
-    assert condition_on_metadata(type(model)) is type(model)
-    assert condition_on_metadata(ThirdPartyHeatmap) is type(model)
+        assert not torch.allclose(air, space)
+        torch.testing.assert_close(model.inference([sample(0, AIR)], sign=-1), -air)
+        both = model([sample(0, AIR), sample(0, SPACE)])
+    torch.testing.assert_close(both, torch.cat([air, space]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "OwnPreprocessing"])
+def test_a_dense_detector_with_metadata(repo_root, name):
+    model = tiny(repo_root, *CONDITIONED, name, *RETINA)
+    (air,), (space,) = detect(model, sample(0, AIR)), detect(model, sample(0, SPACE))
+    assert not torch.equal(air.scores, space.scores)
+    with EventStorage():
+        losses = model.train()([sample(0, AIR)])
+    assert set(losses) == {"loss_cls", "loss_box_reg"}
+
+
+def test_weights_bear_the_same_names_with_and_without_the_wrapper(repo_root):
+    model = tiny(repo_root, *CONDITIONED, "RetinaNet", *RETINA)
+    alone = tiny(repo_root, "MODEL.META_ARCHITECTURE", "RetinaNet", *RETINA)
+    assert list(model.state_dict()) == list(alone.state_dict())
+    assert not any(model.load_state_dict(alone.state_dict()))
+    assert model.num_classes == 1  # an attribute of the model inside
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = model.no_such_thing
+
+
+@pytest.mark.parametrize("options", [[], [*CONDITIONED, "RetinaNet", *RETINA]])
+def test_models_survive_a_copy_and_a_pickle(repo_root, options):
+    model = tiny(repo_root, *options)
+    (expected,) = detect(model, sample(0, AIR))
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301  its own
+        assert type(again) is type(model)
+        (found,) = detect(again, sample(0, AIR))
+        assert torch.equal(found.scores, expected.scores)
+
+
+def test_the_vocabulary_is_an_argument(repo_root):
+    model = tiny(repo_root, "MODEL.METADATA.BANDS", ["MWIR", "LWIR"])
+    assert isinstance(model, AuxDet)
+    assert model.vocabulary.bands.names == ("MWIR", "LWIR")
+    parts = {
+        "backbone": model.backbone,
+        "proposal_generator": model.proposal_generator,
+        "roi_heads": model.roi_heads,
+        "pixel_mean": [0.0, 0, 0],
+        "pixel_std": [1.0, 1, 1],
+    }
+    lazy = instantiate(LazyCall(AuxDet)(**parts, vocabulary=model.vocabulary))
+    assert type(lazy) is AuxDet
+    assert lazy.vocabulary.bands.index("MWIR") == 0
+    wrapped = instantiate(
+        LazyCall(MetadataConditionedModel)(model=GeneralizedRCNN(**parts), vocabulary=lazy.vocabulary)
+    )
+    (found,), (expected,) = detect(wrapped, sample(0, AIR)), detect(lazy, sample(0, AIR))
+    assert torch.equal(found.scores, expected.scores)
+    with pytest.raises(ConfigError, match=r"\(3, 2, {}\) and \(3, 3, {}\)"):
+        AuxDet(**parts)
+
+
+def test_detectron2s_test_time_augmentation_keeps_the_metadata(repo_root):
+    options = ["MODEL.MASK_ON", False, "TEST.AUG.MIN_SIZES", (96,), "TEST.AUG.FLIP", False]
+    cfg = get_config(repo_root / "configs/auxdet/tiny/auxdet_tiny.yaml", ["MODEL.DEVICE", "cpu", *options])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    augmented = GeneralizedRCNNWithTTA(cfg, model)
+    with torch.no_grad():
+        air, space = (augmented([sample(0, metadata)])[0]["instances"] for metadata in (AIR, SPACE))
+    assert len(air)
+    assert len(air) != len(space) or not torch.allclose(air.scores, space.scores, atol=1e-5)
 
 
 def test_a_backbone_without_metadata_is_refused(repo_root):
-    with pytest.raises(ConfigError, match="metadata"):
-        detect(tiny(repo_root, "MODEL.BACKBONE.NAME", "build_irstd_resnet_fpn_backbone"), sample(0, AIR))
+    with pytest.raises(ConfigError, match="takes no metadata"):
+        tiny(repo_root, "MODEL.BACKBONE.NAME", "build_irstd_resnet_fpn_backbone")
 
 
-def test_a_name_that_takes_metadata_itself_is_refused(repo_root):
-    options = ["MODEL.META_ARCHITECTURE", "MetadataConditionedModel", "MODEL.METADATA.META_ARCHITECTURE", "AuxDet"]
+@pytest.mark.parametrize("name", ["AuxDet", "MetadataConditionedModel"])
+def test_a_name_that_takes_metadata_itself_is_refused(repo_root, name):
     with pytest.raises(ConfigError, match="takes metadata itself"):
-        tiny(repo_root, *options)
+        tiny(repo_root, *CONDITIONED, name)
+
+
+def test_saved_configurations_with_predicted_metadata_still_load(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {AUXDET: {PREDICT: {ENABLED: false, FILL: soft}, M2DM: {MODE: channel}}}")
+    assert get_config(path).MODEL.AUXDET.M2DM.MODE == "channel"

@@ -10,8 +10,7 @@ from torch import nn
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
-from auxdet_d2.export import sum_shifted
-from auxdet_d2.modeling.m2dm import apply_edge_kernels
+from auxdet_d2.modeling.m2dm import _sum_of_shifted, apply_edge_kernels
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 from irstd_d2.export import Detections, ExportedDetector, FixedShape, build_graph, compare_detections, export_model
@@ -137,7 +136,7 @@ def test_every_input_is_a_tensor_of_its_own():
 
 def test_edge_kernels_as_shifts():
     maps, kernels = torch.randn(3, 2, 7, 9), torch.randn(3, 2, 3, 3)
-    torch.testing.assert_close(sum_shifted(maps, kernels), apply_edge_kernels(maps, kernels))
+    torch.testing.assert_close(_sum_of_shifted(maps, kernels), apply_edge_kernels(maps, kernels))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
