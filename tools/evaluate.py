@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.compare or args.bootstrap:
         resampled = resample(
             runs,
-            args.dataset,
             draws=args.bootstrap or 1000,
             compare=args.compare,
             score_threshold=args.score_threshold,

@@ -76,7 +76,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 def best_threshold(metrics: dict[str, float]) -> float:
     """Score at which F1 is best; 0.5 where nothing was found."""
-    score = metrics["pd_fa/F1_score"]
+    score = metrics["pd_fa/F1_threshold"]
     return 0.5 if math.isnan(score) else score
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from irstd_d2 import get_config
@@ -28,10 +28,9 @@ from irstd_d2.data import read_image
 from irstd_d2.data.datasets import check_registered
 from irstd_d2.data.image_io import read_sky_mask
 from irstd_d2.errors import DatasetError
-from irstd_d2.evaluation.collection import DetectionCollector, add_predictions_file
-from irstd_d2.evaluation.detection_probability import match_by_centre
+from irstd_d2.evaluation.collection import read_predictions
 from irstd_d2.evaluation.ground_truth import GroundTruth
-from irstd_d2.evaluation.matching import NO_TARGET, detection_table
+from irstd_d2.evaluation.rescoring import score_predictions
 from irstd_d2.visualization import INSET_PIXELS, contact_sheet, draw_detections, with_caption, write_picture
 
 INSETS = 3
@@ -70,18 +69,15 @@ def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
 def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Pictures by the names of their images."""
     dicts = DatasetCatalog.get(args.dataset)
-    truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(args.dataset).thing_classes)
-    detections = detection_table([], [])
-    if args.predictions:
-        collector = DetectionCollector(truth, distributed=False)
-        add_predictions_file(collector, args.predictions, GroundTruth.category_ids(args.dataset))
-        detections = collector.detections() or detections
-    matched, _ = match_by_centre(detections, truth.targets)
+    truth = GroundTruth.from_dataset(args.dataset)
+    predictions = read_predictions(args.predictions, truth) if args.predictions else {}
+    run = score_predictions("", args.predictions, predictions, truth, [])
+    detections = run.detections
     pictures = {}
     for index in tqdm(choose(dicts, args), desc="images"):
         record = dicts[index]
         mine = (detections.image == index) & (detections.scores >= args.threshold)
-        hits = matched[mine] != NO_TARGET
+        hits, false = run.verdicts.true[mine], run.verdicts.false[mine]
         sky = read_sky_mask(record["sem_seg_file_name"]) == 1 if record.get("sem_seg_file_name") else None
         targets = truth.targets.boxes[truth.targets.image == index]
         picture = draw_detections(
@@ -97,7 +93,7 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
             below=True,
         )
         name = Path(record["file_name"]).stem
-        count = f"{len(targets)} targets" + (f", {hits.sum()} found, {(~hits).sum()} false" if args.predictions else "")
+        count = f"{len(targets)} targets" + (f", {hits.sum()} found, {false.sum()} false" if args.predictions else "")
         pictures[name] = with_caption(picture, f"{name}: {count}")
     return pictures
 

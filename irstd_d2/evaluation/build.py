@@ -12,6 +12,7 @@ from fvcore.common.registry import Registry
 from ..errors import ConfigError
 from .average_precision import EXACT, PAPER, VOCProtocol
 from .coco_evaluation import IRSTDCOCOEvaluator
+from .collection import PredictionsWriter
 from .ground_truth import GroundTruth
 from .sky import SkyEvaluator
 from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvaluator, VOCDetectionEvaluator
@@ -24,10 +25,9 @@ A registered function is called as ``build(cfg, dataset_name, output_folder)``; 
 
 
 @EVALUATOR_REGISTRY.register()
-def coco(cfg: CfgNode, dataset_name: str, output_folder: str | None) -> DatasetEvaluator:
+def coco(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return IRSTDCOCOEvaluator(
         dataset_name,
-        output_dir=output_folder,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         group_by=cfg.TEST.GROUP_BY,
     )
@@ -82,7 +82,7 @@ def check_evaluators(names: Iterable[str]) -> None:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
-    """Build the evaluators of ``cfg.TEST.EVALUATORS`` for one data set.
+    """Build the evaluators of ``cfg.TEST.EVALUATORS`` for one data set; the detections are saved whatever they are.
 
     Args:
         cfg: configuration.
@@ -94,4 +94,5 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     """
     check_evaluators(cfg.TEST.EVALUATORS)
     folder = output_folder or str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
-    return DatasetEvaluators([EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, folder) for name in cfg.TEST.EVALUATORS])
+    evaluators = [EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, folder) for name in cfg.TEST.EVALUATORS]
+    return DatasetEvaluators([PredictionsWriter(GroundTruth.from_dataset(dataset_name), folder), *evaluators])

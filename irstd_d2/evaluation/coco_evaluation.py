@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import logging
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
 from ..memory import without_garbage_collection
 from .breakdown import AREA_BOUNDS, Breakdown
-from .collection import ImageColumns
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable
 from .table_evaluation import TableEvaluator
-
-logger = logging.getLogger(__name__)
 
 # detectron2 and COCO average over the last ten.
 IOU_THRESHOLDS = np.array([0.25, *np.linspace(0.5, 0.95, 10)])
@@ -196,12 +188,8 @@ class _Problem:
 class IRSTDCOCOEvaluator(TableEvaluator):
     """COCO box metrics of a registered data set (``coco_metrics``), in ``bbox`` of the results.
 
-    Saves the detections as ``coco_instances_results.json``: COCO's result format with the data set's image ids and
-    category ids (class indices where it has no others).
-
     Args:
         dataset_name: registered name.
-        output_dir: where the detections are saved; ``None`` saves nothing.
         max_detections: per image and class.
         group_by, distributed: see ``TableEvaluator``.
         use_faster: see ``coco_metrics``.
@@ -213,7 +201,6 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         self,
         dataset_name: str,
         *,
-        output_dir: str | None = None,
         max_detections: int = 100,
         group_by: Sequence[str] = (),
         use_faster: bool | None = None,
@@ -221,30 +208,11 @@ class IRSTDCOCOEvaluator(TableEvaluator):
     ):
         truth = GroundTruth.from_dataset(dataset_name)
         super().__init__(truth, group_by=group_by, distributed=distributed)
-        self._output_dir = output_dir
-        self._category_ids = {index: own for own, index in (truth.category_ids(dataset_name) or {}).items()}
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,
             "use_faster": use_faster,
         }
-
-    def judge(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
-        if self._output_dir:
-            path = Path(self._output_dir) / "coco_instances_results.json"
-            rows = [row for number, image in enumerate(columns) for row in self._rows(number, image)]
-            write_atomically(path, lambda file: file.write(json.dumps(rows).encode()))
-            logger.info("%d detections saved to %s", len(rows), path)
-        return super().judge(columns)
-
-    def _rows(self, number: int, image: ImageColumns) -> list[dict[str, Any]]:
-        boxes = np.asarray(image.boxes, float).reshape(-1, 4)  # sizes in double precision give back the corners exactly
-        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-        image_id = self.ground_truth.image_ids[number]
-        return [
-            {"image_id": image_id, "category_id": self._category_ids.get(index, index), "bbox": box, "score": score}
-            for index, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
-        ]
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
         return coco_metrics(detections, targets, len(image_pixels), **self._options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..errors import DatasetError
+from ..files import write_atomically
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, detection_table
 
 logger = logging.getLogger(__name__)
+
+# In ``inference/DATASET`` of a run's folder, as detectron2 calls it.
+PREDICTIONS_FILE = "coco_instances_results.json"
 
 # Boxes (d, 4), scores (d,) and class indices (d,) of one image.
 Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -55,6 +61,17 @@ class DetectionCollector:
 
     def reset(self) -> None:
         self._columns: dict[int, ImageColumns] = {}
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Store what a model found on a batch; part of detectron2's evaluator."""
+        for sample, output in zip(inputs, outputs):
+            instances = output["instances"].to("cpu")
+            self.add(
+                sample["image_id"],
+                instances.pred_boxes.tensor.numpy(),
+                instances.scores.numpy(),
+                instances.pred_classes.numpy(),
+            )
 
     def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         """Store the detections of one image, in original pixels; an image given again is replaced.
@@ -115,33 +132,80 @@ def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:
     )
 
 
-def read_predictions(path: str | PathLike, category_ids: Mapping[int, int] | None = None) -> dict[Any, Prediction]:
+class PredictionsWriter(DetectionCollector, DatasetEvaluator):
+    """Save all detections as ``PREDICTIONS_FILE``: COCO results with the data set's own image and category ids.
+
+    Args:
+        ground_truth: of the data set.
+        folder: to write into.
+        distributed: gather the detections of all processes; the main one writes.
+    """
+
+    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike, *, distributed: bool = True):
+        super().__init__(ground_truth, distributed=distributed)
+        self._path = Path(folder) / PREDICTIONS_FILE
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """Write the file; there are no metrics."""
+        columns = self._gather()
+        if columns is not None:
+            rows = [row for number, image in enumerate(columns) for row in self._rows(number, image)]
+            write_atomically(self._path, lambda file: file.write(json.dumps(rows).encode()))
+            logger.info("%d detections saved to %s", len(rows), self._path)
+        return OrderedDict()
+
+    def _rows(self, number: int, image: ImageColumns) -> list[dict[str, Any]]:
+        boxes = np.asarray(image.boxes, float).reshape(-1, 4)  # sizes in double precision give back the corners exactly
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        truth = self.ground_truth
+        return [
+            {
+                "image_id": truth.image_ids[number],
+                "category_id": truth.category_ids[index],
+                "bbox": box,
+                "score": score,
+            }
+            for index, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
+        ]
+
+
+def read_predictions(path: str | PathLike, truth: GroundTruth) -> dict[Any, Prediction]:
     """Read a saved predictions file.
 
     Args:
-        path: JSON in COCO's result format, as ``coco_instances_results.json``: a list of
+        path: JSON in COCO's result format, as ``PREDICTIONS_FILE``: a list of
             ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
-        category_ids: the file's category ids -> class indices; by default they are equal.
+        truth: of the data set, whose own category ids the file bears.
 
     Returns:
         image id -> (d, 4) boxes x1 y1 x2 y2, (d,) scores and (d,) class indices.
 
     Raises:
-        DatasetError: for a file that is missing or not such a list.
+        DatasetError: for a file that is missing, not such a list, or with other category ids.
     """
     path = Path(path)
+    index_of = {own: index for index, own in enumerate(truth.category_ids)}
     rows: dict[Any, list[tuple[list[float], float, int]]] = {}
     try:
-        for row in json.loads(path.read_text(encoding="utf-8")):
+        for number, row in enumerate(json.loads(path.read_text(encoding="utf-8"))):
             x, y, w, h = row["bbox"]
-            category = int(row["category_id"])
-            category = category if category_ids is None else category_ids[category]
+            if row["category_id"] not in index_of:
+                known = ", ".join(f"{own} ({name})" for own, name in zip(truth.category_ids, truth.class_names))
+                raise DatasetError(
+                    path,
+                    f"[{number}].category_id",
+                    f"{row['category_id']!r} is none of the data set's categories, which are {known}",
+                    "give the predictions of this data set, with its own category ids",
+                )
+            category = index_of[row["category_id"]]
             rows.setdefault(row["image_id"], []).append(([x, y, x + w, y + h], float(row["score"]), category))
         columns = {image_id: tuple(zip(*image_rows)) for image_id, image_rows in rows.items()}
         return {
             image_id: (np.array(boxes, float), np.array(scores, float), np.array(classes, int))
             for image_id, (boxes, scores, classes) in columns.items()
         }
+    except DatasetError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             path,
@@ -158,17 +222,15 @@ def add_predictions(collectors: Sequence[DetectionCollector], predictions: Mappi
             collector.add(image_id, *prediction)
 
 
-def add_predictions_file(
-    collector: DetectionCollector, path: str | PathLike, category_ids: Mapping[int, int] | None = None
-) -> None:
+def add_predictions_file(collector: DetectionCollector, path: str | PathLike) -> None:
     """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
 
     Args:
         collector: an empty evaluator or collector.
-        path, category_ids: see ``read_predictions``.
+        path: see ``read_predictions``.
 
     Raises:
         DatasetError: for a file that is not a list of COCO results.
         ValueError: for predictions that do not belong to the data set, see ``DetectionCollector.add``.
     """
-    add_predictions([collector], read_predictions(path, category_ids))
+    add_predictions([collector], read_predictions(path, collector.ground_truth))

@@ -94,6 +94,14 @@ class OperatingCurve:
         rate = np.append(self.false_alarms / max(self.num_images, 1), np.inf)
         return rate[index]
 
+    def at_false_alarms_per_image(self, rate: float) -> tuple[float, float]:
+        """The highest Pd without more false alarms per image than ``rate``, and the lowest score threshold for it.
+
+        (0, inf) where even the best detection brings more.
+        """
+        index = int(np.searchsorted(self.false_alarms, rate * self.num_images + 1e-9, side="right")) - 1
+        return (0.0, float("inf")) if index < 0 else (float(self.pd[index]), float(self.scores[index]))
+
     def pd_at_fa(self, rates: Sequence[float]) -> np.ndarray:
         """Highest Pd that the curve reaches without more false-alarm pixels per image pixel than each rate."""
         index = np.searchsorted(self.fa_pixels, np.asarray(rates) + 1e-15, side="right")

@@ -30,6 +30,7 @@ class GroundTruth:
         metadata: per image the dict ``{"platform": ..., "band": ..., "width": ..., "height": ...}``.
         class_names: names of the classes.
         files: per image, where its pixels are.
+        category_ids: class index -> the data set's own category id, which saved predictions bear.
     """
 
     image_ids: tuple[Any, ...]
@@ -38,10 +39,22 @@ class GroundTruth:
     metadata: tuple[dict[str, Any], ...]
     class_names: tuple[str, ...]
     files: tuple[ImageFiles, ...]
+    category_ids: tuple[int, ...]
 
     @classmethod
-    def from_dicts(cls, dicts: Sequence[dict[str, Any]], class_names: Sequence[str] = ("target",)) -> GroundTruth:
-        """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed."""
+    def from_dicts(
+        cls,
+        dicts: Sequence[dict[str, Any]],
+        class_names: Sequence[str] = ("target",),
+        category_ids: Sequence[int] | None = None,
+    ) -> GroundTruth:
+        """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed.
+
+        Args:
+            dicts: the data set.
+            class_names: by class index.
+            category_ids: by class index; the class indices themselves by default.
+        """
         boxes, classes, ignored = [], [], []
         for record in dicts:
             annotations = record.get("annotations", [])
@@ -61,21 +74,17 @@ class GroundTruth:
             files=tuple(
                 ImageFiles(r.get("file_name"), r.get("sem_seg_file_name"), r["height"], r["width"]) for r in dicts
             ),
+            category_ids=tuple(range(len(class_names)) if category_ids is None else category_ids),
         )
 
     @classmethod
     def from_dataset(cls, name: str) -> GroundTruth:
         """Build from the name of a registered data set."""
         dicts = DatasetCatalog.get(name)  # some sets know their class names only once they are loaded
-        return cls.from_dicts(dicts, MetadataCatalog.get(name).thing_classes)
-
-    @staticmethod
-    def category_ids(name: str) -> dict[int, int] | None:
-        """A registered data set's own category ids -> class indices; ``None`` where they are the same.
-
-        Saved predictions bear the data set's own ids.
-        """
-        return MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+        catalog = MetadataCatalog.get(name)
+        index_of = catalog.get("thing_dataset_id_to_contiguous_id")
+        own_ids = None if index_of is None else sorted(index_of, key=index_of.__getitem__)
+        return cls.from_dicts(dicts, catalog.thing_classes, own_ids)
 
     def image_groups(self, key: str) -> dict[str, np.ndarray]:
         """Sort the images into groups.

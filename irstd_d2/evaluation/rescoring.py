@@ -3,62 +3,144 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
 from ..errors import ConfigError, DatasetError
+from .average_precision import Verdicts
 from .bootstrap import Comparison, Interval, compare_metric, metric_interval, resampled_metrics
 from .build import EVALUATOR_REGISTRY, check_evaluators
-from .collection import DetectionCollector, add_predictions, read_predictions
+from .collection import PREDICTIONS_FILE, DetectionCollector, Prediction, add_predictions, read_predictions
+from .detection_probability import OperatingCurve, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable
-from .results import format_results, format_runs
+from .results import format_number, format_range, format_results, format_runs, format_table
 from .table_evaluation import TableEvaluator
 
-PREDICTIONS = "coco_instances_results.json"
+# What numbers depend on, beside the predictions: runs that are compared are judged by the same values.
+PROTOCOL_KEYS = (
+    "TEST.SCORE_THRESHOLD",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.VOC_IOU_THRESHOLDS",
+    "TEST.CENTRE_DISTANCES",
+)
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """A run judged again.
+    """Saved predictions, judged again.
 
     Attributes:
         name: for the tables.
-        file: where its predictions lie.
+        file: where the predictions lie.
+        truth: of the data set.
         detections: all of them.
         results: evaluator -> metric -> value.
     """
 
     name: str
     file: Path
+    truth: GroundTruth
     detections: DetectionTable
     results: Mapping[str, Mapping[str, float]]
 
+    @cached_property
+    def curve(self) -> OperatingCurve:
+        """Pd, false alarms and F1 at every score threshold, centres within 3 pixels."""
+        return operating_curve(self.detections, self.truth.targets, self.truth.pixels)
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        """What became of each detection by the distance of centres; a cut at any score changes none above it."""
+        return centre_verdicts(self.detections, self.truth.targets)
+
 
 def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
-    """Return the predictions file that a path stands for: itself, or the one of a data set in a run's folder.
+    """Return the predictions that a path stands for: itself, or the file of a data set in a run's folder.
 
     Raises:
-        DatasetError: for a folder without such a file.
+        DatasetError: for a run's folder without such a file.
     """
     path = Path(path)
     if not path.is_dir():
         return path
     for candidate in (path / "inference" / dataset_name, path / dataset_name, path):
-        if (candidate / PREDICTIONS).is_file():
-            return candidate / PREDICTIONS
+        if (candidate / PREDICTIONS_FILE).is_file():
+            return candidate / PREDICTIONS_FILE
     raise DatasetError(
         path,
         "run folder",
-        f"holds no inference/{dataset_name}/{PREDICTIONS}",
+        f"holds no inference/{dataset_name}/{PREDICTIONS_FILE}",
         "give the OUTPUT_DIR of a run that was evaluated on this data set, or the file itself",
     )
+
+
+def find_run_config(path: str | PathLike) -> Path | None:
+    """The ``config.yaml`` of the run that a path stands for, as in ``find_predictions``; ``None`` without one."""
+    path = Path(path).resolve()
+    is_saved = path.name == PREDICTIONS_FILE and path.parent.parent.name.startswith("inference")
+    folder = path.parents[2] if is_saved else path.parent if path.name.startswith("inference") else path
+    return next((file for file in [folder / "config.yaml"] if file.is_file()), None)
+
+
+def protocol_of(cfg: CfgNode) -> dict[str, Any]:
+    """The values of ``PROTOCOL_KEYS`` in a configuration."""
+    return {key: getattr(cfg.TEST, key.removeprefix("TEST.")) for key in PROTOCOL_KEYS}
+
+
+def protocol_differences(used: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """How a run is judged differently from its own configuration, for people; empty where it is not."""
+
+    def plain(value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    changed = [key for key in own if key in used and plain(used[key]) != plain(own[key])]
+    return ", ".join(f"{key} {used[key]} in place of its own {own[key]}" for key in changed)
+
+
+def box_evaluators(cfg: CfgNode, dataset_name: str) -> list[TableEvaluator]:
+    """The evaluators of a configuration for boxes of one process.
+
+    Raises:
+        ConfigError: for an evaluator that is unknown or needs more than boxes.
+    """
+    check_evaluators(cfg.TEST.EVALUATORS)
+    evaluators = [EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, None) for name in cfg.TEST.EVALUATORS]
+    refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
+    if refused:
+        raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved boxes; leave it out")
+    return evaluators
+
+
+def score_predictions(
+    name: str,
+    file: Path,
+    predictions: Mapping[Any, Prediction],
+    truth: GroundTruth,
+    evaluators: Iterable[TableEvaluator],
+) -> Rescored:
+    """Judge predictions on a data set; evaluators of the same name add to one result.
+
+    Raises:
+        ValueError: for predictions that do not belong to the data set.
+    """
+    evaluators = list(evaluators)
+    collector = DetectionCollector(truth, distributed=False)
+    add_predictions([collector, *evaluators], predictions)
+    detections = collector.detections()
+    if detections is None:
+        raise RuntimeError("saved predictions are judged by the main process alone")
+    results: dict[str, dict[str, float]] = {}
+    for evaluator in evaluators:
+        for key, metrics in (evaluator.evaluate() or {}).items():
+            results.setdefault(key, {}).update(metrics)
+    return Rescored(name, file, truth, detections, results)
 
 
 def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) -> list[Rescored]:
@@ -76,34 +158,23 @@ def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) ->
     """
     check_evaluators(cfg.TEST.EVALUATORS)
     files = [find_predictions(path, dataset_name) for path in paths]
-    runs = []
-    for name, file in zip(_names(files), files):
-        predictions = read_predictions(file, GroundTruth.category_ids(dataset_name))
-        evaluators = [EVALUATOR_REGISTRY.get(key)(cfg, dataset_name, None) for key in cfg.TEST.EVALUATORS]
-        refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
-        if refused:
-            raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved boxes; leave it out")
-        collector = DetectionCollector(GroundTruth.from_dataset(dataset_name), distributed=False)
-        add_predictions([collector, *evaluators], predictions)
-        detections = collector.detections()
-        if detections is None:
-            raise RuntimeError("saved predictions are judged by the main process alone")
-        results: dict[str, Mapping[str, float]] = {}
-        for evaluator in evaluators:
-            results.update(evaluator.evaluate() or {})
-        runs.append(Rescored(name, file, detections, results))
-    return runs
+    truth = GroundTruth.from_dataset(dataset_name)
+    return [
+        score_predictions(name, file, read_predictions(file, truth), truth, box_evaluators(cfg, dataset_name))
+        for name, file in zip(unique_names([run_name(file) for file in files]), files)
+    ]
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """A short name per file: that of the run's folder, else of the file; numbered where it is not unique."""
-    names = []
-    for file in files:
-        folder = file.resolve().parent
-        if file.name != PREDICTIONS:
-            names.append(file.stem)
-        else:
-            names.append(folder.parent.parent.name if folder.parent.name == "inference" else folder.name)
+def run_name(file: Path) -> str:
+    """A short name: that of the run's folder, else of the file."""
+    folder = file.resolve().parent
+    if file.name != PREDICTIONS_FILE:
+        return file.stem
+    return folder.parent.parent.name if folder.parent.name == "inference" else folder.name
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once."""
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
@@ -124,7 +195,6 @@ class Resampled:
 
 def resample(
     runs: Sequence[Rescored],
-    dataset_name: str,
     *,
     draws: int = 1000,
     compare: bool = True,
@@ -136,14 +206,13 @@ def resample(
 
     Args:
         runs: on the same data set; the first is the baseline.
-        dataset_name: registered name.
         draws: number of resamplings.
         compare: whether to compare the others with the first.
         score_threshold: for Pd and Fa.
         max_detections: per image and class, for COCO's metrics.
         seed: of the draws.
     """
-    truth = GroundTruth.from_dataset(dataset_name)
+    truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
     comparisons: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs[1:]} if compare else {}
     for name, metric in resampled_metrics(score_threshold, max_detections).items():
@@ -168,37 +237,29 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
     if resampled is None:
         return parts[0]
     rows = [
-        [metric, run, _number(metrics[metric].value), _range(metrics[metric])]
+        [metric, run, format_number(metrics[metric].value), _range(metrics[metric])]
         for metric in resampled_metrics()
         for run, metrics in resampled.intervals.items()
     ]
-    parts.append(_table(rows, ["metric", "run", "value", f"95 % interval ({resampled.draws} draws of images)"]))
+    parts.append(format_table(rows, ["metric", "run", "value", f"95 % interval ({resampled.draws} draws of images)"]))
     rows = [
         [
             metric,
             f"{run} - {runs[0].name}",
-            _number(metrics[metric].difference.value, "+.2f"),
-            _range(metrics[metric].difference, "+.2f"),
-            _number(metrics[metric].p_value, ".4f"),
+            format_number(metrics[metric].difference.value, signed=True),
+            _range(metrics[metric].difference, signed=True),
+            format_number(metrics[metric].p_value, decimals=4),
         ]
         for metric in resampled_metrics()
         for run, metrics in resampled.comparisons.items()
     ]
     if rows:
-        parts.append(_table(rows, ["metric", "runs", "difference", "95 % interval, paired", "p, permutation"]))
+        parts.append(format_table(rows, ["metric", "runs", "difference", "95 % interval, paired", "p, permutation"]))
     return "\n\n".join(parts)
 
 
-def _number(value: float, form: str = ".2f") -> str:
-    return "-" if math.isnan(value) else f"{value:{form}}"
-
-
-def _range(interval: Interval, form: str = ".2f") -> str:
-    return "-" if math.isnan(interval.low) else f"{interval.low:{form}} to {interval.high:{form}}"
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+def _range(interval: Interval, *, signed: bool = False) -> str:
+    return format_range(interval.low, interval.high, signed=signed)
 
 
 def to_json(dataset_name: str, runs: Sequence[Rescored], resampled: Resampled | None = None) -> dict[str, Any]:

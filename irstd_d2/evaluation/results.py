@@ -1,4 +1,4 @@
-"""Results of all evaluators as one table for people."""
+"""Numbers and tables for people: the one place where results become text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
+
+
+def format_number(value: float, *, signed: bool = False, decimals: int = 2) -> str:
+    """A metric for people: ``-`` where nothing was measured, ``inf`` for infinity."""
+    return "-" if math.isnan(value) else f"{value:{'+' if signed else ''}.{decimals}f}"
+
+
+def format_range(low: float, high: float, *, signed: bool = False) -> str:
+    """An interval for people."""
+    return "-" if math.isnan(low) else f"{format_number(low, signed=signed)} to {format_number(high, signed=signed)}"
+
+
+def format_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """A Markdown table."""
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
+def split_metric_name(name: str) -> tuple[str, str, str]:
+    """``KEY/GROUP/METRIC`` -> its parts; key and group are empty for a metric over everything."""
+    key, _, rest = name.partition("/")
+    group, _, metric = rest.rpartition("/")
+    return (key, group, metric) if metric else ("", "", name)
 
 
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -23,10 +45,11 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
     keys: dict[str, dict[str, None]] = {}
     for evaluator, metrics in results.items():
         for name, value in metrics.items():
-            group, _, metric = name.rpartition("/")
-            if group:
-                keys.setdefault(group.partition("/")[0], {})[group] = None
-            rows.setdefault((evaluator, metric), {})[group or "all"] = value
+            key, group, metric = split_metric_name(name)
+            column = f"{key}/{group}" if key else "all"
+            if key:
+                keys.setdefault(key, {})[column] = None
+            rows.setdefault((evaluator, metric), {})[column] = value
     if len(keys) <= 1:
         return _block(rows, [group for groups in keys.values() for group in groups])
     blocks = [{name: values for name, values in rows.items() if set(values) == {"all"}}]
@@ -47,8 +70,8 @@ def format_runs(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     for run in results.values():
         for evaluator, metrics in run.items():
             for name in metrics:
-                group, _, metric = name.rpartition("/")
-                blocks.setdefault(group.partition("/")[0], {})[group, evaluator, metric] = None
+                key, group, metric = split_metric_name(name)
+                blocks.setdefault(key, {})[f"{key}/{group}" if key else "", evaluator, metric] = None
     return "\n\n".join(_runs_block(results, list(rows)) for rows in blocks.values() if rows)
 
 
@@ -57,16 +80,13 @@ def _runs_block(results: Mapping[str, Mapping[str, Mapping[str, float]]], rows: 
     for group, evaluator, metric in rows:
         name = f"{group}/{metric}" if group else metric
         values = [run.get(evaluator, {}).get(name, math.nan) for run in results.values()]
-        table.append([group or "all", evaluator, metric, *map(_cell, values)])
-    headers = ["group", "evaluator", "metric", *results]
-    return tabulate(table, headers=headers, tablefmt="pipe", disable_numparse=True)
+        table.append([group or "all", evaluator, metric, *map(format_number, values)])
+    return format_table(table, ["group", "evaluator", "metric", *results])
 
 
 def _block(rows: Mapping[tuple[str, str], Mapping[str, float]], groups: list[str]) -> str:
     columns = ["all", *groups]
-    table = [[*name, *(_cell(values.get(column, math.nan)) for column in columns)] for name, values in rows.items()]
-    return tabulate(table, headers=["evaluator", "metric", *columns], tablefmt="pipe", disable_numparse=True)
-
-
-def _cell(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    table = [
+        [*name, *(format_number(values.get(column, math.nan)) for column in columns)] for name, values in rows.items()
+    ]
+    return format_table(table, ["evaluator", "metric", *columns])

@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -40,16 +39,6 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
         self._target_boxes = _split_by_image(ground_truth.targets, len(ground_truth.image_ids))
         super().__init__(ground_truth, distributed=distributed)
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for sample, output in zip(inputs, outputs):
-            instances = output["instances"].to("cpu")
-            self.add(
-                sample["image_id"],
-                instances.pred_boxes.tensor.numpy(),
-                instances.scores.numpy(),
-                instances.pred_classes.numpy(),
-            )
-
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
         if not keys:
@@ -59,9 +48,9 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         columns = self._gather()
-        return None if columns is None else self.judge(columns)
+        return None if columns is None else self.metrics_of(columns)
 
-    def judge(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
+    def metrics_of(self, columns: Sequence[ImageColumns]) -> OrderedDict[str, dict[str, float]]:
         """Compute all metrics from the columns of all images, in the data set's order."""
         detections, targets = detections_of(columns), self.ground_truth.targets
         metrics = self.compute(detections, targets, self.ground_truth.pixels)
@@ -187,9 +176,11 @@ class DetectionProbabilityEvaluator(TableEvaluator):
 
     Metrics at ``score_threshold``: ``Pd`` (percent), ``Fa`` (pixels in false detections per million image pixels),
     ``Fa_boxes`` (false detections per million image pixels), ``precision`` (percent). Over all thresholds: the best
-    ``F1`` (percent) and its threshold ``F1_score``; ``FAPI@80``, false alarms per image at 80 % recall (infinite where
-    that recall is not reached); ``Pd@Fa10``, the highest Pd with an Fa of at most 10. Without targets all but Fa are
-    NaN.
+    ``F1`` (percent) and the score threshold that gives it, ``F1_threshold``; ``FAPI@80``, false alarms per image at
+    80 % recall (infinite where that recall is not reached); ``Pd@Fa10``, the highest Pd with an Fa of at most 10;
+    ``Pd@FAPI1``, the highest Pd with at most one false alarm per image, and ``threshold@FAPI1``, the score threshold
+    that gives it, an operating point that does not depend on how a model's scores are calibrated. Without targets all
+    but Fa are NaN.
     """
 
     name = "pd_fa"
@@ -202,26 +193,31 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         max_distance: float = CENTRE_DISTANCE,
         froc_recalls: Sequence[float] = (0.5, 0.8),
         fa_rates: Sequence[float] = (10, 100),
+        false_alarms_per_image: float = 1,
         group_by: Sequence[str] = (),
         distributed: bool = True,
     ):
         super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.score_threshold, self.max_distance = score_threshold, max_distance
         self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
+        self.false_alarms_per_image = false_alarms_per_image
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
         curve = operating_curve(detections, targets, image_pixels, self.max_distance)
         at = curve.at_score(self.score_threshold)
         f1, score = curve.best_f1()
+        pd_at_rate, threshold = curve.at_false_alarms_per_image(self.false_alarms_per_image)
         froc = zip(self.froc_recalls, curve.false_alarms_per_image(self.froc_recalls))
         pd_at_fa = zip(self.fa_rates, curve.pd_at_fa([1e-6 * rate for rate in self.fa_rates]))
         of_targets = {
             "Pd": 100 * at["Pd"],
             "precision": 100 * at["precision"],
             "F1": 100 * f1,
-            "F1_score": score,
+            "F1_threshold": score,
             **{f"FAPI@{100 * recall:.0f}": float(rate) for recall, rate in froc},
             **{f"Pd@Fa{rate:g}": 100 * float(pd) for rate, pd in pd_at_fa},
+            f"Pd@FAPI{self.false_alarms_per_image:g}": 100 * pd_at_rate,
+            f"threshold@FAPI{self.false_alarms_per_image:g}": threshold,
         }
         if not curve.num_targets:
             of_targets = dict.fromkeys(of_targets, math.nan)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from ..evaluation.average_precision import PrecisionRecall
 from ..evaluation.detection_probability import OperatingCurve
+from ..evaluation.results import format_number
 
 # Between light and dark, so that they show on both, and told apart with any colour vision.
 COLOURS = ("#3a86d0", "#e0662a", "#1f9e77", "#b56bb5", "#c59a12", "#5bb6d9", "#8d8d8d")
@@ -162,18 +163,15 @@ def group_chart(groups: Mapping[str, Mapping[int, float]], title: str) -> Chart:
             values = np.array([groups[label].get(run, math.nan) for label in labels], float)
             values[~np.isfinite(values)] = math.nan
             bars = axes.barh(y, np.nan_to_num(values), thickness * 0.92, color=colour_of(run))
-            axes.bar_label(bars, [_value(v) for v in values], fontsize=8, padding=2)
+            axes.bar_label(bars, [format_number(v, decimals=1) for v in values], fontsize=8, padding=2)
             top = max(top, float(np.nan_to_num(values).max(initial=0)))
         axes.set_yticks(np.arange(len(labels)), [label.replace("$", r"\$") for label in labels], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.18 * top or 1)
         axes.grid(visible=False, axis="y")
-        text = "; ".join(
-            f"{' '.join(label.split())}: {', '.join(_value(groups[label].get(run, math.nan)) for run in runs)}"
-            for label in labels
-        )
+        rows = []
+        for label in labels:
+            shown = (format_number(groups[label].get(run, math.nan), decimals=1) for run in runs)
+            rows.append(f"{' '.join(label.split())}: {', '.join(shown)}")
+        text = "; ".join(rows)
         return Chart(title, text, _svg(figure))
-
-
-def _value(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "–"

@@ -13,11 +13,11 @@ import numpy as np
 from ..data import read_image
 from ..data.image_io import SKY, read_sky_mask
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.matching import NO_TARGET
+from ..evaluation.results import format_number
 from ..evaluation.sky import confusion, sky_metrics
 from ..visualization import INSET_PIXELS, draw_brackets, draw_detections, inset_corners
 from .features import FeatureMap, Insight, Lens, target_ratio
-from .metrics import Judged, number
+from .metrics import RunOnSet
 from .pictures import data_uri, heat_map, sky_picture
 
 INSETS, INSET_ZOOM = 3, 4
@@ -71,7 +71,7 @@ class Example:
     notes: tuple[str, ...]
 
 
-def choose(truth: GroundTruth, count: int) -> list[int]:
+def spread_over_targets(truth: GroundTruth, count: int) -> list[int]:
     """Images with targets, spread evenly over the data set and not chosen by result; any where none has a target."""
     candidates = np.unique(truth.targets.image) if len(truth.targets) else np.arange(len(truth.image_ids))
     if not len(candidates) or count < 1:
@@ -83,7 +83,7 @@ def make_example(
     index: int,
     dicts: Sequence[dict[str, Any]],
     truth: GroundTruth,
-    runs: Sequence[Judged],
+    runs: Sequence[RunOnSet],
     lenses: Mapping[int, Lens],
 ) -> Example:
     """Show one image.
@@ -124,12 +124,12 @@ def make_example(
     )
 
 
-def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[Judged]) -> list[tuple[int, int]]:
+def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[RunOnSet]) -> list[tuple[int, int]]:
     """Parts that all pictures of an image enlarge: a target, the best false alarm of each run, then other targets."""
     false = []
     for run in runs:
-        table = run.detections
-        wrong = (table.image == index) & (table.scores >= run.threshold) & (run.found == NO_TARGET) & ~run.excused
+        table = run.rescored.detections
+        wrong = (table.image == index) & (table.scores >= run.threshold) & run.rescored.verdicts.false
         false += list(table.boxes[wrong][:1])
     return inset_corners([*targets[:1], *false, *targets[1:]], INSETS, image.shape[:2])
 
@@ -145,13 +145,12 @@ def _detections(
     targets: np.ndarray,
     insets: Sequence[tuple[int, int]],
     index: int,
-    run: Judged,
+    run: RunOnSet,
     truth: GroundTruth,
 ) -> Picture:
-    table, matched = run.detections, run.found
+    table, verdicts = run.rescored.detections, run.rescored.verdicts
     mine = np.flatnonzero((table.image == index) & (table.scores >= run.threshold))
-    hits = int((matched[mine] != NO_TARGET).sum())
-    false = int(((matched[mine] == NO_TARGET) & ~run.excused[mine]).sum())
+    hits, false = int(verdicts.true[mine].sum()), int(verdicts.false[mine].sum())
     missed = int((~truth.targets.ignored[truth.targets.image == index]).sum()) - hits
     text = f"{hits} found, {missed} missed, {false} false"
     picture = draw_detections(
@@ -159,7 +158,7 @@ def _detections(
         targets=targets,
         boxes=table.boxes[mine],
         scores=table.scores[mine],
-        correct=matched[mine] != NO_TARGET,
+        correct=verdicts.true[mine],
         edge=EDGE,
         insets=insets,
         inset_zoom=INSET_ZOOM,
@@ -179,7 +178,7 @@ def _size(image: np.ndarray, edge: int) -> tuple[int, int]:
 
 
 def _sky(
-    image: np.ndarray, mask: np.ndarray | None, runs: Sequence[Judged], insights: Mapping[int, Insight]
+    image: np.ndarray, mask: np.ndarray | None, runs: Sequence[RunOnSet], insights: Mapping[int, Insight]
 ) -> list[Picture]:
     if all(insight.sky is None for insight in insights.values()):
         return []
@@ -196,7 +195,7 @@ def _sky(
         text = f"{run.name}: predicted sky"
         usable = mask is not None and mask.shape == insight.sky.shape
         if mask is not None and usable:
-            text += f", IoU {number(sky_metrics(confusion(insight.sky, mask))['IoU'])} %"
+            text += f", IoU {format_number(sky_metrics(confusion(insight.sky, mask))['IoU'])} %"
         picture = sky_picture(image, insight.sky, size, mask if usable else None)
         pictures.append(Picture(text, f"{text}, tinted blue, errors orange", data_uri(picture)))
     return pictures

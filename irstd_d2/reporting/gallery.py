@@ -13,7 +13,7 @@ from ..data import read_image
 from ..evaluation.ground_truth import UNKNOWN, GroundTruth
 from ..evaluation.matching import NO_TARGET, DetectionTable
 from ..visualization import FALSE_COLOUR, TARGET_COLOUR, TRUE_COLOUR, draw_brackets, enlarge, to_bytes, write_scores
-from .metrics import Judged
+from .metrics import RunOnSet
 from .pictures import data_uri
 
 CROP = 48  # pixels of the original image on each side of a crop
@@ -55,7 +55,7 @@ class Gallery:
     cases: tuple[Case, ...]
 
 
-def worst_cases(run: Judged, dicts: Sequence[dict[str, Any]], truth: GroundTruth, *, count: int = 12) -> Gallery:
+def worst_cases(run: RunOnSet, dicts: Sequence[dict[str, Any]], truth: GroundTruth, *, count: int = 12) -> Gallery:
     """Draw the false alarms with the highest scores and the largest targets that were missed, at the best F1.
 
     Args:
@@ -65,9 +65,10 @@ def worst_cases(run: Judged, dicts: Sequence[dict[str, Any]], truth: GroundTruth
         count: pictures of each kind; at most one of a kind per image, so that a bad image does not fill the gallery.
     """
     # The table is sorted by score, and matching gives the best score its choice, so a cut changes no match above it.
-    kept = run.detections.rows(run.detections.scores >= run.threshold)
-    matched, excused = run.found[: len(kept)], run.excused[: len(kept)]
-    false = np.flatnonzero((matched == NO_TARGET) & ~excused)
+    detections, verdicts = run.rescored.detections, run.rescored.verdicts
+    kept = detections.rows(detections.scores >= run.threshold)
+    matched = verdicts.target[: len(kept)]
+    false = np.flatnonzero(verdicts.false[: len(kept)])
     found = np.zeros(len(truth.targets), bool)
     found[matched[matched != NO_TARGET]] = True
     missed = np.flatnonzero(~found & ~truth.targets.ignored)

@@ -1,32 +1,34 @@
-"""The runs of a report, judged on one data set: metric tables, differences, breakdowns."""
+"""The runs of a report on one data set: metric tables, differences, breakdowns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-import numpy as np
+from detectron2.config import CfgNode
 
-from ..evaluation.average_precision import EXACT, PAPER
-from ..evaluation.bootstrap import Interval
-from ..evaluation.coco_evaluation import IRSTDCOCOEvaluator
-from ..evaluation.collection import add_predictions, read_predictions
-from ..evaluation.detection_probability import OperatingCurve, match_by_centre, operating_curve
+from ..config import get_config
+from ..evaluation.collection import read_predictions
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.matching import DetectionTable
-from ..evaluation.rescoring import Rescored, resample
-from ..evaluation.table_evaluation import (
-    CentreDistanceEvaluator,
-    DetectionProbabilityEvaluator,
-    TableEvaluator,
-    VOCDetectionEvaluator,
+from ..evaluation.rescoring import (
+    PROTOCOL_KEYS,
+    Resampled,
+    Rescored,
+    box_evaluators,
+    protocol_differences,
+    protocol_of,
+    resample,
+    score_predictions,
 )
-from .run import Results, Run
+from ..evaluation.results import format_number, format_range, split_metric_name
+from .run import Run
 
 GROUP_KEYS = ("platform", "band", "resolution", "size", "contrast", "sky")
+# Evaluators whose metrics are broken down.
+_BROKEN_DOWN, _WHOLE_ONLY = ("voc", "pd_fa"), ("voc_paper", "centre", "coco")
+_VOC_IOU_THRESHOLDS = (0.25, 0.5, 0.75)
 
 _EVALUATORS = {
     "voc_exact": "Pascal VOC, boxes measured as x2 - x1, percent",
@@ -39,27 +41,20 @@ _EVALUATORS = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class RunOnSet:
     """One run on one data set.
 
     Attributes:
         number: of the run in the report, from 0.
         run: the run.
-        detections: all of its detections.
-        results: evaluator -> metric -> value; metrics of a group are named ``KEY/GROUP/METRIC``.
-        logged_at: evaluator -> iteration, for results that the training logged and that are not computed anew.
-        curve: Pd, false alarms and F1 at every score threshold, centres within 3 pixels.
-        found, excused: (D,) of ``match_by_centre``.
+        rescored: its detections, judged again, with the results that only the training could compute.
+        logged_at: evaluator -> iteration, for those results.
     """
 
     number: int
     run: Run
-    detections: DetectionTable
-    results: Results
+    rescored: Rescored
     logged_at: dict[str, int]
-    curve: OperatingCurve
-    found: np.ndarray
-    excused: np.ndarray
 
     @property
     def name(self) -> str:
@@ -68,24 +63,36 @@ class Judged:
     @property
     def threshold(self) -> float:
         """The score threshold of the best F1; 0, which keeps all, where nothing was found at any."""
-        f1, score = self.curve.best_f1()
+        f1, score = self.rescored.curve.best_f1()
         return score if f1 else 0.0
 
 
-def score_threshold(run: Run) -> float:
-    """From this score on, a detection of the run counts for Pd and Fa."""
-    value = run.setting("TEST.SCORE_THRESHOLD", 0.5)
-    return float(value) if isinstance(value, Real) else 0.5
+def protocol_config(run: Run) -> CfgNode:
+    """A configuration with the protocol of a run's own, by which all runs beside it are judged.
+
+    Raises:
+        ConfigError: for values of another type.
+    """
+    values = {key: run.setting(key) for key in PROTOCOL_KEYS}
+    return get_config(opts=[part for key, value in values.items() if value is not None for part in (key, value)])
 
 
-def judge(
+def protocol_note(run: Run, cfg: CfgNode) -> list[str]:
+    """A note on a run that is judged by other values than its own configuration's."""
+    own = {key: run.setting(key) for key in PROTOCOL_KEYS if run.setting(key) is not None}
+    changed = protocol_differences(protocol_of(cfg), own)
+    return [f"{run.name} is judged like the first run of this set, by {changed}."] if changed else []
+
+
+def rescore_run(
     number: int,
     run: Run,
     data_set: str,
     truth: GroundTruth,
+    cfg: CfgNode,
     *,
     group_by: Sequence[str] = GROUP_KEYS,
-) -> Judged:
+) -> RunOnSet:
     """Evaluate the saved detections of a run.
 
     Args:
@@ -93,47 +100,36 @@ def judge(
         run: it has predictions on ``data_set``.
         data_set: registered name.
         truth: its ground truth.
+        cfg: the protocol.
         group_by: what metrics are broken down by, see ``TableEvaluator``.
 
     Raises:
         ValueError: for predictions that cannot be read or do not belong to the data set.
     """
-    threshold, max_detections = score_threshold(run), run.setting("TEST.DETECTIONS_PER_IMAGE", 100)
-    options: dict[str, Any] = {"group_by": group_by, "distributed": False}
-    evaluators: list[TableEvaluator] = [
-        VOCDetectionEvaluator(truth, iou_thresholds=(0.25, 0.5, 0.75), protocol=EXACT, distributed=False),
-        VOCDetectionEvaluator(truth, iou_thresholds=(0.5,), protocol=EXACT, **options),
-        VOCDetectionEvaluator(truth, iou_thresholds=(0.5,), protocol=PAPER, distributed=False),
-        DetectionProbabilityEvaluator(truth, score_threshold=threshold, **options),
-        CentreDistanceEvaluator(truth, distributed=False),
-        IRSTDCOCOEvaluator(data_set, max_detections=max_detections, distributed=False),
-    ]
-    add_predictions(evaluators, read_predictions(run.predictions[data_set]))
-    detections = evaluators[0].detections()
-    if detections is None:
-        raise RuntimeError("a report is made by one process")
-    results: Results = {}
-    for evaluator in evaluators:
-        for name, metrics in (evaluator.evaluate() or {}).items():
-            results.setdefault(name, {}).update(metrics)
-    logged_at = {}
+    evaluators = []
+    for names, keys in ((_BROKEN_DOWN, group_by), (_WHOLE_ONLY, ())):
+        part = cfg.clone()
+        part.TEST.EVALUATORS, part.TEST.GROUP_BY = names, tuple(keys)
+        part.TEST.VOC_IOU_THRESHOLDS = tuple(sorted({*cfg.TEST.VOC_IOU_THRESHOLDS, *_VOC_IOU_THRESHOLDS}))
+        evaluators += box_evaluators(part, data_set)
+    file = run.predictions[data_set]
+    rescored = score_predictions(run.name, file, read_predictions(file, truth), truth, evaluators)
+    results, logged_at = dict(rescored.results), {}
     if logged := run.logged_results(data_set):
         for name, metrics in logged[1].items():
             if name not in results:
                 results[name], logged_at[name] = metrics, logged[0]
-    curve = operating_curve(detections, truth.targets, truth.pixels)
-    found, excused = match_by_centre(detections, truth.targets)
-    return Judged(number, run, detections, results, logged_at, curve, found, excused)
+    return RunOnSet(number, run, Rescored(**{**vars(rescored), "results": results}), logged_at)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and its difference from the first run's.
+    """A value and its difference from the baseline's.
 
     Attributes:
         text: the value.
-        difference: with its sign; empty for the first run.
-        verdict: ``better``, ``worse`` or nothing.
+        difference: with its sign; empty for the baseline.
+        verdict: ``better`` or ``worse`` where the interval of the difference excludes zero, else nothing.
     """
 
     text: str
@@ -150,56 +146,60 @@ class MetricTable:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def metric_tables(runs: Sequence[Judged]) -> list[MetricTable]:
-    """The metrics over all images, by evaluator."""
+def metric_tables(runs: Sequence[RunOnSet], resampled: Resampled | None = None) -> list[MetricTable]:
+    """The metrics over all images, by evaluator; the first run is the baseline.
+
+    Args:
+        runs: on one data set.
+        resampled: from ``resample_runs``; without it nothing is called better or worse.
+    """
     tables = []
-    for evaluator in dict.fromkeys(name for run in runs for name in run.results):
+    for evaluator in dict.fromkeys(name for run in runs for name in run.rescored.results):
         metrics = dict.fromkeys(
-            metric for run in runs for metric in run.results.get(evaluator, {}) if "/" not in metric
+            metric for run in runs for metric in run.rescored.results.get(evaluator, {}) if "/" not in metric
         )
-        rows = tuple(
-            (metric, compare(metric, [run.results.get(evaluator, {}).get(metric, math.nan) for run in runs]))
-            for metric in metrics
-        )
+        rows = []
+        for metric in metrics:
+            values = [run.rescored.results.get(evaluator, {}).get(metric, math.nan) for run in runs]
+            verdicts = [_verdict(f"{evaluator}/{metric}", run, resampled) for run in runs]
+            rows.append((metric, difference_cells(values, verdicts)))
         text = _EVALUATORS.get(evaluator, "")
         if logged := [
             f"{run.name} at iteration {run.logged_at[evaluator]}" for run in runs if evaluator in run.logged_at
         ]:
             text += f"{'; ' if text else ''}as logged by the training: {', '.join(logged)}"
-        tables.append(MetricTable(evaluator, text, rows))
+        tables.append(MetricTable(evaluator, text, tuple(rows)))
     return tables
 
 
-def compare(metric: str, values: Sequence[float]) -> tuple[Cell, ...]:
+def difference_cells(values: Sequence[float], verdicts: Sequence[str]) -> tuple[Cell, ...]:
     """Lay out one metric of all runs, the first of which is what the others are compared with."""
-    cells = [Cell(number(values[0]))]
-    for value in values[1:]:
+    cells = [Cell(format_number(values[0]))]
+    for value, verdict in zip(values[1:], verdicts[1:]):
         difference = value - values[0]
-        if not math.isfinite(difference):
-            cells.append(Cell(number(value), "–"))
-            continue
-        sign = _direction(metric) * difference
-        verdict = "better" if sign > 0.005 else "worse" if sign < -0.005 else ""
-        cells.append(Cell(number(value), _signed(difference), verdict))
+        if math.isfinite(difference):
+            cells.append(Cell(format_number(value), format_number(difference, signed=True), verdict))
+        else:
+            cells.append(Cell(format_number(value), "-"))
     return tuple(cells)
 
 
-def _direction(metric: str) -> int:
-    """1 where more is better, -1 where less is, 0 where neither is."""
-    if metric.endswith("score"):
-        return 0
-    return -1 if metric.startswith(("Fa", "FAPI")) else 1
-
-
-def number(value: float) -> str:
-    """A metric for people."""
-    if math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:.2f}"
+def _verdict(metric: str, run: RunOnSet, resampled: Resampled | None) -> str:
+    """``better`` or ``worse`` than the baseline where the paired interval excludes zero."""
+    comparisons = {} if resampled is None else resampled.comparisons.get(str(run.number), {})
+    if metric not in comparisons:
+        return ""
+    interval = comparisons[metric].difference
+    sign = -1 if metric.endswith("/Fa") else 1
+    return (
+        "better"
+        if min(sign * interval.low, sign * interval.high) > 0
+        else ("worse" if max(sign * interval.low, sign * interval.high) < 0 else "")
+    )
 
 
 @dataclass(frozen=True)
-class Breakdown:
+class GroupTable:
     """Metrics by one key.
 
     Attributes:
@@ -211,65 +211,69 @@ class Breakdown:
     metrics: dict[str, dict[str, dict[int, float]]]
 
 
-def breakdowns(runs: Sequence[Judged]) -> list[Breakdown]:
+def group_tables(runs: Sequence[RunOnSet]) -> list[GroupTable]:
     """All metrics of groups, sorted by the key that makes the groups; groups in which nothing is measured are left out.
 
     A key that puts everything into one group says nothing and is left out too.
     """
-    by_key: dict[str, Breakdown] = {}
+    by_key: dict[str, GroupTable] = {}
     for run in runs:
-        for evaluator, metrics in run.results.items():
+        for evaluator, metrics in run.rescored.results.items():
             for name, value in metrics.items():
-                key, _, rest = name.partition("/")
-                group, _, metric = rest.rpartition("/")
-                if group and math.isfinite(value):
-                    rows = by_key.setdefault(key, Breakdown(key, {})).metrics.setdefault(f"{evaluator} {metric}", {})
+                key, group, metric = split_metric_name(name)
+                if key and math.isfinite(value):
+                    rows = by_key.setdefault(key, GroupTable(key, {})).metrics.setdefault(f"{evaluator} {metric}", {})
                     rows.setdefault(group, {})[run.number] = value
     return [found for found in by_key.values() if len({g for rows in found.metrics.values() for g in rows}) > 1]
 
 
 @dataclass(frozen=True)
-class Significance:
+class IntervalRow:
     """A metric of every run with its interval over images.
 
     Attributes:
         metric: ``EVALUATOR METRIC``.
-        cells: per run the value with its interval; for all but the first run also the difference and p.
+        cells: per run the value with its interval; for all but the first run also the difference, p and the verdict.
     """
 
     metric: str
-    cells: tuple[tuple[str, str, str], ...]
+    cells: tuple[tuple[str, str, str, str], ...]
 
 
-def significance(runs: Sequence[Judged], data_set: str, draws: int) -> list[Significance]:
-    """Bootstrap over images: intervals, and paired comparison with the first run; nothing without draws."""
+def resample_runs(runs: Sequence[RunOnSet], cfg: CfgNode, draws: int) -> Resampled | None:
+    """Intervals of all runs, by their numbers, and comparison with the first; ``None`` without draws."""
     if not draws:
+        return None
+    numbered = [Rescored(**{**vars(run.rescored), "name": str(run.number)}) for run in runs]
+    return resample(
+        numbered,
+        draws=draws,
+        score_threshold=cfg.TEST.SCORE_THRESHOLD,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
+def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> list[IntervalRow]:
+    """The table of intervals and paired differences."""
+    if resampled is None:
         return []
-    # Numbers as names, for they are unique.
-    rescored = [Rescored(str(r.number), r.run.predictions[data_set], r.detections, r.results) for r in runs]
-    found = resample(rescored, data_set, draws=draws, score_threshold=score_threshold(runs[0].run))
     rows = []
-    for metric in found.intervals[rescored[0].name]:
+    for metric in resampled.intervals[str(runs[0].number)]:
         cells = []
-        for run in rescored:
-            interval = found.intervals[run.name][metric]
-            value = f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
-            if run.name in found.comparisons:
-                comparison = found.comparisons[run.name][metric]
-                cells.append((value, _signed_interval(comparison.difference), f"{comparison.p_value:.3f}"))
-            else:
-                cells.append((value, "", ""))
-        rows.append(Significance(metric.replace("/", " "), tuple(cells)))
+        for run in runs:
+            interval = resampled.intervals[str(run.number)][metric]
+            value = f"{format_number(interval.value)} ({format_range(interval.low, interval.high)})"
+            difference = p_value = ""
+            if run is not runs[0]:
+                comparison = resampled.comparisons[str(run.number)][metric]
+                found = comparison.difference
+                difference = (
+                    f"{format_number(found.value, signed=True)} ({format_range(found.low, found.high, signed=True)})"
+                )
+                p_value = format_number(comparison.p_value, decimals=3)
+            cells.append((value, difference, p_value, _verdict(metric, run, resampled)))
+        rows.append(IntervalRow(metric.replace("/", " "), tuple(cells)))
     return rows
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212") if abs(value) >= 0.005 else "0.00"
-
-
-def _signed_interval(interval: Interval) -> str:
-    value, low, high = (_signed(v) for v in (interval.value, interval.low, interval.high))
-    return f"{value} ({low} to {high})"
 
 
 def setting_differences(runs: Sequence[Run]) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
@@ -19,24 +19,28 @@ from ..data.datasets import register_own_sets
 from ..errors import ConfigError, DatasetError
 from ..evaluation.average_precision import precision_recall, voc_verdicts
 from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.rescoring import unique_names
+from ..evaluation.results import format_number
 from ..files import write_atomically
 from . import charts
 from .charts import Chart
-from .examples import Example, choose, make_example
+from .examples import Example, make_example, spread_over_targets
 from .features import BACKBONE, Lens, Tap
 from .gallery import Gallery, worst_cases
 from .metrics import (
     GROUP_KEYS,
-    Breakdown,
-    Judged,
+    GroupTable,
+    IntervalRow,
     MetricTable,
-    Significance,
-    breakdowns,
-    judge,
+    RunOnSet,
+    group_tables,
+    interval_rows,
     metric_tables,
-    number,
+    protocol_config,
+    protocol_note,
+    resample_runs,
+    rescore_run,
     setting_differences,
-    significance,
 )
 from .run import Run, load_run
 
@@ -55,18 +59,18 @@ class Section:
         text: how much it holds.
         notes: what could not be shown.
         runs: those that were judged.
-        tables, significance, charts, breakdowns, breakdown_charts, examples, galleries: the parts.
+        tables, intervals, charts, group_tables, group_charts, examples, galleries: the parts.
     """
 
     data_set: str
     text: str = ""
     notes: tuple[str, ...] = ()
-    runs: tuple[Judged, ...] = ()
+    runs: tuple[RunOnSet, ...] = ()
     tables: tuple[MetricTable, ...] = ()
-    significance: tuple[Significance, ...] = ()
+    intervals: tuple[IntervalRow, ...] = ()
     charts: tuple[Chart, ...] = ()
-    breakdowns: tuple[Breakdown, ...] = ()
-    breakdown_charts: tuple[Chart, ...] = ()
+    group_tables: tuple[GroupTable, ...] = ()
+    group_charts: tuple[Chart, ...] = ()
     examples: tuple[Example, ...] = ()
     galleries: tuple[Gallery, ...] = ()
 
@@ -126,7 +130,7 @@ def write_report(
     different, partial = setting_differences(runs)
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     environment.filters["breakable"] = _breakable
     environment.filters["zip"] = zip
     text = environment.from_string(template).render(
@@ -161,11 +165,8 @@ def _register_own_sets(run: Run) -> list[str]:
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else Run(**{**vars(run), "name": f"{run.name} ({i})"})
-        for i, run in enumerate(runs, 1)
-    ]
+    names = unique_names([run.name for run in runs])
+    return [Run(**{**vars(run), "name": name}) for run, name in zip(runs, names)]
 
 
 def _lenses(runs: Mapping[int, Run], options: Options) -> tuple[dict[int, Lens], list[tuple[str, str]]]:
@@ -186,30 +187,33 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
         # A KeyError is about the registered name and quotes its own message.
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         return Section(data_set, notes=(f"The data set cannot be loaded, so nothing is evaluated: {reason}",))
-    truth = GroundTruth.from_dicts(dicts, MetadataCatalog.get(data_set).thing_classes)
+    truth = GroundTruth.from_dataset(data_set)
     keys, notes = _group_keys(dicts)
-    judged = []
+    judged: list[RunOnSet] = []
+    cfg = protocol_config(next(iter(runs.values())))
     for i, run in runs.items():
         try:
-            judged.append(judge(i, run, data_set, truth, group_by=keys))
+            judged.append(rescore_run(i, run, data_set, truth, cfg, group_by=keys))
+            notes += protocol_note(run, cfg)
         except (KeyError, OSError, ValueError) as error:
             notes.append(f"{run.name} is left out: {error}")
     text = f"{len(dicts)} images, {int((~truth.targets.ignored).sum())} targets"
     logger.info("%s: %d runs on %d images", data_set, len(judged), len(dicts))
     if not judged:
         return Section(data_set, text, tuple(notes))
-    parts = breakdowns(judged)
-    chosen = choose(truth, max(options.examples, options.features))
+    parts = group_tables(judged)
+    resampled = resample_runs(judged, cfg, options.draws)
+    chosen = spread_over_targets(truth, max(options.examples, options.features))
     return Section(
         data_set=data_set,
         text=text,
         notes=tuple(notes),
         runs=tuple(judged),
-        tables=tuple(metric_tables(judged)),
-        significance=tuple(significance(judged, data_set, options.draws)),
+        tables=tuple(metric_tables(judged, resampled)),
+        intervals=tuple(interval_rows(judged, resampled)),
         charts=tuple(_curves(judged, truth)),
-        breakdowns=tuple(parts),
-        breakdown_charts=tuple(
+        group_tables=tuple(parts),
+        group_charts=tuple(
             charts.group_chart(part.metrics[metric], heading.format(part.key))
             for part in parts
             for metric, heading in _CHARTED.items()
@@ -238,13 +242,16 @@ def _group_keys(dicts: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
     return keys, notes
 
 
-def _curves(runs: Sequence[Judged], truth: GroundTruth) -> list[Chart]:
+def _curves(runs: Sequence[RunOnSet], truth: GroundTruth) -> list[Chart]:
     num_targets = int((~truth.targets.ignored).sum())
     precision = {
-        run.number: precision_recall(voc_verdicts(run.detections, truth.targets), run.detections.scores, num_targets)
+        run.number: precision_recall(
+            voc_verdicts(run.rescored.detections, truth.targets), run.rescored.detections.scores, num_targets
+        )
         for run in runs
     }
-    return [charts.precision_recall_chart(precision), *charts.operating_charts({run.number: run.curve for run in runs})]
+    operating = {run.number: run.rescored.curve for run in runs}
+    return [charts.precision_recall_chart(precision), *charts.operating_charts(operating)]
 
 
 def _history_charts(runs: Sequence[Run]) -> list[Chart]:

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from ..errors import DatasetError
+from ..evaluation.collection import PREDICTIONS_FILE
 
-PREDICTIONS = "coco_instances_results.json"
 # What detectron2's own modules log during training under names with a slash; all other such names are metrics.
 _TRAINING_PREFIXES = frozenset({"fast_rcnn", "keypoint_head", "mask_rcnn", "roi_head", "rpn"})
 
@@ -95,9 +95,9 @@ def load_run(folder: str | PathLike) -> Run:
     config = _text(folder / "config.yaml")
     settings = _settings(config, notes)
     history = _history(folder / "metrics.json", notes)
-    found = sorted(folder.rglob(PREDICTIONS))
+    found = sorted(folder.rglob(PREDICTIONS_FILE))
     if not found:
-        notes.append(f"No {PREDICTIONS}, so nothing is evaluated here: run tools/train_net.py --eval-only first.")
+        notes.append(f"No {PREDICTIONS_FILE}, so nothing is evaluated here: run tools/train_net.py --eval-only first.")
     predictions: dict[str, Path] = {}
     for path in found:
         name = _data_set_of(path, folder) or _test_set(settings)

@@ -5,12 +5,9 @@ import pytest
 
 from irstd_d2.evaluation.average_precision import PAPER, average_precision, precision_recall, voc_verdicts
 from irstd_d2.evaluation.bootstrap import (
-    average_precision_interval,
     compare_metric,
-    compare_runs,
     image_draws,
     metric_interval,
-    resampled_average_precision,
     resampled_metrics,
 )
 from irstd_d2.evaluation.coco_evaluation import coco_metrics
@@ -21,6 +18,12 @@ from irstd_d2.evaluation.table_evaluation import (
     DetectionProbabilityEvaluator,
     VOCDetectionEvaluator,
 )
+
+AP = resampled_metrics()["voc_exact/AP50_area"]
+
+
+def outcomes(boxes, scores, targets, num_images):
+    return AP.judge(detection_table(boxes, scores), target_table(targets), np.ones(num_images, int), 1)
 
 
 def random_rows(seed, quality, num_images=40):
@@ -48,7 +51,7 @@ def test_weights_equal_repeated_images():
     targets, boxes, scores = random_rows(0, 0.6)
     weights = image_draws(40, 5)
     assert (weights.sum(1) == 40).all()
-    values = resampled_average_precision(detection_table(boxes, scores), target_table(targets), 40, weights)
+    values = AP.values(outcomes(boxes, scores, targets, 40), weights)
     for value, weight in zip(values, weights):
         index = np.repeat(np.arange(40), weight)
         assert value == pytest.approx(plain_ap(*([rows[i] for i in index] for rows in (targets, boxes, scores))))
@@ -58,9 +61,7 @@ def test_interval_holds_the_value_and_narrows_with_more_images():
     widths = []
     for num_images in (20, 320):
         targets, boxes, scores = random_rows(1, 0.6, num_images)
-        interval = average_precision_interval(
-            detection_table(boxes, scores), target_table(targets), num_images, draws=300
-        )
+        interval = metric_interval(AP, outcomes(boxes, scores, targets, num_images), draws=300)
         assert interval.value == pytest.approx(plain_ap(targets, boxes, scores))
         assert interval.low < interval.value < interval.high
         widths.append(interval.high - interval.low)
@@ -69,25 +70,22 @@ def test_interval_holds_the_value_and_narrows_with_more_images():
 
 def test_a_better_run_is_told_from_an_equal_one():
     targets, boxes, scores = random_rows(2, 0.5, 100)
-    truth, run = target_table(targets), detection_table(boxes, scores)
+    run = outcomes(boxes, scores, targets, 100)
     rng = np.random.default_rng(3)
     better_boxes = [np.concatenate([t[rng.random(len(t)) < 0.95], b[-3:]]) for t, b in zip(targets, boxes)]
     better_scores = [np.concatenate([0.4 + 0.6 * rng.random(len(b) - 3), s[-3:]]) for b, s in zip(better_boxes, scores)]
-    result = compare_runs(run, detection_table(better_boxes, better_scores), truth, 100, draws=200)
+    result = compare_metric(AP, run, outcomes(better_boxes, better_scores, targets, 100), draws=200)
     assert result.difference.low > 0
     assert result.p_value < 0.02
-    same = compare_runs(run, run, truth, 100, draws=50)
+    same = compare_metric(AP, run, run, draws=50)
     assert same.difference.value == same.difference.low == same.difference.high == 0
     assert same.p_value == 1
 
 
-def test_draws_without_targets_and_wrong_sizes():
-    truth, run = target_table([[[0, 0, 3, 3]], []]), detection_table([[[0, 0, 3, 3]], []], [[0.5], []])
-    values = resampled_average_precision(run, truth, 2, np.array([[1, 1], [0, 2]]))
+def test_draws_without_targets_have_no_value():
+    values = AP.values(outcomes([[[0, 0, 3, 3]], []], [[0.5], []], [[[0, 0, 3, 3]], []], 2), np.array([[1, 1], [0, 2]]))
     assert values[0] == 1
     assert np.isnan(values[1])
-    with pytest.raises(ValueError, match="weights are for 3 images, the data set has 2"):
-        resampled_average_precision(run, truth, 2, np.ones((1, 3), int))
 
 
 def random_tables(seed, num_images=8):

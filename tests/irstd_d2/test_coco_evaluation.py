@@ -235,12 +235,14 @@ def test_detections_that_are_not_finite_are_refused(register, box, score):
         evaluate({"a": detections([box], [score])})
 
 
-def test_detections_are_saved_in_the_order_of_the_set(register, tmp_path, capsys):
+@pytest.mark.parametrize("evaluators", [("coco",), ("pd_fa",), ()])
+def test_detections_are_saved_in_the_order_of_the_set_whatever_is_evaluated(register, tmp_path, capsys, evaluators):
     register([record("a", []), record("b", [[1, 1, 4, 4]])])
-    evaluate(
-        {"b": detections([[1, 1, 4.5, 4]], [0.5]), "a": detections([[2, 2, 4, 4]], [0.25])},
-        output_dir=str(tmp_path / "new"),
-    )
+    evaluator = build_evaluator(get_config(opts=["TEST.EVALUATORS", evaluators]), NAME, str(tmp_path / "new"))
+    evaluator.reset()
+    found = {"b": detections([[1, 1, 4.5, 4]], [0.5]), "a": detections([[2, 2, 4, 4]], [0.25])}
+    evaluator.process([{"image_id": image_id} for image_id in found], list(found.values()))
+    evaluator.evaluate()
     rows = json.loads((tmp_path / "new" / "coco_instances_results.json").read_text())
     assert rows == [
         {"image_id": "a", "category_id": 0, "bbox": [2, 2, 2, 2], "score": 0.25},

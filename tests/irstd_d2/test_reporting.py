@@ -15,14 +15,14 @@ from detectron2.structures import BoxMode
 from voc_files import VocSet
 
 from irstd_d2.errors import DatasetError
-from irstd_d2.evaluation.collection import add_predictions_file
+from irstd_d2.evaluation.collection import PREDICTIONS_FILE, add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator
 from irstd_d2.reporting import Options, write_report
 from irstd_d2.reporting.charts import group_chart, series_chart
-from irstd_d2.reporting.examples import choose
-from irstd_d2.reporting.metrics import compare, setting_differences
-from irstd_d2.reporting.run import PREDICTIONS, load_run, weights_of
+from irstd_d2.reporting.examples import spread_over_targets
+from irstd_d2.reporting.metrics import difference_cells, setting_differences
+from irstd_d2.reporting.run import load_run, weights_of
 
 HOSTILE = "<img src=x onerror=document.title=1> $\\bad"
 QUICK = Options(gallery=0, examples=0, draws=0)
@@ -77,7 +77,7 @@ def make_run(folder, data_set, *, shift=0, iterations=30):
             rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": bbox, "score": rng.random()})
         rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": [1, 1, 4, 4], "score": rng.random()})
     (folder / "inference" / name).mkdir(parents=True)
-    (folder / "inference" / name / PREDICTIONS).write_text(json.dumps(rows))
+    (folder / "inference" / name / PREDICTIONS_FILE).write_text(json.dumps(rows))
     lines = [{"iteration": i, "total_loss": 3 / (1 + i), "lr": 0.01, "roi_head/num": 1} for i in range(iterations)]
     lines.append({"iteration": iterations, "bbox/AP50": 1.0, "sky/IoU": 61.5, "sky/platform/Air/IoU": 62.25})
     (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in lines))
@@ -96,7 +96,7 @@ def test_sets_that_a_run_registered_are_registered_for_its_report(tmp_path):
     run = tmp_path / "run"
     (run / "inference" / name).mkdir(parents=True)
     row = {"image_id": "a", "category_id": 0, "bbox": [3, 4, 3, 4], "score": 0.9}
-    (run / "inference" / name / PREDICTIONS).write_text(json.dumps([row]))
+    (run / "inference" / name / PREDICTIONS_FILE).write_text(json.dumps([row]))
     (run / "config.yaml").write_text(f"DATASETS: {{OWN: [[{name}, {tmp_path / 'mine'}, val]], TEST: [{name}]}}\n")
     try:
         text = write_report([run], tmp_path / "report.html", options=QUICK).read_text()
@@ -144,7 +144,7 @@ def test_report_of_two_runs(tmp_path, data_set):
     assert "6 images, 12 targets" in text
     row = re.search(r"<th scope=\"row\">AP50_area</th><td>(.*?)</td><td>(.*?)</td><td class=\"(.*?)\">(.*?)<", text)
     assert float(row[2]) - float(row[1]) == pytest.approx(float(row[4]), abs=0.011)
-    assert row[3] == "difference better"
+    assert row[3] == "difference better"  # every image gains, so the interval excludes zero
     assert "PyTorch  2.x" in text
     assert ">SHIFT</th>" in text
     page = Page(text)
@@ -193,7 +193,7 @@ def test_equal_numbers_in_report_and_evaluator(tmp_path, data_set):
     run = make_run(tmp_path / "a", data_set, shift=1)
     text = report([run], tmp_path)
     evaluator = VOCDetectionEvaluator(GroundTruth.from_dataset(data_set[0]), iou_thresholds=(0.25, 0.5, 0.75))
-    add_predictions_file(evaluator, run / "inference" / data_set[0] / PREDICTIONS)
+    add_predictions_file(evaluator, run / "inference" / data_set[0] / PREDICTIONS_FILE)
     table = text[text.index("<b>voc_exact</b>") :]
     for metric, value in evaluator.evaluate()["voc_exact"].items():
         row = re.search(rf'<th scope="row">{metric}</th><td>(.*?)</td>', table)
@@ -216,7 +216,7 @@ def test_intervals_and_paired_comparison(tmp_path, data_set):
     runs = [make_run(tmp_path / "a", data_set, shift=2), make_run(tmp_path / "b", data_set)]
     text = report(runs, tmp_path, Options(gallery=0, examples=0, draws=60))
     row = re.search(r'<th scope="row">voc_exact AP50_area</th>(.*?)</tr>', text)[1]
-    first, second, difference, p = re.findall(r"<td>(.*?)</td>", row)
+    first, second, difference, p = re.findall(r"<td.*?>(.*?)</td>", row)
     assert re.fullmatch(r"0\.00 \(0\.00 to 0\.00\)", first)
     value, low, high = map(float, re.findall(r"[\d.]+", second))
     assert low <= value <= high
@@ -251,7 +251,7 @@ def test_the_gallery_names_the_worst_and_survives_images_that_are_gone(tmp_path,
 
 def test_a_perfect_run_has_an_empty_gallery(tmp_path, data_set):
     run = make_run(tmp_path / "a", data_set)
-    path = run / "inference" / data_set[0] / PREDICTIONS
+    path = run / "inference" / data_set[0] / PREDICTIONS_FILE
     path.write_text(json.dumps([row for row in json.loads(path.read_text()) if row["bbox"] != [1, 1, 4, 4]]))
     text = report([run], tmp_path, Options(gallery=3, examples=0, draws=0))
     assert "0 false alarms, 0 missed targets" in text
@@ -260,7 +260,7 @@ def test_a_perfect_run_has_an_empty_gallery(tmp_path, data_set):
 
 def test_no_detections_at_all(tmp_path, data_set):
     run = make_run(tmp_path / "a", data_set)
-    (run / "inference" / data_set[0] / PREDICTIONS).write_text("[]")
+    (run / "inference" / data_set[0] / PREDICTIONS_FILE).write_text("[]")
     text = report([run], tmp_path, Options(gallery=1, examples=1, draws=10))
     assert "0 false alarms, 12 missed targets" in text
     Page(text)
@@ -271,13 +271,16 @@ def test_no_detections_at_all(tmp_path, data_set):
     [
         ("[{", "cannot be read"),
         ('[{"image_id": "elsewhere", "category_id": 0, "bbox": [1, 1, 2, 2], "score": 1}]', "elsewhere"),
-        ('[{"image_id": "im0", "category_id": 7, "bbox": [1, 1, 2, 2], "score": 1}]', "classes outside"),
+        (
+            '[{"image_id": "im0", "category_id": 7, "bbox": [1, 1, 2, 2], "score": 1}]',
+            "which are 0 (target)",
+        ),
         ('[{"image_id": "im0", "category_id": 0, "bbox": [1, 1, 2, 2], "score": NaN}]', "not finite"),
     ],
 )
 def test_predictions_that_cannot_be_judged_are_named(tmp_path, data_set, content, message):
     bad = make_run(tmp_path / "bad", data_set)
-    (bad / "inference" / data_set[0] / PREDICTIONS).write_text(content)
+    (bad / "inference" / data_set[0] / PREDICTIONS_FILE).write_text(content)
     text = report([bad], tmp_path)
     assert message in re.search(r"<li>bad is left out: (.*?)</li>", text, re.DOTALL)[1]
     assert "Curves" not in text
@@ -285,7 +288,7 @@ def test_predictions_that_cannot_be_judged_are_named(tmp_path, data_set, content
 
 def test_a_run_that_cannot_be_judged_does_not_stop_the_others(tmp_path, data_set):
     bad, good = make_run(tmp_path / "bad", data_set), make_run(tmp_path / "good", data_set)
-    (bad / "inference" / data_set[0] / PREDICTIONS).write_text("[{")
+    (bad / "inference" / data_set[0] / PREDICTIONS_FILE).write_text("[{")
     text = report([bad, good], tmp_path)
     assert "<li>bad is left out" in text
     assert '<th scope="col">good</th>' in text
@@ -304,7 +307,7 @@ def test_a_data_set_that_is_not_here(tmp_path, data_set):
 def test_missing_pieces_become_notes(tmp_path):
     (tmp_path / "empty").mkdir()
     text = report([tmp_path / "empty"], tmp_path, Options(features=1))
-    for note in ("No config.yaml", "No metrics.json", f"No {PREDICTIONS}", "No feature maps and sky masks"):
+    for note in ("No config.yaml", "No metrics.json", f"No {PREDICTIONS_FILE}", "No feature maps and sky masks"):
         assert note in text
     assert "there are no metrics" in text
     assert "No environment in log.txt." in text
@@ -357,7 +360,7 @@ def test_a_configuration_runs_no_code(tmp_path, data_set):
 def test_predictions_directly_under_inference_belong_to_the_configured_test_set(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
     name = data_set[0]
-    path = folder / "inference" / name / PREDICTIONS
+    path = folder / "inference" / name / PREDICTIONS_FILE
     path.rename(folder / "inference" / path.name)
     (folder / "log.txt").unlink()
     run = load_run(folder)
@@ -398,18 +401,17 @@ def test_differences_of_configurations(tmp_path, data_set):
     assert setting_differences([load_run(c)]) == ([], [])
 
 
-def test_better_and_worse():
-    cells = compare("AP50", [10.0, 12.5, 9.0, 10.001, math.nan])
+def test_differences_are_coloured_by_the_verdict_of_the_interval_alone():
+    values = [10.0, 12.5, 9.0, 10.001, math.nan, math.inf]
+    cells = difference_cells(values, ["", "", "worse", "", "", ""])
     assert [(c.text, c.difference, c.verdict) for c in cells] == [
         ("10.00", "", ""),
-        ("12.50", "+2.50", "better"),
-        ("9.00", "\u22121.00", "worse"),
-        ("10.00", "0.00", ""),
-        ("–", "–", ""),
+        ("12.50", "+2.50", ""),
+        ("9.00", "-1.00", "worse"),
+        ("10.00", "+0.00", ""),
+        ("-", "-", ""),
+        ("inf", "-", ""),
     ]
-    assert compare("Fa", [5.0, 7.0])[1].verdict == "worse"
-    assert compare("FAPI@80", [math.inf, 7.0])[1].difference == "–"
-    assert compare("F1_score", [0.2, 0.4])[1].verdict == ""
 
 
 def test_charts_hold_values_that_are_not_finite_and_hostile_labels():
@@ -417,7 +419,7 @@ def test_charts_hold_values_that_are_not_finite_and_hostile_labels():
     assert "currentColor" in chart.svg
     assert "#010203" not in chart.svg
     chart = group_chart({HOSTILE: {0: math.nan, 1: 2.0}, "b": {1: math.inf}}, "x")
-    assert chart.text.endswith("bad: –, 2.0; b: –, –")
+    assert chart.text.endswith("bad: -, 2.0; b: -, inf")
     assert "<img" not in chart.svg
     assert "$\\bad" in chart.svg.replace("&lt;", "<")
     Page(chart.svg)
@@ -427,8 +429,8 @@ def test_charts_hold_values_that_are_not_finite_and_hostile_labels():
 def test_examples_are_spread_over_the_images_with_targets(data_set):
     _, dicts = data_set
     without = [{**record, "annotations": []} for record in dicts]
-    assert choose(GroundTruth.from_dicts([*without, *dicts]), 3) == [6, 8, 11]
-    assert choose(GroundTruth.from_dicts(without), 2) == [0, 5]
-    assert choose(GroundTruth.from_dicts(dicts), 0) == []
-    assert choose(GroundTruth.from_dicts([]), 3) == []
-    assert choose(GroundTruth.from_dicts(dicts), 100) == list(range(6))
+    assert spread_over_targets(GroundTruth.from_dicts([*without, *dicts]), 3) == [6, 8, 11]
+    assert spread_over_targets(GroundTruth.from_dicts(without), 2) == [0, 5]
+    assert spread_over_targets(GroundTruth.from_dicts(dicts), 0) == []
+    assert spread_over_targets(GroundTruth.from_dicts([]), 3) == []
+    assert spread_over_targets(GroundTruth.from_dicts(dicts), 100) == list(range(6))

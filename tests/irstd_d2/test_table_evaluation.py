@@ -1,6 +1,7 @@
 """Evaluators over whole data sets: VOC protocols, Pd/Fa, groups, saved predictions, several processes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_pd_fa_counts_pixels_of_false_detections(truth):
     assert results["FAPI@50"] == 0
     assert np.isinf(results["FAPI@80"])
     assert results["F1"] == pytest.approx(80)
-    assert results["F1_score"] == pytest.approx(0.8)
+    assert results["F1_threshold"] == pytest.approx(0.8)
 
 
 def test_difficult_targets_count_neither_way():
@@ -140,9 +141,11 @@ def test_a_saved_predictions_file_gives_the_same_numbers(truth, tmp_path):
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows))
-    again = VOCDetectionEvaluator(truth)
-    add_predictions_file(again, path, {1: 0})
+    again = VOCDetectionEvaluator(replace(truth, category_ids=(1,)))
+    add_predictions_file(again, path)
     assert again.evaluate() == expected
+    with pytest.raises(DatasetError, match=r"category_id: 1 is none of the data set's categories.* 0 \(target\)"):
+        add_predictions_file(VOCDetectionEvaluator(truth), path)
 
 
 @pytest.mark.parametrize("text", ["{", '[{"image_id": "a"}]', "[1]", '[{"image_id": "a", "bbox": [1], "score": 1}]'])
