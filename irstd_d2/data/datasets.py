@@ -166,7 +166,13 @@ def _register_builtin() -> None:
     # Where a test of all 256 images takes longer than the training.
     quarter = VocSource(split="test_v2", layout="densesirst", builtin_root="SIRSTdevkit", step=4)
     _register_voc("densesirst_v2_test_quarter", quarter)
-    for name, folder in (("wideirstd", "WideIRSTD-Full"), ("synthetic_omni", "synthetic_omni")):
+    two_splits = (
+        ("wideirstd", "WideIRSTD-Full"),
+        ("wideirstd_matched", "WideIRSTD-matched"),
+        ("spaceir", "SpaceIR-sen2ships"),
+        ("synthetic_omni", "synthetic_omni"),
+    )
+    for name, folder in two_splits:
         for split in ("train", "val"):
             _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
     for name, folder in (("irstd1k", "IRSTD-1K"), ("nudtsirst", "NUDT-SIRST")):

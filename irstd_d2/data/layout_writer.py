@@ -62,3 +62,23 @@ def densesirst_files(
     yield f"SIRST/Point_label/{name}_pixels0.txt", point_lines(record)
     depth = image.shape[2] if image.ndim == 3 else 1
     yield f"SIRST/BBox/{name}.xml", format_voc_xml(record, name, depth=depth)
+
+
+def wideirstd_files(
+    name: str, image: NDArray, record: VocRecord, target_mask: NDArray, sky_mask: NDArray | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (path below ``VOC2007``, content) of every file of one image; the boxes come last.
+
+    Args:
+        name: see :func:`densesirst_files`, as the others.
+        image: ``(H, W)`` or BGR ``(H, W, 3)``, 8 or 16 bits.
+        record: its annotation.
+        target_mask: ``(H, W)``, not 0 on targets.
+        sky_mask: ``(H, W)`` labels, 1 sky; ``None`` where it is unknown.
+    """
+    yield f"PNGImages/{name}.png", png_bytes(image)
+    yield f"Masks/{name}.png", png_bytes((target_mask > 0).astype(np.uint8) * np.uint8(255))
+    if sky_mask is not None:
+        yield f"SkyMasks/{name}.png", png_bytes(sky_mask, SKY_PALETTE)
+    depth = image.shape[2] if image.ndim == 3 else 1
+    yield f"Annotations/{name}.xml", format_voc_xml(record, f"{name}.png", depth=depth)
