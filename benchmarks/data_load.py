@@ -65,6 +65,8 @@ def measure(samples: int, workers: int, folder: Path) -> None:
     import torch
     from detectron2.data import DatasetCatalog
 
+    import auxdet_d2  # noqa: F401  registers
+    import bafe_d2  # noqa: F401  registers
     from irstd_d2 import get_config
     from irstd_d2.data import register_voc_folder
     from irstd_d2.engine import IRSTDTrainer

@@ -26,6 +26,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+import auxdet_d2  # noqa: F401  registers
+import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.evaluation import IRSTDCOCOEvaluator
 from irstd_d2.evaluation.build import EVALUATOR_REGISTRY

@@ -115,6 +115,7 @@ def detect(config: str, options: Sequence, dicts: list[dict]) -> list[dict]:
     """What a trained model returns for every image, with its ``image_id``."""
     from detectron2.modeling import build_model
 
+    import bafe_d2  # noqa: F401  registers
     from irstd_d2 import get_config
     from irstd_d2.data import build_mapper
     from irstd_d2.engine import IRSTDCheckpointer

@@ -1,10 +1,9 @@
-"""Configuration of the project: one ``CfgNode`` that knows the keys of all three packages."""
+"""Configuration of the project: one ``CfgNode`` with the keys of this package and of the systems in use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from os import PathLike, fspath
 
 import yaml
@@ -14,9 +13,7 @@ from .data.config import add_data_config
 from .data.datasets import register_own_sets
 from .errors import ConfigError
 from .modeling.config import add_backbone_config
-
-# Looked up by name, so that this package depends on neither of them.
-_EXTENSIONS = ("auxdet_d2.config:add_auxdet_config", "bafe_d2.config:add_bafe_config")
+from .systems import installed_systems, registered_systems
 
 
 def add_irstd_config(cfg: CfgNode) -> None:
@@ -137,11 +134,20 @@ def _faults_of(source: str) -> Iterator[None]:
         yield
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         problem = error.args[0] if isinstance(error, KeyError) else error
-        raise ConfigError(f"{source}: {problem}") from error
+        raise ConfigError(f"{source}: {problem}{_hint(str(problem))}") from error
+
+
+def _hint(problem: str) -> str:
+    """What an unknown key may need."""
+    known = {system.name for system in registered_systems()}
+    missing = [name for name in installed_systems() if name not in known]
+    if not missing or "Non-existent" not in problem:
+        return ""
+    return f". Keys of {' and '.join(missing)} are known after `import {', '.join(missing)}`"
 
 
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:
-    """Return a ``CfgNode`` with the keys of detectron2 and of this project, merged from a file.
+    """Return a ``CfgNode`` with the keys of detectron2, this package and the imported systems, merged from a file.
 
     The data sets of ``DATASETS.OWN`` are registered.
 
@@ -150,17 +156,15 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
         opts: alternating keys and values, as on the command line: ``["SOLVER.MAX_ITER", 100]``.
 
     Returns:
-        An unfrozen ``CfgNode``; ``detectron2.modeling.build_model`` accepts it after
-        ``import auxdet_d2, bafe_d2``.
+        An unfrozen ``CfgNode`` for ``detectron2.modeling.build_model``.
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key is unknown or of another type.
     """
     cfg = get_cfg()
     add_irstd_config(cfg)
-    for extension in _EXTENSIONS:
-        module, function = extension.split(":")
-        getattr(import_module(module), function)(cfg)
+    for system in registered_systems():
+        system.add_config(cfg)
     if path is not None:
         with _faults_of(f"configuration {fspath(path)}"):
             cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code

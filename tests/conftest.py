@@ -18,6 +18,9 @@ import torch
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock
 
+import auxdet_d2  # noqa: F401  registers
+import bafe_d2  # noqa: F401  registers
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

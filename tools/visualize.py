@@ -23,6 +23,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
+import auxdet_d2  # noqa: F401  registers
+import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.data import read_image
 from irstd_d2.data.datasets import check_registered

@@ -16,6 +16,7 @@ from ..data import set_skip_bad
 from ..data.datasets import check_registered
 from ..evaluation.build import check_evaluators
 from ..memory import keep_freed_memory
+from ..systems import registered_systems
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -41,7 +42,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         keep_freed_memory()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
     default_setup(cfg, args)
-    for package in ("irstd_d2", "auxdet_d2", "bafe_d2"):
+    for package in ("irstd_d2", *(system.name for system in registered_systems())):
         setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     if no_cuda:
         logging.getLogger(__name__).info("no CUDA device here: training on the CPU (MODEL.DEVICE cpu)")

@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..modeling.fcos import IRSTDFCOS, flatten_level
 from ..modeling.fcos_targets import distances_to_boxes
+from ..systems import registered_systems
 from .candidates import INVALID, clip_boxes, keep_best, nms_mask, take, top_candidates
 
-# Looked up by name, so that this package depends on neither of them.
-_EXTENSIONS = ("auxdet_d2.export", "bafe_d2.export")
 # Their windows and positions are numbers in Python, which a trace keeps as they were.
 _OF_ONE_SIZE = (SwinTransformer, ViT)
 Features = dict[str, Tensor]
@@ -208,8 +207,9 @@ def build_graph(model: nn.Module, *, with_nms: bool = True, suppress: NMS = nms_
     Raises:
         ConfigError: for a model, or a part of one, that has no exported form.
     """
-    for extension in _EXTENSIONS:
-        import_module(extension)
+    for system in registered_systems():
+        if system.export_module:
+            import_module(system.export_module)
     for module in model.modules():
         if isinstance(module, _OF_ONE_SIZE):
             raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,26 +22,10 @@ from ..config import get_config
 from ..data import build_mapper
 from ..engine.checkpoint import IRSTDCheckpointer
 from ..errors import DatasetError
+from ..systems import Tap
 from .run import Run, weights_of
 
 SMALLEST_MAP = 4  # cells along the shorter side; coarser maps show nothing
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Which feature maps to show: those that go into or come out of all modules of a class.
-
-    Attributes:
-        module: the class; ``None`` is the model's backbone.
-        title: of the row of maps, e.g. ``after M2DM``.
-        side: ``input`` or ``output``.
-        index: which of several tensors.
-    """
-
-    module: type[nn.Module] | None
-    title: str
-    side: Literal["input", "output"] = "output"
-    index: int = 0
 
 
 BACKBONE = Tap(None, "neck: what the heads see")
