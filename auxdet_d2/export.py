@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
-from irstd_d2.export.candidates import clip_boxes, take, top_candidates
+from irstd_d2.export.candidates import top_candidates
 from irstd_d2.export.graphs import (
     NMS,
     Candidates,
@@ -21,10 +21,11 @@ from irstd_d2.export.graphs import (
     proposals,
     suppression,
 )
+from irstd_d2.modeling.decoding import take
 
 from .metadata import MetadataBatch
 from .modeling.backbone import conditioned_on
-from .modeling.cascade_rpn import CascadeRPN, adaptive_offsets, grid_anchors
+from .modeling.cascade_rpn import CascadeRPN
 from .modeling.meta_arch import AuxDet, MetadataConditionedModel
 
 
@@ -62,19 +63,9 @@ def _(model: MetadataConditionedModel) -> tuple[str, ...]:
 
 @proposals.register
 def _(generator: CascadeRPN, features: Features, image_size: Tensor, suppress: NMS) -> tuple[Tensor, Tensor]:
-    # Level by level: the stages of one level see nothing of the others.
+    last = generator.predict(features, image_size)[1][-1]
     columns = []
-    for name, stride in zip(generator.in_features, generator.strides):
-        x = features[name]
-        size = (x.shape[-2], x.shape[-1])
-        anchors = grid_anchors(size, stride, generator.anchor_scale * stride, x.device)
-        anchors = anchors[None].expand(x.shape[0], -1, -1)
-        for stage, transform in zip(generator.stages, generator.transforms):
-            offsets = adaptive_offsets(anchors, size, stride) if stage.uses_offsets else None
-            x, deltas, logits = stage(x, offsets)
-            flat = deltas.flatten(2).transpose(1, 2)
-            decoded = transform.apply_deltas(flat.reshape(-1, 4), anchors.reshape(-1, 4))
-            anchors = clip_boxes(decoded.view(flat.shape), image_size)
-        scores, place, _ = top_candidates(logits.flatten(2).transpose(1, 2).sigmoid(), generator.pre_nms_topk[1])
-        columns.append((take(anchors, place), scores))
-    return best_proposals(columns, image_size, suppress, generator.nms_threshold, generator.post_nms_topk[1])
+    for boxes, logits in zip(last.boxes, last.logits):
+        scores, place, _ = top_candidates(logits.sigmoid()[..., None], generator.pre_nms_topk[1])
+        columns.append((take(boxes, place), scores))
+    return best_proposals(columns, image_size, suppress, generator.nms_thresh, generator.post_nms_topk[1])

@@ -109,8 +109,7 @@ def targets(counts: Sequence[int], size: int) -> list[Curve]:
     import torch
     from cases.scenes import small_boxes
 
-    from auxdet_d2.modeling.cascade_rpn import grid_anchors
-    from auxdet_d2.modeling.region_targets import assign_by_iou, assign_by_region
+    from auxdet_d2.modeling.anchor_targets import assign_by_iou, assign_by_region, grid_anchors
     from bafe_d2.data import BAGCopyPaste, TargetLibrary
     from irstd_d2.data import IRSTDAugInput
     from irstd_d2.modeling.fcos_targets import all_points, assign_targets

@@ -9,7 +9,8 @@ Letters in shapes: N images, A anchors of all levels, H and W cells of a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,26 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.decoding import clip_boxes, take
 from irstd_d2.modeling.gaussian_distance import wasserstein_similarities, wasserstein_similarity
 
+from .anchor_targets import IGNORED, AnchorGrid, OverlapAssigner, RegionAssigner
 from .box_transform import BoundedBox2BoxTransform
 from .deformable import deformable_conv2d
-from .region_targets import IGNORED, NEGATIVE, assign_by_iou, assign_by_region
 
 ADAPTATIONS = ("dilation", "offset")
 ASSIGNMENTS = ("region", "iou", "nwd")
 BOX_LOSSES = ("iou", "nwd")
-
-
-def grid_anchors(size: tuple[int, int], stride: int, edge: float, device: torch.device) -> Tensor:
-    """One square anchor per cell, centred at (column * stride, row * stride): (height * width, 4)."""
-    y, x = torch.meshgrid(
-        torch.arange(size[0], device=device) * float(stride),
-        torch.arange(size[1], device=device) * float(stride),
-        indexing="ij",
-    )
-    centre = torch.stack([x, y], dim=-1).reshape(-1, 2)
-    return torch.cat([centre - edge / 2, centre + edge / 2], dim=1)
 
 
 def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel: int = 3) -> Tensor:
@@ -128,36 +119,50 @@ class CascadeRPNStage(nn.Module):
         return x, self.deltas(x), None if self.logits is None else self.logits(x)
 
 
-def first_n(candidates: Tensor, count: Tensor) -> Tensor:
-    """Keep the first ``count`` true entries of each row, in order. Args: (N, A) bool, (N,). Returns: (N, A) bool."""
-    return candidates & (candidates.cumsum(1) <= count[:, None])
-
-
-def sample(positive: Tensor, negative: Tensor, batch_size: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at random from the positives and fill up with negatives, per image.
-
-    Args:
-        positive, negative: (N, A) bool.
-        batch_size: drawn per image, if there are enough.
-        positive_fraction: upper share of positives.
-
-    Returns:
-        (N, A) bool each.
-    """
-    order = torch.rand(positive.shape, device=positive.device).argsort(1)
-    back = order.argsort(1)
-    limit = torch.full((len(positive),), int(batch_size * positive_fraction), device=positive.device)
-    kept_positive = first_n(positive.gather(1, order), limit)
-    kept_negative = first_n(negative.gather(1, order), batch_size - kept_positive.sum(1))
-    return kept_positive.gather(1, back), kept_negative.gather(1, back)
-
-
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of paired boxes (..., 4): (...,)."""
+    """IoU of paired boxes (..., 4): (...,), 0 for boxes without area, where detectron2's gives NaN."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     intersection = (high - low).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     return intersection / union.clamp(min=1e-6)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What makes one stage.
+
+    Args:
+        adaptation: of its convolution, "dilation" or "offset", which looks at the boxes of the stage before.
+        assigner: gives its anchors their targets, and chooses those that enter the loss.
+        delta_stds: standard deviations of the four deltas.
+        dilation: of the first kind.
+    """
+
+    adaptation: str
+    assigner: RegionAssigner | OverlapAssigner
+    delta_stds: Sequence[float]
+    dilation: int = 3
+
+
+PUBLISHED_STAGES = (
+    StageSpec("dilation", RegionAssigner(), (0.1, 0.1, 0.5, 0.5)),
+    StageSpec("offset", OverlapAssigner(), (0.05, 0.05, 0.1, 0.1)),
+)
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage makes of its anchors, a list over levels each.
+
+    Attributes:
+        anchors: (N, H * W, 4) that it started from.
+        boxes: (N, H * W, 4), not clipped, with gradient.
+        logits: (N, H * W); empty but for the last stage.
+    """
+
+    anchors: list[Tensor]
+    boxes: list[Tensor]
+    logits: list[Tensor]
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -168,20 +173,12 @@ class CascadeRPN(nn.Module):
         in_features: levels, finest first.
         channels: of every level.
         strides: of every level.
+        stages: see ``StageSpec``; the last one also classifies.
         anchor_scale: edge of an anchor in strides.
-        adaptation: per stage, "dilation" or "offset" (which looks at the boxes of the stage before).
-        assignment: per stage, "region", "iou", or "nwd" in place of IoU.
-        box_loss: 1 - "iou" or 1 - "nwd", which also moves boxes that do not overlap their target.
-        nwd_scale: C of both in network pixels; see ``irstd_d2.modeling.gaussian_distance``.
-        delta_stds: per stage, standard deviations of the four deltas.
-        dilation: of stages that adapt by it.
-        centre_ratio, ignore_ratio: of region assignment.
-        positive_iou, negative_iou, low_quality_iou: of assignment by IoU or NWD.
-        batch_size, positive_fraction: anchors drawn per image for stages with such assignment.
-        region_loss_divisor: stages with region assignment divide their loss by the number of anchors / this.
+        box_similarity: of paired boxes (..., 4): (...,); the box loss is 1 - this.
         loss_weights: of classification and of boxes.
         pre_nms_topk, post_nms_topk: (training, test); the first per level.
-        nms_threshold: IoU, per level.
+        nms_thresh: IoU, per level.
         valid_divisor: anchors outside the image padded to a multiple of this take no part; 0: all take part.
     """
 
@@ -192,63 +189,30 @@ class CascadeRPN(nn.Module):
         in_features: Sequence[str],
         channels: int,
         strides: Sequence[int],
+        stages: Sequence[StageSpec] = PUBLISHED_STAGES,
         anchor_scale: float = 8.0,
-        adaptation: Sequence[str] = ADAPTATIONS,
-        assignment: Sequence[str] = ("region", "iou"),
-        box_loss: str = "iou",
-        nwd_scale: float = 12.8,
-        delta_stds: Sequence[Sequence[float]] = ((0.1, 0.1, 0.5, 0.5), (0.05, 0.05, 0.1, 0.1)),
-        dilation: int = 3,
-        centre_ratio: float = 0.2,
-        ignore_ratio: float = 0.5,
-        positive_iou: float = 0.7,
-        negative_iou: float = 0.7,
-        low_quality_iou: float = 0.3,
-        batch_size: int = 256,
-        positive_fraction: float = 0.5,
-        region_loss_divisor: float = 200.0,
+        box_similarity: Callable[[Tensor, Tensor], Tensor] = paired_iou,
         loss_weights: tuple[float, float] = (0.7, 7.0),
         pre_nms_topk: tuple[int, int] = (2000, 1000),
         post_nms_topk: tuple[int, int] = (300, 300),
-        nms_threshold: float = 0.8,
+        nms_thresh: float = 0.8,
         valid_divisor: int = 32,
     ):
         super().__init__()
-        if not len(adaptation) == len(assignment) == len(delta_stds) > 0:
-            raise ConfigError(
-                f"MODEL.CASCADE_RPN.ADAPTATION, ASSIGNMENT and DELTA_STDS have {len(adaptation)}, {len(assignment)} "
-                f"and {len(delta_stds)} entries; give one per stage"
-            )
-        if unknown := set(assignment) - set(ASSIGNMENTS):
-            raise ConfigError(f"MODEL.CASCADE_RPN.ASSIGNMENT has {sorted(unknown)}; known are {ASSIGNMENTS}")
-        if box_loss not in BOX_LOSSES:
-            raise ConfigError(f"MODEL.CASCADE_RPN.BOX_LOSS is {box_loss!r}; known are {BOX_LOSSES}")
-        if nwd_scale <= 0:
-            raise ConfigError(f"MODEL.NWD_SCALE is {nwd_scale}; it must be positive")
-        if centre_ratio > ignore_ratio:
-            raise ConfigError(
-                f"MODEL.CASCADE_RPN.CENTER_RATIO is {centre_ratio}, IGNORE_RATIO {ignore_ratio}; the centre of a "
-                "target must lie in its ignored part, so the first must not be the larger"
-            )
         self.in_features, self.strides, self.anchor_scale = list(in_features), list(strides), anchor_scale
-        self.assignment, self.box_loss, self.nwd_scale = list(assignment), box_loss, nwd_scale
-        last = len(adaptation) - 1
+        self.assigners = [spec.assigner for spec in stages]
         self.stages = nn.ModuleList(
-            CascadeRPNStage(channels, adaptation=kind, dilation=dilation, with_logits=i == last)
-            for i, kind in enumerate(adaptation)
+            CascadeRPNStage(
+                channels, adaptation=spec.adaptation, dilation=spec.dilation, with_logits=spec is stages[-1]
+            )
+            for spec in stages
         )
         self.transforms = [
-            BoundedBox2BoxTransform(tuple(1 / s for s in stds), scale_clamp=math.log(1000 / 16)) for stds in delta_stds
+            BoundedBox2BoxTransform(tuple(1 / s for s in spec.delta_stds), scale_clamp=math.log(1000 / 16))
+            for spec in stages
         ]
-        self.region = {"anchor_scale": anchor_scale, "centre_ratio": centre_ratio, "ignore_ratio": ignore_ratio}
-        self.iou: dict[str, Any] = {
-            "positive_iou": positive_iou,
-            "negative_iou": negative_iou,
-            "low_quality_iou": low_quality_iou,
-        }
-        self.batch_size, self.positive_fraction = batch_size, positive_fraction
-        self.region_loss_divisor, self.loss_weights = region_loss_divisor, loss_weights
-        self.pre_nms_topk, self.post_nms_topk, self.nms_threshold = pre_nms_topk, post_nms_topk, nms_threshold
+        self.box_similarity, self.loss_weights = box_similarity, loss_weights
+        self.pre_nms_topk, self.post_nms_topk, self.nms_thresh = pre_nms_topk, post_nms_topk, nms_thresh
         self.valid_divisor = valid_divisor
 
     @classmethod
@@ -258,29 +222,20 @@ class CascadeRPN(nn.Module):
         channels = {shape.channels for shape in shapes}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.CASCADE_RPN.IN_FEATURES have {sorted(channels)} channels; they must be equal")
+        if rpn.BOX_LOSS not in BOX_LOSSES:
+            raise ConfigError(f"MODEL.CASCADE_RPN.BOX_LOSS is {rpn.BOX_LOSS!r}; known are {BOX_LOSSES}")
+        nwd = partial(wasserstein_similarity, scale=cfg.MODEL.NWD_SCALE)
         return {
             "in_features": rpn.IN_FEATURES,
             "channels": channels.pop(),
             "strides": [shape.stride for shape in shapes],
+            "stages": stages_from_config(cfg),
             "anchor_scale": rpn.ANCHOR_SCALE,
-            "adaptation": rpn.ADAPTATION,
-            "assignment": rpn.ASSIGNMENT,
-            "box_loss": rpn.BOX_LOSS,
-            "nwd_scale": cfg.MODEL.NWD_SCALE,
-            "delta_stds": rpn.DELTA_STDS,
-            "dilation": rpn.DILATION,
-            "centre_ratio": rpn.CENTER_RATIO,
-            "ignore_ratio": rpn.IGNORE_RATIO,
-            "positive_iou": rpn.POSITIVE_IOU,
-            "negative_iou": rpn.NEGATIVE_IOU,
-            "low_quality_iou": rpn.LOW_QUALITY_IOU,
-            "batch_size": rpn.BATCH_SIZE_PER_IMAGE,
-            "positive_fraction": rpn.POSITIVE_FRACTION,
-            "region_loss_divisor": rpn.REGION_LOSS_DIVISOR,
+            "box_similarity": paired_iou if rpn.BOX_LOSS == "iou" else nwd,
             "loss_weights": (rpn.CLS_LOSS_WEIGHT, rpn.BOX_LOSS_WEIGHT),
             "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
             "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
-            "nms_threshold": rpn.NMS_THRESH,
+            "nms_thresh": rpn.NMS_THRESH,
             "valid_divisor": rpn.VALID_DIVISOR,
         }
 
@@ -297,58 +252,45 @@ class CascadeRPN(nn.Module):
         Returns:
             Per image ``proposal_boxes`` and ``objectness_logits`` (probabilities, best first), and the losses.
         """
-        levels = [features[name] for name in self.in_features]
-        sizes = [(x.shape[-2], x.shape[-1]) for x in levels]
-        counts = [h * w for h, w in sizes]
-        grid = [
-            grid_anchors(size, stride, self.anchor_scale * stride, levels[0].device)
-            for size, stride in zip(sizes, self.strides)
-        ]
-        anchors = torch.cat(grid)[None].expand(len(levels[0]), -1, -1)
-        limit = self._image_limits(images, anchors.device)
-        boxes = self._pad_boxes(gt_instances) if gt_instances is not None else None
-        valid = self._valid_anchors(images, sizes, anchors.device) if boxes is not None else None
-
+        device = features[self.in_features[0]].device
+        limit = torch.tensor(images.image_sizes, dtype=torch.float32, device=device)
+        grid, outputs = self.predict(features, limit)
         losses: dict[str, Tensor] = {}
-        logits: list[Tensor] = []
-        for number, stage in enumerate(self.stages):
-            offsets: list[Tensor | None] = [None] * len(levels)
-            if stage.uses_offsets:
-                parts = anchors.split(counts, dim=1)
-                offsets = [adaptive_offsets(a, size, s) for a, size, s in zip(parts, sizes, self.strides)]
-            outputs = [stage(x, offset) for x, offset in zip(levels, offsets)]
-            levels = [output[0] for output in outputs]
-            deltas = torch.cat([output[1].flatten(2).transpose(1, 2) for output in outputs], dim=1).float()
-            logits = [output[2].flatten(1).float() for output in outputs if output[2] is not None]
-            decoded = self._decode(number, deltas, anchors)
-            if boxes is not None and valid is not None:
-                if self.assignment[number] == "region":
-                    assigned = assign_by_region(sizes, self.strides, boxes, **self.region)
-                elif self.assignment[number] == "iou":
-                    assigned = assign_by_iou(anchors, boxes, **self.iou)
-                else:
-                    nwd = partial(wasserstein_similarities, scale=self.nwd_scale)
-                    assigned = assign_by_iou(anchors, boxes, **self.iou, similarity=nwd)
-                assigned = assigned.masked_fill(~valid, IGNORED)
-                losses.update(self._losses(number, assigned, decoded, logits, boxes))
-            anchors = torch.minimum(decoded.detach().clamp(min=0), limit)
+        if gt_instances is not None:
+            boxes = nn.utils.rnn.pad_sequence([i.gt_boxes.tensor for i in gt_instances], batch_first=True)
+            outside = ~self._valid_anchors(images, grid.sizes, device)
+            for number, (assigner, output) in enumerate(zip(self.assigners, outputs), start=1):
+                assigned = assigner.assign(grid, torch.cat(output.anchors, dim=1), boxes)
+                losses |= self._losses(
+                    f"stage{number}", assigner, assigned.masked_fill(outside, IGNORED), output, boxes
+                )
         with torch.no_grad():
-            return self._proposals(anchors, logits, counts, images), losses
+            return self._proposals(outputs[-1], limit, images), losses
 
-    def _decode(self, stage: int, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """(N, A, 4) deltas and anchors -> (N, A, 4) boxes"""
-        flat = self.transforms[stage].apply_deltas(deltas.reshape(-1, 4), anchors.reshape(-1, 4))
-        return flat.view_as(anchors)
+    def predict(self, features: Mapping[str, Tensor], image_size: Tensor) -> tuple[AnchorGrid, list[StageOutput]]:
+        """Run all stages; each starts from the boxes of the one before, clipped to the image.
 
-    @staticmethod
-    def _pad_boxes(instances: Sequence[Instances]) -> Tensor:
-        return nn.utils.rnn.pad_sequence([i.gt_boxes.tensor for i in instances], batch_first=True)
-
-    @staticmethod
-    def _image_limits(images: ImageList, device: torch.device) -> Tensor:
-        """(N, 1, 4) largest coordinates of each image."""
-        sizes = torch.tensor([[w, h, w, h] for h, w in images.image_sizes], dtype=torch.float32, device=device)
-        return sizes[:, None]
+        Args:
+            features: level name -> (N, C, H, W).
+            image_size: (N, 2) height and width without padding.
+        """
+        levels = [features[name] for name in self.in_features]
+        grid = AnchorGrid([(x.shape[-2], x.shape[-1]) for x in levels], self.strides, self.anchor_scale)
+        anchors = [a[None].expand(x.shape[0], -1, -1) for a, x in zip(grid.anchors(levels[0].device), levels)]
+        outputs: list[StageOutput] = []
+        for stage, transform in zip(self.stages, self.transforms):
+            boxes, logits = [], []
+            for number, (x, size, stride) in enumerate(zip(levels, grid.sizes, grid.strides)):
+                offsets = adaptive_offsets(anchors[number], size, stride) if stage.uses_offsets else None
+                levels[number], deltas, scores = stage(x, offsets)
+                flat = deltas.float().flatten(2).transpose(1, 2)
+                moved = transform.apply_deltas(flat.reshape(-1, 4), anchors[number].reshape(-1, 4))
+                boxes.append(moved.view(flat.shape))
+                if scores is not None:
+                    logits.append(scores.float().flatten(1))
+            outputs.append(StageOutput(anchors, boxes, logits))
+            anchors = [clip_boxes(b.detach(), image_size) for b in boxes]
+        return grid, outputs
 
     def _valid_anchors(self, images: ImageList, sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """(N, A) whether an anchor's cell lies in the image padded to a multiple of ``valid_divisor``."""
@@ -366,53 +308,80 @@ class CascadeRPN(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _losses(
-        self, number: int, assigned: Tensor, decoded: Tensor, logits: Sequence[Tensor], boxes: Tensor
+        self,
+        stage: str,
+        assigner: RegionAssigner | OverlapAssigner,
+        assigned: Tensor,
+        output: StageOutput,
+        boxes: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of one stage; boxes by 1 - IoU or NWD, classes by binary cross entropy."""
-        positive, negative = assigned >= 0, assigned == NEGATIVE
-        if self.assignment[number] == "region":
-            divisor = torch.tensor(assigned.numel() / self.region_loss_divisor, device=decoded.device)
-        else:
-            positive, negative = sample(positive, negative, self.batch_size, self.positive_fraction)
-            divisor = (positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum()
+        """Losses of one stage: boxes by 1 - similarity, classes by binary cross entropy."""
+        positive, negative, divisor = assigner.select(assigned)
+        decoded = torch.cat(output.boxes, dim=1)
         if boxes.shape[1]:
-            target = boxes.gather(1, assigned.clamp(min=0)[..., None].expand(-1, -1, 4))
-            if self.box_loss == "iou":
-                missed = 1 - paired_iou(decoded, target).clamp(min=1e-6)
-            else:
-                missed = 1 - wasserstein_similarity(decoded, target, self.nwd_scale)
+            target = take(boxes, assigned.clamp(min=0))
+            missed = 1 - self.box_similarity(decoded, target)
         else:
             missed = decoded.sum(-1) * 0
-        name = f"stage{number + 1}"
-        losses = {f"loss_rpn_box_{name}": self.loss_weights[1] * torch.where(positive, missed, 0.0).sum() / divisor}
-        if logits:
-            # The stages before the last have boxes alone.
-            entropy = F.binary_cross_entropy_with_logits(
-                torch.cat(list(logits), dim=1), positive.float(), reduction="none"
-            )
+        losses = {f"loss_rpn_box_{stage}": self.loss_weights[1] * torch.where(positive, missed, 0.0).sum() / divisor}
+        if output.logits:
+            logits = torch.cat(output.logits, dim=1)
+            entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
             used = positive | negative
-            losses[f"loss_rpn_cls_{name}"] = self.loss_weights[0] * torch.where(used, entropy, 0.0).sum() / divisor
+            losses[f"loss_rpn_cls_{stage}"] = self.loss_weights[0] * torch.where(used, entropy, 0.0).sum() / divisor
         return losses
 
-    def _proposals(
-        self, boxes: Tensor, logits: Sequence[Tensor], counts: Sequence[int], images: ImageList
-    ) -> list[Instances]:
+    def _proposals(self, output: StageOutput, image_size: Tensor, images: ImageList) -> list[Instances]:
         """Select proposals: top per level, no empty boxes, NMS per level, top over the levels."""
         index = 0 if self.training else 1
         columns = []
-        for level, (part, scores) in enumerate(zip(boxes.split(list(counts), dim=1), logits)):
-            top, order = scores.sigmoid().topk(min(self.pre_nms_topk[index], scores.shape[1]))
-            chosen = part.gather(1, order[..., None].expand(-1, -1, 4))
+        for level, (boxes, logits) in enumerate(zip(output.boxes, output.logits)):
+            top, order = logits.sigmoid().topk(min(self.pre_nms_topk[index], logits.shape[1]))
+            chosen = clip_boxes(take(boxes, order), image_size)
             columns.append((chosen, top, torch.full_like(order, level)))
         all_boxes, scores, levels = (torch.cat(column, dim=1) for column in zip(*columns))
         proposals = []
         for image_boxes, image_scores, image_levels, size in zip(all_boxes, scores, levels, images.image_sizes):
             solid = (image_boxes[:, 2:] > image_boxes[:, :2]).all(1)
             image_boxes, image_scores = image_boxes[solid], image_scores[solid]
-            keep = batched_nms(image_boxes, image_scores, image_levels[solid], self.nms_threshold)
+            keep = batched_nms(image_boxes, image_scores, image_levels[solid], self.nms_thresh)
             keep = keep[: self.post_nms_topk[index]]
             instances = Instances(size)
             instances.proposal_boxes = Boxes(image_boxes[keep])
             instances.objectness_logits = image_scores[keep]
             proposals.append(instances)
         return proposals
+
+
+def stages_from_config(cfg: CfgNode) -> list[StageSpec]:
+    """Build the stages that ``MODEL.CASCADE_RPN`` describes.
+
+    Raises:
+        ConfigError: for an unknown assignment, lists of different lengths, or values that contradict each other.
+    """
+    rpn, scale = cfg.MODEL.CASCADE_RPN, cfg.MODEL.NWD_SCALE
+    lengths = len(rpn.ADAPTATION), len(rpn.ASSIGNMENT), len(rpn.DELTA_STDS)
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ConfigError(
+            "MODEL.CASCADE_RPN.ADAPTATION, ASSIGNMENT and DELTA_STDS have {}, {} and {} entries; give one per "
+            "stage".format(*lengths)
+        )
+    if unknown := set(rpn.ASSIGNMENT) - set(ASSIGNMENTS):
+        raise ConfigError(f"MODEL.CASCADE_RPN.ASSIGNMENT has {sorted(unknown)}; known are {ASSIGNMENTS}")
+    if scale <= 0:
+        raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
+    overlap = partial(
+        OverlapAssigner,
+        rpn.POSITIVE_IOU,
+        rpn.NEGATIVE_IOU,
+        rpn.LOW_QUALITY_IOU,
+        rpn.BATCH_SIZE_PER_IMAGE,
+        rpn.POSITIVE_FRACTION,
+    )
+    assigners = {
+        "region": RegionAssigner(rpn.CENTER_RATIO, rpn.IGNORE_RATIO, rpn.REGION_LOSS_DIVISOR),
+        "iou": overlap(),
+        "nwd": overlap(similarity=partial(wasserstein_similarities, scale=scale)),
+    }
+    rows = zip(rpn.ADAPTATION, rpn.ASSIGNMENT, rpn.DELTA_STDS)
+    return [StageSpec(adaptation, assigners[name], tuple(stds), rpn.DILATION) for adaptation, name, stds in rows]

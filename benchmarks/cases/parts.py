@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from auxdet_d2.metadata import MetadataBatch
+from auxdet_d2.modeling.anchor_targets import grid_anchors
 from auxdet_d2.modeling.backbone import FeatureRefinement
-from auxdet_d2.modeling.cascade_rpn import adaptive_offsets, grid_anchors
+from auxdet_d2.modeling.cascade_rpn import adaptive_offsets
 from auxdet_d2.modeling.deformable import deformable_conv2d
 from auxdet_d2.modeling.leem import LEEM
 from auxdet_d2.modeling.m2dm import M2DM, build_edge_kernels

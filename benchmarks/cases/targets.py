@@ -12,8 +12,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from harness import Bench
 from torch import Tensor
 
-from auxdet_d2.modeling.cascade_rpn import grid_anchors
-from auxdet_d2.modeling.region_targets import IGNORED, NEGATIVE, assign_by_iou, assign_by_region
+from auxdet_d2.modeling.anchor_targets import IGNORED, NEGATIVE, assign_by_iou, assign_by_region, grid_anchors
 from irstd_d2.modeling.fcos_targets import all_points, assign_targets
 
 from .scenes import small_boxes

@@ -35,17 +35,6 @@ def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return best, place, index - place * num_classes
 
 
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """Look up rows: (N, P, C) at (N, T) gives (N, T, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-
-
-def clip_boxes(boxes: Tensor, image_size: Tensor) -> Tensor:
-    """Clip (N, T, 4) boxes to the (height, width) of each image, (N, 2)."""
-    limit = image_size.flip(1).repeat(1, 2)[:, None]
-    return torch.minimum(boxes.clamp(min=0), limit)
-
-
 def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, threshold: float) -> Tensor:
     """Mark what non-maximum suppression within each group of each image keeps.
 

@@ -30,10 +30,11 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..modeling.decoding import clip_boxes, take
 from ..modeling.fcos import IRSTDFCOS, flatten_level
 from ..modeling.fcos_targets import distances_to_boxes
 from ..systems import registered_systems
-from .candidates import INVALID, clip_boxes, keep_best, nms_mask, take, top_candidates
+from .candidates import INVALID, keep_best, nms_mask, top_candidates
 
 # Their windows and positions are numbers in Python, which a trace keeps as they were.
 _OF_ONE_SIZE = (SwinTransformer, ViT)

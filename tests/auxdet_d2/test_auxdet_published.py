@@ -11,7 +11,7 @@ from published import Published, assert_close, assert_same_detections, summary
 
 from auxdet_d2 import collate_metadata
 from auxdet_d2.checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
-from auxdet_d2.modeling import cascade_rpn
+from auxdet_d2.modeling import anchor_targets
 from irstd_d2 import get_config
 
 
@@ -98,12 +98,9 @@ def test_every_stage_in_evaluation(model, published, metadata, images, oracle_di
         features = model.backbone(images.tensor, metadata)
         for name in ("p2", "p3"):
             check(features[name], arrays, name.upper())
-        refined = []
-        decode = model.proposal_generator._decode
-        model.proposal_generator._decode = lambda number, deltas, anchors: (
-            refined.append(anchors) or decode(number, deltas, anchors)
-        )
         proposals, losses = model.proposal_generator(images, features)
+        sizes = torch.tensor(images.image_sizes)
+        refined = model.proposal_generator.predict(features, sizes)[1][1].anchors
     assert losses == {}
     for level in range(2):
         _, (bridge, deltas, _) = stages[0][level]
@@ -116,11 +113,8 @@ def test_every_stage_in_evaluation(model, published, metadata, images, oracle_di
         assert_close(summary(offsets)[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]], what="offsets")
         assert_close(deltas, arrays[f"rpn_s1_reg{level}"], what=f"deltas of stage 2, level {level}")
         assert_close(logits, arrays[f"rpn_s1_cls{level}"], what=f"logits, level {level}")
-    start = 0
-    for level, count in enumerate((5120, 1280)):
-        boxes = refined[1][1, start : start + count]
-        np.testing.assert_allclose(boxes, arrays[f"rpn_refined_anchors{level}_img1"], atol=0.02)
-        start += count
+    for level, boxes in enumerate(refined):
+        np.testing.assert_allclose(boxes[1], arrays[f"rpn_refined_anchors{level}_img1"], atol=0.02)
     for i, p in enumerate(proposals):
         assert len(p) == 300
         assert_same_detections(p.proposal_boxes.tensor, p.objectness_logits, arrays[f"proposals{i}"])
@@ -169,8 +163,8 @@ CANCELLING = {
 
 def take_first(positive, negative, batch_size, positive_fraction):
     limit = torch.full((len(positive),), int(batch_size * positive_fraction))
-    kept = cascade_rpn.first_n(positive, limit)
-    return kept, cascade_rpn.first_n(negative, batch_size - kept.sum(1))
+    kept = anchor_targets.first_n(positive, limit)
+    return kept, anchor_targets.first_n(negative, batch_size - kept.sum(1))
 
 
 def take_first_labels(labels, num_samples, positive_fraction, bg_label):
@@ -192,8 +186,8 @@ def test_training_losses_samples_gradients_and_statistics(model, published, meta
         return wrapper
 
     for name in ("assign_by_region", "assign_by_iou"):
-        monkeypatch.setattr(cascade_rpn, name, recorded(getattr(cascade_rpn, name)))
-    monkeypatch.setattr(cascade_rpn, "sample", lambda *a: samples.append(take_first(*a)) or samples[-1])
+        monkeypatch.setattr(anchor_targets, name, recorded(getattr(anchor_targets, name)))
+    monkeypatch.setattr(anchor_targets, "sample", lambda *a: samples.append(take_first(*a)) or samples[-1])
     monkeypatch.setattr(
         "detectron2.modeling.roi_heads.roi_heads.subsample_labels",
         lambda *a: drawn.append(take_first_labels(*a)) or drawn[-1],
@@ -216,7 +210,7 @@ def test_training_losses_samples_gradients_and_statistics(model, published, meta
     for i in range(4):
         positive = torch.nonzero(regions[i] >= 0).squeeze(1).numpy()
         np.testing.assert_array_equal(positive, arrays[f"rpn0_img{i}_pos_inds"])
-        counts = [len(positive), int((regions[i] == cascade_rpn.NEGATIVE).sum())]
+        counts = [len(positive), int((regions[i] == anchor_targets.NEGATIVE).sum())]
         np.testing.assert_array_equal(counts, arrays[f"rpn0_img{i}_num_pos_neg"])
         for kind, mask in zip(("pos", "neg"), samples[0]):
             found = torch.nonzero(mask[i]).squeeze(1).numpy()

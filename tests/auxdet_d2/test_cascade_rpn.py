@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from auxdet_d2.modeling import CascadeRPN
+from auxdet_d2.modeling.anchor_targets import OverlapAssigner, RegionAssigner, first_n, grid_anchors, sample
 from auxdet_d2.modeling.box_transform import BoundedBox2BoxTransform
 from auxdet_d2.modeling.cascade_rpn import (
     AdaptiveConv,
     CascadeRPNStage,
+    StageSpec,
     adaptive_offsets,
-    first_n,
-    grid_anchors,
     paired_iou,
-    sample,
 )
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
@@ -201,7 +200,12 @@ def test_size_deltas_are_bounded_on_both_sides():
 
 def test_losses_by_hand():
     # Nothing is learned yet: no delta moves a box, no logit leaves zero.
-    model = build(batch_size=16).train()
+    stds = (0.1, 0.1, 0.5, 0.5)
+    stages = [
+        StageSpec("dilation", RegionAssigner(), stds),
+        StageSpec("offset", OverlapAssigner(batch_size=16), stds),
+    ]
+    model = build(stages=stages).train()
     for stage in model.stages:
         for layer in (stage.deltas, stage.logits):
             if layer is not None:
@@ -237,17 +241,17 @@ def test_anchors_in_the_padding_take_no_part():
 
 
 @pytest.mark.parametrize(
-    ("adaptation", "assignment"),
+    ("adaptation", "assigners"),
     [
-        (["dilation"], ["iou"]),
-        (["offset"], ["region"]),
-        (["dilation", "offset", "offset"], ["region", "iou", "iou"]),
-        (["dilation", "dilation"], ["iou", "region"]),
+        (["dilation"], [OverlapAssigner]),
+        (["offset"], [RegionAssigner]),
+        (["dilation", "offset", "offset"], [RegionAssigner, OverlapAssigner, OverlapAssigner]),
+        (["dilation", "dilation"], [OverlapAssigner, RegionAssigner]),
     ],
 )
-def test_any_number_of_stages(adaptation, assignment):
-    stds = [[0.1, 0.1, 0.5, 0.5]] * len(adaptation)
-    model = build(adaptation=adaptation, assignment=assignment, delta_stds=stds).train()
+def test_any_number_of_stages(adaptation, assigners):
+    stages = [StageSpec(kind, assigner(), (0.1, 0.1, 0.5, 0.5)) for kind, assigner in zip(adaptation, assigners)]
+    model = build(stages=stages).train()
     images, features = inputs()
     proposals, losses = model(images, features, targets([[4, 4, 12, 12]], []))
     expected = {f"loss_rpn_box_stage{i + 1}" for i in range(len(adaptation))}
@@ -261,7 +265,7 @@ def test_any_number_of_stages(adaptation, assignment):
 
 
 def test_proposals_are_solid_inside_sorted_and_apart():
-    model = build(pre_nms_topk=(30, 30), post_nms_topk=(7, 20), nms_threshold=0.5).eval()
+    model = build(pre_nms_topk=(30, 30), post_nms_topk=(7, 20), nms_thresh=0.5).eval()
     images, features = inputs()
     with torch.no_grad():
         proposals, losses = model(images, features)
@@ -307,15 +311,19 @@ def test_trains_under_autocast(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adaptation": ["dilation"]}, "one per stage"),
-        ({"adaptation": ["dilation", "magic"]}, "magic"),
-        ({"assignment": ["region", "luck"]}, "luck"),
-        ({"centre_ratio": 0.6}, "CENTER_RATIO"),
+        ({"ADAPTATION": ["dilation"]}, "one per stage"),
+        ({"ADAPTATION": [], "ASSIGNMENT": [], "DELTA_STDS": []}, "one per stage"),
+        ({"ADAPTATION": ["dilation", "magic"]}, "magic"),
+        ({"ASSIGNMENT": ["region", "luck"]}, "luck"),
+        ({"CENTER_RATIO": 0.6}, "CENTER_RATIO"),
+        ({"BOX_LOSS": "giou"}, "BOX_LOSS is 'giou'; known are"),
     ],
 )
 def test_wrong_options_are_named(options, message):
+    keys = [part for key, value in options.items() for part in (f"MODEL.CASCADE_RPN.{key}", value)]
+    shapes = {name: ShapeSpec(channels=8, stride=stride) for name, stride in (("p2", 4), ("p3", 8))}
     with pytest.raises(ConfigError, match=message):
-        build(**options)
+        CascadeRPN(get_config(None, keys), shapes)
 
 
 def test_from_config():

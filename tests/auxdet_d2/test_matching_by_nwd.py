@@ -1,6 +1,7 @@
 """Anchors and proposals matched by the distance of Gaussians in place of IoU."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auxdet_d2.modeling import AuxDetROIHeads, CascadeRPN
-from auxdet_d2.modeling.region_targets import IGNORED, NEGATIVE, assign_by_iou
+from auxdet_d2.modeling.anchor_targets import IGNORED, NEGATIVE, OverlapAssigner, RegionAssigner, assign_by_iou
+from auxdet_d2.modeling.cascade_rpn import StageSpec, paired_iou
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling.gaussian_distance import wasserstein_similarities, wasserstein_similarity
@@ -95,30 +97,31 @@ def still(model):
 
 
 def test_losses_of_cascade_rpn_by_hand():
-    options = {"adaptation": ["dilation"], "delta_stds": [[0.1] * 4], "batch_size": 16, "nwd_scale": 8.0}
-    options |= {"positive_iou": 0.99, "negative_iou": 0.99, "low_quality_iou": 0.2}
+    paired = partial(wasserstein_similarity, scale=8.0)
     # Half as wide and high as the anchor of edge 8 around its centre, at (20, 12): W^2 = 2 * 2^2.
     images, features = inputs()
     small = targets((18, 10, 22, 14))
     similarity = math.exp(-math.sqrt(8) / 8)
-    for assignment, box_loss, missed in (
-        ("iou", "iou", 3 / 4),
-        ("nwd", "iou", 3 / 4),
-        ("nwd", "nwd", 1 - similarity),
+    for options, box_similarity, missed in (
+        ({}, paired_iou, 3 / 4),
+        ({"similarity": nwd}, paired_iou, 3 / 4),
+        ({"similarity": nwd}, paired, 1 - similarity),
     ):
-        model = still(rpn(assignment=[assignment], box_loss=box_loss, **options))
+        assigner = OverlapAssigner(0.99, 0.99, 0.2, batch_size=16, **options)
+        model = still(rpn(stages=[StageSpec("dilation", assigner, (0.1,) * 4)], box_similarity=box_similarity))
         _, losses = model(images, features, small)
         assert losses["loss_rpn_box_stage1"].item() == pytest.approx(7 * missed / 16, rel=1e-4)
         assert losses["loss_rpn_cls_stage1"].item() == pytest.approx(0.7 * math.log(2), rel=1e-5)
 
 
 def test_only_the_distance_moves_an_anchor_that_misses_its_target():
-    options = {"adaptation": ["dilation"], "delta_stds": [[0.1] * 4], "nwd_scale": 30.0, "assignment": ["nwd"]}
+    assigner = OverlapAssigner(0.99, 0.99, 0.1, similarity=partial(wasserstein_similarities, scale=30.0))
+    stages = [StageSpec("dilation", assigner, (0.1,) * 4)]
     # Beyond the last anchor, which ends at (48, 32), of an image that is larger.
     images, features = inputs()
     images.image_sizes[0] = (40, 60)
-    for box_loss, learns in (("iou", False), ("nwd", True)):
-        model = still(rpn(box_loss=box_loss, positive_iou=0.99, negative_iou=0.99, low_quality_iou=0.1, **options))
+    for box_similarity, learns in ((paired_iou, False), (partial(wasserstein_similarity, scale=30.0), True)):
+        model = still(rpn(stages=stages, box_similarity=box_similarity))
         _, losses = model(images, features, targets((56, 20, 57, 21)))
         losses["loss_rpn_box_stage1"].backward()
         gradient = model.stages[0].deltas.bias.grad
@@ -129,7 +132,12 @@ def test_only_the_distance_moves_an_anchor_that_misses_its_target():
 def test_cascade_rpn_by_distance_trains_and_bears_images_without_targets():
     images, features = inputs()
     for boxes in (targets((4, 4, 5, 5)), targets()):
-        model = rpn(assignment=["region", "nwd"], box_loss="nwd")
+        stds = (0.1,) * 4
+        stages = [
+            StageSpec("dilation", RegionAssigner(), stds),
+            StageSpec("offset", OverlapAssigner(similarity=nwd), stds),
+        ]
+        model = rpn(stages=stages, box_similarity=partial(wasserstein_similarity, scale=8.0))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             proposals, losses = model(images, features, boxes)
         assert len(proposals[0]) > 0
@@ -141,14 +149,15 @@ def test_cascade_rpn_by_distance_trains_and_bears_images_without_targets():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"box_loss": "l1"}, "BOX_LOSS is 'l1'; known are"),
-        ({"nwd_scale": 0.0}, "NWD_SCALE is 0.0"),
-        ({"assignment": ["region", "giou"]}, "ASSIGNMENT has .*giou"),
+        (["MODEL.CASCADE_RPN.BOX_LOSS", "l1"], "BOX_LOSS is 'l1'; known are"),
+        (["MODEL.NWD_SCALE", 0.0], "NWD_SCALE is 0.0"),
+        (["MODEL.CASCADE_RPN.ASSIGNMENT", ["region", "giou"]], "ASSIGNMENT has .*giou"),
     ],
 )
 def test_wrong_options_of_cascade_rpn_are_named(options, message):
+    shapes = {name: ShapeSpec(channels=CHANNELS, stride=stride) for name, stride in zip(("p2", "p3"), STRIDES)}
     with pytest.raises(ConfigError, match=message):
-        rpn(**options)
+        CascadeRPN(get_config(None, options), shapes)
 
 
 def roi_heads(*opts):
@@ -227,8 +236,10 @@ def test_wrong_options_of_the_heads_are_named():
 
 def test_from_config(repo_root):
     model = build_model(get_config(repo_root / "configs/auxdet/tiny/auxdet_tiny_nwd.yaml", ["MODEL.DEVICE", "cpu"]))
-    assert model.proposal_generator.assignment == ["region", "nwd"]
-    assert (model.proposal_generator.nwd_scale, model.proposal_generator.box_loss) == (9.0, "iou")
+    regions, overlaps = model.proposal_generator.assigners
+    assert isinstance(regions, RegionAssigner)
+    assert overlaps.similarity.keywords == {"scale": 9.0}
+    assert model.proposal_generator.box_similarity is paired_iou
     assert isinstance(model.roi_heads, AuxDetROIHeads)
     first, second = torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[3.0, 0, 5, 2]])
     expected = wasserstein_similarity(first, second, 9.0)

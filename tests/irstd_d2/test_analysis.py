@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_formula():
 
 
 def test_deformable_convolution_counts_as_a_convolution():
-    generator = CascadeRPN(in_features=["p2"], channels=8, strides=[4], adaptation=("dilation", "offset"))
+    generator = CascadeRPN(in_features=["p2"], channels=8, strides=[4])
     backbone = Stem()
     from detectron2.modeling import GeneralizedRCNN
 

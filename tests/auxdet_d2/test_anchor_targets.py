@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auxdet_d2.modeling import region_targets
-from auxdet_d2.modeling.region_targets import (
+from auxdet_d2.modeling import anchor_targets
+from auxdet_d2.modeling.anchor_targets import (
     IGNORED,
     NEGATIVE,
     assign_by_iou,
@@ -20,7 +20,7 @@ from auxdet_d2.modeling.region_targets import (
 SIZES, STRIDES = [(12, 16), (6, 8)], [4, 8]
 
 
-def region_by_loop(sizes, strides, boxes, anchor_scale, centre_ratio, ignore_ratio):
+def region_by_loop(sizes, strides, boxes, anchor_scale, center_ratio, ignore_ratio):
     """One image, target after target, cell after cell, as the Cascade RPN paper describes it."""
     assigned = [[[NEGATIVE] * w for _ in range(h)] for h, w in sizes]
     beside = [[[False] * w for _ in range(h)] for h, w in sizes]
@@ -42,7 +42,7 @@ def region_by_loop(sizes, strides, boxes, anchor_scale, centre_ratio, ignore_rat
         level = min(max(level, 0), len(sizes) - 1)
         for y, x in cells(box, ignore_ratio, level):
             assigned[level][y][x] = IGNORED
-        for y, x in cells(box, centre_ratio, level):
+        for y, x in cells(box, center_ratio, level):
             assigned[level][y][x] = number
         for other in (level - 1, level + 1):
             if 0 <= other < len(sizes):
@@ -135,7 +135,7 @@ def test_a_later_target_overwrites_and_a_neighbouring_level_ignores():
 )
 def test_regions_equal_the_loop(images, scale, ratios):
     sizes, strides = [*SIZES, (3, 4)], [*STRIDES, 16]
-    options = {"anchor_scale": scale, "centre_ratio": ratios[0], "ignore_ratio": ratios[1]}
+    options = {"anchor_scale": scale, "center_ratio": ratios[0], "ignore_ratio": ratios[1]}
     found = assign_by_region(sizes, strides, padded(images), **options)
     assert found.dtype == torch.int64
     assert found.tolist() == [region_by_loop(sizes, strides, boxes, **options) for boxes in images]
@@ -182,7 +182,7 @@ def test_pieces_change_nothing(monkeypatch):
     anchors = torch.cat([corner, corner + 9], dim=-1).repeat(1, 3, 1)
     whole = assign_by_region(SIZES, STRIDES, boxes, anchor_scale=2.0), assign_by_iou(anchors, boxes)
     for pairs in (1, 1000, 5000):
-        monkeypatch.setattr(region_targets, "_PAIRS_AT_ONCE", pairs)
+        monkeypatch.setattr(anchor_targets, "_PAIRS_AT_ONCE", pairs)
         assert torch.equal(assign_by_region(SIZES, STRIDES, boxes, anchor_scale=2.0), whole[0])
         assert torch.equal(assign_by_iou(anchors, boxes), whole[1])
 
@@ -216,7 +216,7 @@ def test_painting_equals_a_loop_over_cells(images, compact, height, width):
             for y in range(y1, min(y2 + 1, height)):
                 for x in range(x1, min(x2 + 1, width)):
                     expected[number, y, x] = max(int(expected[number, y, x]), code)
-    painted = region_targets.paint(regions, codes, (height, width), compact)
+    painted = anchor_targets.highest_covering(regions, codes, (height, width), compact)
     assert torch.equal(painted, expected)
 
 
