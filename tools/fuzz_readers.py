@@ -39,7 +39,7 @@ import numpy as np
 from defusedxml.ElementTree import fromstring
 from PIL import Image
 
-from irstd_d2.data import cache, image_io
+from irstd_d2.data import image_io
 from irstd_d2.data.coco import is_contained, scan_coco
 from irstd_d2.data.sidecar import MAX_SIDE, read_column, read_sidecar
 from irstd_d2.data.splits import read_split
@@ -68,7 +68,6 @@ _WORDS = {
     "coco": '"images" "annotations" "categories" "id" "file_name" "width" "height" "bbox" "image_id" "category_id" '
     '"iscrowd" "platform" "band" "sem_seg_file_name" "original_width" "original_height" "name" NaN Infinity 1e999 true '
     "\\\\ud800 [[[[[[[[ null",
-    "cache": '"format" "files" NaN 1e999 null true',
     "image": "IHDR PLTE IDAT IEND acTL fcTL fdAT iCCP zTXt eXIf JFIF Exif BM",
 }
 _WORDS["png"] = _WORDS["image"]
@@ -119,11 +118,6 @@ def fuzz_coco(path: Path) -> None:
             assert 0 <= x1 <= x2 <= sample["width"]
             assert 0 <= y1 <= y2 <= sample["height"]
     json.dumps(dicts, allow_nan=False)
-
-
-def fuzz_cache(path: Path) -> None:
-    for _, record in cache._load(path).values():
-        assert isinstance(record.width, int)
 
 
 def fuzz_image(path: Path) -> None:
@@ -199,13 +193,11 @@ def seeds(target: str) -> list[bytes]:
     image = {"id": 1, "file_name": "a/b.png", "width": 32, "height": 24, "platform": "Air", "sem_seg_file_name": "s"}
     target_entry = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3.5, 4], "iscrowd": 0}
     coco = {"images": [image], "annotations": [target_entry], "categories": [{"id": 1, "name": "Target"}]}
-    row = [1, 2, 3, 32, 24, "Air", None, [["Target", True, 1, 2, 3, 4]]]
     return {
         "xml": [f"<annotation><filename>a.png</filename>{size}{tags}{thing * n}</annotation>".encode() for n in (0, 2)],
         "sidecar": [b"id,view,band,width,height,scene\na,Air,LWIR,32,24,s\n", b'a\tAir\t\t32\t24\r\nb\t"x"\n'],
         "split": [b"a\nb.png\n", "\ufeffé\r\n\r\na".encode()],
         "coco": [json.dumps(coco).encode(), json.dumps(coco).encode("utf-16")],
-        "cache": [json.dumps({"format": cache._FORMAT, "files": {"a.xml": row}}).encode()],
     }[target]
 
 
@@ -308,7 +300,7 @@ def mutate_xml(data: bytes, rng: random.Random) -> bytes:
     return tostring(root, encoding=rng.choice(("utf-8", "utf-8", "utf-16", "iso-8859-1")))
 
 
-MUTATORS = {"coco": mutate_json, "cache": mutate_json, "xml": mutate_xml}
+MUTATORS = {"coco": mutate_json, "xml": mutate_xml}
 
 
 def fuzz(target: str, timeout: float, arguments: list[str]) -> None:

@@ -9,10 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..data.cache import read_annotations
 from ..data.faults import Fault
 from ..data.layout import FolderIndex
 from ..data.sidecar import SidecarEntry, read_sidecar
+from ..data.voc_xml import read_annotations
 from ..errors import DatasetError
 
 FIELDS = SidecarEntry._fields

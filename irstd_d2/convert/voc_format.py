@@ -10,14 +10,13 @@ from xml.etree.ElementTree import Element
 
 from defusedxml.ElementTree import parse
 
-from ..data.cache import read_annotations
 from ..data.check import target_mask_finder
 from ..data.faults import refuse_or_skip
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.splits import read_split
 from ..data.target_masks import read_target_mask
 from ..data.voc import scan_voc
-from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, read_annotations
 from ..errors import DatasetError
 from .detection_set import DetectionSet, find_class_names, record_from_dict
 from .side_files import place_image, place_sky_mask, write_mask, write_metadata_table, write_splits

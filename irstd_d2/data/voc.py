@@ -13,12 +13,11 @@ from detectron2.structures import BoxMode
 
 from ..errors import ConfigError
 from ..memory import without_garbage_collection
-from .cache import read_annotations
 from .faults import Fault, FaultKind, refuse_or_skip
 from .layout import FolderIndex, VocLayout, get_layout
 from .sidecar import SidecarEntry, SidecarTable, read_table
 from .splits import read_split
-from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, to_convention
+from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, read_annotations, to_convention
 
 CLASS_NAMES = ("Target",)
 
@@ -35,7 +34,6 @@ def load_voc(
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
     skip_bad: bool = False,
-    use_cache: bool = True,
 ) -> list[dict[str, Any]]:
     """Load a data set of Pascal VOC files.
 
@@ -48,7 +46,6 @@ def load_voc(
         sidecar: metadata table; its non-empty cells win over the XML. ``None`` takes ``metadata.tsv`` or
             ``metadata.csv`` of the root if there is one.
         skip_bad: leave faulty images out, with one logged summary, in place of raising.
-        use_cache: keep parsed files between runs.
 
     Returns:
         Dataset dicts in the order of the split: ``file_name``, ``image_id`` (the stem), ``height``, ``width``,
@@ -65,7 +62,6 @@ def load_voc(
         class_names=class_names,
         box_convention=box_convention,
         sidecar=sidecar,
-        use_cache=use_cache,
     )
     source = f"{root} ({split or 'all images'})"
     refuse_or_skip(faults, skip_bad, source)
@@ -82,7 +78,6 @@ def scan_voc(
     class_names: Sequence[str] = CLASS_NAMES,
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
-    use_cache: bool = True,
     names: Sequence[str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[Fault]]:
     """As :func:`load_voc`, but return the dicts of the sound images together with all faults of the others.
@@ -101,7 +96,7 @@ def scan_voc(
     image_names, image_faults = _find_images(images, names)
     table = _read_tables(root, layout, sidecar)
     xml_names = {name: (xml[name] or [f"{name}.xml"])[0] for name in names}
-    records, xml_faults = read_annotations(xml.folder, xml_names.values(), use_cache)
+    records, xml_faults = read_annotations(xml.folder, xml_names.values())
     faults = [*faults, *image_faults, *table.faults, *xml_faults]
 
     class_ids = {name.lower(): i for i, name in enumerate(class_names)}

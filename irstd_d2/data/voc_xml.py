@@ -5,8 +5,9 @@ Coordinates are kept as they stand in the file; :func:`to_convention` gives them
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,23 @@ class VocRecord(NamedTuple):
     platform: str | None
     band: str | None
     objects: tuple[VocObject, ...]
+
+
+def read_annotations(folder: Path, file_names: Iterable[str]) -> tuple[dict[str, VocRecord], list[Fault]]:
+    """Read annotation files of one folder.
+
+    Returns:
+        Records by file name, and the faults of all files that have no record.
+    """
+    records: dict[str, VocRecord] = {}
+    faults: list[Fault] = []
+    prefix = os.path.join(folder, "")  # noqa: PTH118  strings: a path object per file costs more than its reading
+    for name in file_names:
+        record, file_faults = parse_voc_xml(prefix + name)
+        faults += file_faults
+        if record is not None:
+            records[name] = record
+    return records, faults
 
 
 def read_voc_xml(path: str | PathLike) -> VocRecord:

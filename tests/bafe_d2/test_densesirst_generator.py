@@ -58,7 +58,7 @@ def sparse(tmp_path):
 
 
 def contents(folder):
-    files = (path for path in folder.rglob("*") if path.is_file() and ".irstd_d2_cache" not in path.name)
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

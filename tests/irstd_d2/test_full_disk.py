@@ -16,9 +16,7 @@ import torch
 import toy_training as toy
 from torch import nn
 from toy_training import TEST, train
-from voc_files import VocSet
 
-from irstd_d2.data.voc import load_voc
 from irstd_d2.engine import IRSTDCheckpointer, IRSTDTrainer
 from irstd_d2.files import staged_folder, write_atomically
 from irstd_d2.synthetic import SceneConfig
@@ -147,20 +145,6 @@ def test_predictions(toy_config, tmp_path, fault):
     with fault(tmp_path / "run"), pytest.raises(OSError, match=rf"results\.json could not be written: .*({REASON})"):
         IRSTDTrainer.test(cfg, model)
     assert content(tmp_path / "run") == before
-
-
-@FAULTS
-def test_the_annotation_cache_is_done_without(tmp_path, fault, caplog):
-    folder = tmp_path / "set"
-    voc = VocSet(folder)
-    for i in range(5):
-        voc.add(f"image{i}")
-        os.utime(voc.xml(f"image{i}"), (1e9, 1e9))
-    with caplog.at_level("INFO"), fault(folder):
-        dicts = load_voc(folder, use_cache=True)
-    assert len(dicts) == 5
-    assert not list(folder.glob(".*cache*"))
-    assert dicts == load_voc(folder, use_cache=True)
 
 
 @FAULTS
