@@ -107,7 +107,8 @@ def fuzz_split(path: Path) -> None:
 
 def fuzz_coco(path: Path) -> None:
     root = path.parent
-    dicts, names, faults = scan_coco(path, root)
+    scan = scan_coco(path, root)
+    dicts, names, faults = scan.dicts, scan.classes.names, scan.faults
     for text in (*names, *map(str, faults), *(sample["file_name"] for sample in dicts)):
         text.encode()
     for sample in dicts:

@@ -102,7 +102,8 @@ def count_densesirst(root: str | PathLike) -> tuple[list[Count], list[Fault]]:
         path = root / layout.split.format(split=split)
         named[split] = read_split(path)[0] if path.is_file() else []
     names = list(dict.fromkeys(name for listed in named.values() for name in listed))
-    dicts, faults = scan_voc(root, layout=layout, names=names)
+    scan = scan_voc(root, layout=layout, names=names)
+    dicts, faults = scan.dicts, scan.faults
     targets = {sample["image_id"]: len(sample["annotations"]) for sample in dicts}
     for split, (images, boxes) in SPLITS.items():
         needed = split.endswith("_v2")

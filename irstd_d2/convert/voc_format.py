@@ -11,7 +11,6 @@ from xml.etree.ElementTree import Element
 from defusedxml.ElementTree import parse
 
 from ..data.check import target_mask_finder
-from ..data.faults import refuse_or_skip
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.splits import read_split
 from ..data.target_masks import read_target_mask
@@ -50,8 +49,8 @@ def read_voc(
     files = [name for stem in (annotations.stems() if named is None else named) for name in annotations[stem]]
     records, _ = read_annotations(annotations.folder, files)
     class_names = find_class_names(obj.name for record in records.values() for obj in record.objects) or ("Target",)
-    dicts, faults = scan_voc(root, names=named, layout=layout, class_names=class_names, sidecar=sidecar)
-    refuse_or_skip(faults, skip_bad, str(root))
+    scan = scan_voc(root, names=named, layout=layout, class_names=class_names, sidecar=sidecar)
+    dicts = scan.accept(str(root), skip_bad=skip_bad)
     find_mask = target_mask_finder(root, layout)
     present = {sample["image_id"] for sample in dicts}
     return DetectionSet(

@@ -15,7 +15,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import DatasetError
-from .coco import scan_coco
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
 from .image_io import read_raw, read_sky_mask, to_float_image
@@ -89,6 +88,7 @@ def collect(
     splits: Sequence[str] | None = None,
     sidecar: str | PathLike | None = None,
     image_root: str | PathLike | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Collection:
     """Read the annotations of a set.
 
@@ -98,6 +98,7 @@ def collect(
         splits: of a folder; ``None`` takes every split file. Without any split file all images count.
         sidecar: metadata table of a folder.
         image_root: of a COCO file; ``None`` takes the folder it is in.
+        class_names: classes to take from a folder or a file; ``None`` takes all.
 
     Raises:
         DatasetError: there is no such set.
@@ -106,8 +107,9 @@ def collect(
         return _collect_registered(str(source))
     path = Path(source)
     if path.is_file():
-        return _collect_coco(CocoSource(path, image_root if image_root is not None else path.parent), str(path))
-    return _collect_folder(path, get_layout(layout, path), splits, sidecar)
+        source = CocoSource(path, image_root if image_root is not None else path.parent, class_names)
+        return _collect_coco(source, str(path))
+    return _collect_folder(path, get_layout(layout, path), splits, sidecar, class_names)
 
 
 def check_collection(
@@ -151,30 +153,33 @@ def _collect_registered(name: str) -> Collection:
         return _collect_coco(source, name)
     if isinstance(source, VocSource):
         root = source.resolve_root()
-        layout = get_layout(source.layout, root)
-        dicts, faults = scan_voc(
-            root, source.split, layout=layout, class_names=source.class_names, sidecar=source.sidecar
+        scan = source.scan()
+        mask = target_mask_finder(root, get_layout(source.layout, root))
+        return Collection(
+            f"{name}: {root}", scan.dicts, {name: _ids(scan.dicts)}, scan.faults, scan.remarks(), target_mask=mask
         )
-        mask = target_mask_finder(root, layout)
-        return Collection(f"{name}: {root}", dicts, {name: _ids(dicts)}, faults, target_mask=mask)
     dicts = DatasetCatalog.get(name)
     return Collection(name, dicts, {name: _ids(dicts)}, [])
 
 
 def _collect_coco(source: CocoSource, title: str) -> Collection:
-    dicts, _, faults = scan_coco(source.json_file, source.image_root, class_names=source.class_names)
-    present = []
-    for sample in dicts:
+    scan = source.scan()
+    present, faults = [], scan.faults
+    for sample in scan.dicts:
         if Path(sample["file_name"]).is_file():
             present.append(sample)
         else:
             fix = "add the image or give its folder"
             faults.append(Fault.of(FaultKind.MISSING_IMAGE, sample["file_name"], "file", "no such image", fix))
-    return Collection(title, present, {}, faults)
+    return Collection(title, present, {}, faults, scan.remarks())
 
 
 def _collect_folder(
-    root: Path, layout: VocLayout, splits: Sequence[str] | None, sidecar: str | PathLike | None
+    root: Path,
+    layout: VocLayout,
+    splits: Sequence[str] | None,
+    sidecar: str | PathLike | None,
+    class_names: Sequence[str] | None,
 ) -> Collection:
     found = list_splits(root, layout) if splits is None else splits
     named: dict[str, list[str]] = {}
@@ -187,14 +192,14 @@ def _collect_folder(
             continue
         faults += line_faults
     names = list(dict.fromkeys(name for split in named.values() for name in split)) if named else None
-    dicts, scan_faults = scan_voc(root, layout=layout, names=names, sidecar=sidecar)
-    notes = _split_overlaps(named)
+    scan = scan_voc(root, layout=layout, names=names, sidecar=sidecar, class_names=class_names)
+    notes = [*_split_overlaps(named), *scan.remarks()]
     if names is not None:
         unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))
         if unused:
             notes.append(f"{len(unused)} images are in no split: {_some(unused)}")
     mask = target_mask_finder(root, layout)
-    return Collection(str(root), dicts, named, [*faults, *scan_faults], notes, mask)
+    return Collection(str(root), scan.dicts, named, [*faults, *scan.faults], notes, mask)
 
 
 def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:

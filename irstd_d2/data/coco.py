@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
-from .faults import Fault, FaultKind, refuse_or_skip
+from .classes import CategoryId, ClassTable, fold, name_lookup
+from .faults import Fault, FaultKind
 from .image_io import MAX_SIDE
+from .scan import Scan
 
 MAX_JSON_BYTES = 2 << 30
 
-_logger = logging.getLogger(__name__)
 # Values in messages: cut short, and not to the depth of a hostile file.
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 80
@@ -41,7 +42,9 @@ def load_coco(
     Args:
         json_file: with ``images``, ``annotations`` and ``categories``.
         image_root: folder that ``file_name`` is relative to.
-        class_names: categories in the order of the class ids; ``None`` takes all, by ascending id.
+        class_names: classes to take, in the order of their indices; objects of other categories are left out, and
+            counted in the log. ``None`` takes all by ascending id, but a category without objects that is only the
+            group of the others (Roboflow's category 0).
         skip_bad: leave faulty images out, with one logged summary, in place of raising.
 
     Returns:
@@ -50,31 +53,51 @@ def load_coco(
     Raises:
         DatasetError: the file is not COCO, or an image is faulty and ``skip_bad`` is off.
     """
-    dicts, names, faults = scan_coco(json_file, image_root, class_names=class_names)
-    refuse_or_skip(faults, skip_bad, str(json_file))
-    _logger.info("Loaded %d images from %s", len(dicts), json_file)
-    return dicts, names
+    scan = scan_coco(json_file, image_root, class_names=class_names)
+    return scan.accept(str(json_file), skip_bad=skip_bad), list(scan.classes.names)
 
 
 def scan_coco(
-    json_file: str | PathLike, image_root: str | PathLike, *, class_names: Sequence[str] | None = None
-) -> tuple[list[dict[str, Any]], list[str], list[Fault]]:
-    """As :func:`load_coco`, but return the sound images together with all faults of the others."""
+    json_file: str | PathLike,
+    image_root: str | PathLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    class_aliases: Mapping[str, str] | None = None,
+) -> Scan:
+    """As :func:`load_coco`, but return the sound images together with all faults of the others.
+
+    ``class_aliases`` leads from names in the file to the names that count.
+    """
     path = Path(json_file)
     content = _read_json(path)
-    class_ids, names = _classes(content["categories"], class_names, path)
-    reader = _CocoReader(path, Path(image_root), class_ids)
+    categories = _categories(content, path)
+    classes, notes = _classes(categories, content, class_names, class_aliases, path)
+    reader = _CocoReader(path, Path(image_root), categories, classes)
     for i, entry in enumerate(content["images"]):
         reader.add_image(entry, f"images[{i}]")
     for i, entry in enumerate(content["annotations"]):
         reader.add_annotation(entry, f"annotations[{i}]")
-    return reader.sound_images(), names, reader.faults
+    return Scan(reader.sound_images(), classes, reader.faults, reader.left_out, notes)
+
+
+def read_coco_classes(
+    json_file: str | PathLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    class_aliases: Mapping[str, str] | None = None,
+) -> ClassTable:
+    """The classes of a file, as :func:`scan_coco` takes them."""
+    path = Path(json_file)
+    content = _read_json(path)
+    return _classes(_categories(content, path), content, class_names, class_aliases, path)[0]
 
 
 class _CocoReader:
-    def __init__(self, path: Path, image_root: Path, class_ids: dict[int, int]):
-        self.path, self.image_root, self.class_ids = path, image_root, class_ids
-        self.known_classes = _show(sorted(class_ids, key=_id_order))
+    def __init__(self, path: Path, image_root: Path, categories: dict[CategoryId, str], classes: ClassTable):
+        self.path, self.image_root, self.categories = path, image_root, categories
+        self.class_ids = {key: index for key, index in classes.indices.items() if key in categories}
+        self.left_out: Counter[str] = Counter()
+        self.known_ids = _show(list(categories))
         self.images: dict[int | str, dict[str, Any]] = {}
         self.faulty: set[int | str] = set()
         self.faults: list[Fault] = []
@@ -120,9 +143,12 @@ class _CocoReader:
             problem, fix = f"{_show(key)} is no image of the file", "correct the id or delete the annotation"
             return self._fail(FaultKind.BAD_RECORD, f"{field}.image_id", problem, fix)
         category = entry.get("category_id")
-        if not _is_id(category) or category not in self.class_ids:
-            problem, fix = f"category {_show(category)}", f"use one of {self.known_classes}"
+        if not _is_id(category) or category not in self.categories:
+            problem, fix = f"category {_show(category)}", f"use one of {self.known_ids}"
             return self._fail(FaultKind.UNKNOWN_CLASS, f"{field}.category_id", problem, fix, key)
+        if category not in self.class_ids:
+            self.left_out[self.categories[category]] += 1
+            return None
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
             fix = "write [x, y, width, height]"
@@ -175,16 +201,50 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _classes(categories: list[Any], class_names: Sequence[str] | None, path: Path) -> tuple[dict[int, int], list[str]]:
-    """Map category ids to class ids, and name the classes."""
-    for i, category in enumerate(categories):
+def _categories(content: dict[str, list[Any]], path: Path) -> dict[CategoryId, str]:
+    """Names by category id, in ascending order of the ids."""
+    names: dict[CategoryId, str] = {}
+    for i, category in enumerate(content["categories"]):
         sound = isinstance(category, dict) and _is_id(category.get("id")) and _is_text(category.get("name"))
-        if not sound:
+        if not sound or not category["name"].strip():
             raise DatasetError(path, f"categories[{i}]", "without id or name", "write both")
-    by_id = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: _id_order(c["id"]))}
-    names = list(by_id.values()) if class_names is None else list(class_names)
-    order = {name.lower(): i for i, name in enumerate(names)}
-    return {key: order[name.lower()] for key, name in by_id.items() if name.lower() in order}, names
+        if names.setdefault(category["id"], category["name"]) != category["name"]:
+            problem = f"{_show(category['id'])} again, for {_show(category['name'])}"
+            raise DatasetError(path, f"categories[{i}].id", problem, "give every category its own id")
+    return {key: names[key] for key in sorted(names, key=_id_order)}
+
+
+def _classes(
+    categories: dict[CategoryId, str],
+    content: dict[str, list[Any]],
+    class_names: Sequence[str] | None,
+    aliases: Mapping[str, str] | None,
+    path: Path,
+) -> tuple[ClassTable, tuple[str, ...]]:
+    """The classes of a file, and a remark on categories that are none."""
+    if class_names is None:
+        groups = _empty_groups(categories, content)
+        kept = {key: name for key, name in categories.items() if key not in groups}
+        notes = [f"category {_show(key)} {_show(name)} has no object and is only the group of others: it is no class"
+                 for key, name in groups.items()]  # fmt: skip
+        return ClassTable.from_categories(kept, None, aliases), tuple(notes)
+    lookup, _ = name_lookup(class_names, aliases)
+    if categories and not any(fold(name) in lookup for name in categories.values()):
+        problem = f"{', '.join(categories.values())}: none of them is {', '.join(class_names)}"
+        raise DatasetError(path, "categories", problem, "name classes of this file, or say which mean the same")
+    return ClassTable.from_categories(categories, class_names, aliases), ()
+
+
+def _empty_groups(categories: dict[CategoryId, str], content: dict[str, list[Any]]) -> dict[CategoryId, str]:
+    """Categories that other categories name as ``supercategory`` and that no object has."""
+    parents = {
+        fold(category["supercategory"])
+        for category in content["categories"]
+        if _is_text(category.get("supercategory")) and fold(category["supercategory"]) != fold(category["name"])
+    }
+    used = {entry.get("category_id") for entry in content["annotations"]
+            if isinstance(entry, dict) and _is_id(entry.get("category_id"))}  # fmt: skip
+    return {key: name for key, name in categories.items() if key not in used and fold(name) in parents}
 
 
 def _text(entry: dict[str, Any], *keys: str) -> str | None:

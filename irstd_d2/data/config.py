@@ -24,5 +24,11 @@ def add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.LOAD_SEM_SEG = True
     # Leave faulty images out, with one counted summary, in place of stopping at the first.
     cfg.DATASETS.SKIP_BAD = False
-    # Sets of one's own: (name, folder in a VOC layout, split or "") or (name, COCO file, image folder).
+    # Sets of one's own: (name, folder in a VOC layout, split or "") or (name, COCO file, image folder); a fourth
+    # element has further arguments of register_voc_folder or register_coco_folder: {"class_names": ("drone",)}.
     cfg.DATASETS.OWN = ()
+    # Classes of the model, in order; objects of other classes are left out. Empty: those of the first training set,
+    # which all sets must then have (in any order, under any ids).
+    cfg.DATASETS.CLASSES = ()
+    # Other names of these classes: "name in the files=name that counts".
+    cfg.DATASETS.CLASS_ALIASES = ()

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import ConfigError
-from .coco import load_coco
+from .classes import ClassTable, fold, parse_aliases, require_same_names
+from .coco import read_coco_classes, scan_coco
 from .faults import get_skip_bad
 from .layout import VocLayout
-from .voc import CLASS_NAMES, load_voc
+from .scan import Scan
+from .voc import CLASS_NAMES, read_voc_classes, scan_voc
+
+# The classes to take (None: all that the files name), and other names for them.
+ClassChoice = tuple[Sequence[str] | None, Mapping[str, str]]
+_OWN_OPTIONS = {"voc": {"layout", "class_names", "box_convention", "sidecar"}, "coco": {"class_names"}}
 
 
 @dataclass(frozen=True)
@@ -24,41 +31,64 @@ class VocSource:
     """Where a registered set comes from; fields as the arguments of :func:`load_voc`.
 
     A relative ``builtin_root`` is taken below :func:`datasets_root` at the time of loading. Of the split's images every
-    ``step``-th is taken.
+    ``step``-th is taken. ``chosen`` is what :func:`align_classes` chose, in place of ``class_names``.
     """
 
     root: str | PathLike | None = None
     split: str | None = None
     layout: str | VocLayout | None = None
-    class_names: Sequence[str] = CLASS_NAMES
+    class_names: Sequence[str] | None = None
     box_convention: str = "half_open"
     sidecar: str | PathLike | None = None
     builtin_root: str | None = None
     step: int = 1
+    chosen: ClassChoice | None = field(default=None, compare=False)
 
     def resolve_root(self) -> Path:
         return datasets_root() / self.builtin_root if self.builtin_root else Path(self.root or ".")
 
-    def load(self) -> list[dict[str, Any]]:
-        dicts = load_voc(
+    def at_hand(self) -> bool:
+        return self.class_names is not None or self.resolve_root().is_dir()
+
+    def scan(self) -> Scan:
+        names, aliases = self.chosen or (self.class_names, {})
+        scan = scan_voc(
             self.resolve_root(),
             self.split,
             layout=self.layout,
-            class_names=self.class_names,
+            class_names=names,
+            class_aliases=aliases,
             box_convention=self.box_convention,
             sidecar=self.sidecar,
-            skip_bad=get_skip_bad(),
         )
-        return dicts[:: self.step]
+        return replace(scan, dicts=scan.dicts[:: self.step])
+
+    def classes(self) -> ClassTable:
+        names, aliases = self.chosen or (self.class_names, {})
+        if names is not None:
+            return ClassTable.from_names(names)
+        return read_voc_classes(self.resolve_root(), layout=self.layout, class_aliases=aliases)
 
 
 @dataclass(frozen=True)
 class CocoSource:
-    """Where a registered set comes from; fields as the arguments of :func:`load_coco`."""
+    """Where a registered set comes from; fields as the arguments of :func:`load_coco`, ``chosen`` as above."""
 
     json_file: str | PathLike
     image_root: str | PathLike
     class_names: Sequence[str] | None = None
+    chosen: ClassChoice | None = field(default=None, compare=False)
+
+    def at_hand(self) -> bool:
+        return Path(self.json_file).is_file()
+
+    def scan(self) -> Scan:
+        names, aliases = self.chosen or (self.class_names, {})
+        return scan_coco(self.json_file, self.image_root, class_names=names, class_aliases=aliases)
+
+    def classes(self) -> ClassTable:
+        names, aliases = self.chosen or (self.class_names, {})
+        return read_coco_classes(self.json_file, class_names=names, class_aliases=aliases)
 
 
 def datasets_root() -> Path:
@@ -72,12 +102,16 @@ def register_voc_folder(
     split: str | None = None,
     *,
     layout: str | VocLayout | None = None,
-    class_names: Sequence[str] = CLASS_NAMES,
+    class_names: Sequence[str] | None = None,
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
 ) -> None:
-    """Register a folder of Pascal VOC files under ``name``; arguments as in :func:`load_voc`."""
-    _register_voc(name, VocSource(root, split, layout, tuple(class_names), box_convention, sidecar))
+    """Register a folder of Pascal VOC files under ``name``; arguments as in :func:`load_voc`.
+
+    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded (:func:`class_table`).
+    """
+    names = None if class_names is None else tuple(class_names)
+    _register(name, VocSource(root, split, layout, names, box_convention, sidecar))
 
 
 def register_coco_folder(
@@ -85,45 +119,145 @@ def register_coco_folder(
 ) -> None:
     """Register a COCO file under ``name``; arguments as in :func:`load_coco`.
 
-    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded.
+    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded (:func:`class_table`).
     """
-
-    def load() -> list[dict[str, Any]]:
-        dicts, names = load_coco(json_file, image_root, class_names=class_names, skip_bad=get_skip_bad())
-        MetadataCatalog.get(name).set(thing_classes=names)
-        return dicts
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        evaluator_type="coco", image_root=str(image_root), source=CocoSource(json_file, image_root, class_names)
-    )
-    if class_names is not None:
-        MetadataCatalog.get(name).set(thing_classes=list(class_names))
+    _register(name, CocoSource(json_file, image_root, None if class_names is None else tuple(class_names)))
 
 
-def register_own_sets(entries: Iterable[Sequence[str]]) -> None:
+def register_own_sets(entries: Iterable[Sequence[Any]]) -> None:
     """Register the sets of ``cfg.DATASETS.OWN``; those that are registered in the same way stay as they are.
 
     Args:
         entries: ``(name, folder in a VOC layout, split)`` with "" for all images, or ``(name, COCO file, image
-            folder)``.
+            folder)``; a fourth element has further arguments of :func:`register_voc_folder` or
+            :func:`register_coco_folder`, e.g. ``{"class_names": ("drone", "bird")}``.
 
     Raises:
         ConfigError: an entry has another form, or its name belongs to another set.
     """
     for entry in entries:
-        if len(entry) != 3 or not all(isinstance(part, str) for part in entry) or not (entry[0] and entry[1]):
+        if len(entry) not in (3, 4) or not all(isinstance(part, str) for part in entry[:3]) or not all(entry[:2]):
             raise ConfigError(f"DATASETS.OWN has {entry!r}; write (name, folder, split) or (name, COCO file, images)")
-        name, path, third = entry
+        name, path, third = entry[:3]
         coco = path.endswith(".json")
-        source = CocoSource(path, third) if coco else VocSource(path, third or None)
-        if name in DatasetCatalog.list():
-            if MetadataCatalog.get(name).get("source") != source:
-                raise ConfigError(f"DATASETS.OWN has {entry!r}, but {name!r} is another set; choose another name")
-        elif coco:
-            register_coco_folder(name, path, third)
-        else:
-            register_voc_folder(name, path, third or None)
+        known = sorted(_OWN_OPTIONS["coco" if coco else "voc"])
+        options = entry[3] if len(entry) == 4 else {}
+        if not isinstance(options, dict) or not options.keys() <= set(known):
+            raise ConfigError(f"DATASETS.OWN has {entry!r}; its fourth element is {{...}} with {', '.join(known)}")
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        if not isinstance(options.get("class_names", ()), tuple):
+            raise ConfigError(f"DATASETS.OWN has {entry!r}; write 'class_names': ('drone', 'bird')")
+        source: VocSource | CocoSource = (
+            CocoSource(path, third, **options) if coco else VocSource(path, third or None, **options)
+        )
+        if name not in DatasetCatalog.list():
+            _register(name, source)
+        elif MetadataCatalog.get(name).get("source") != source:
+            raise ConfigError(f"DATASETS.OWN has {entry!r}, but {name!r} is another set; choose another name")
+
+
+def class_table(name: str) -> ClassTable:
+    """The classes of a registered set; its annotations are read where they are not known yet.
+
+    Raises:
+        ConfigError: the set was registered without class names by other code.
+        DatasetError: its annotations cannot be read.
+    """
+    metadata = MetadataCatalog.get(name)
+    source = metadata.get("source")
+    if source is not None and metadata.get("thing_dataset_id_to_contiguous_id") is None:
+        source.classes().to_metadata(name)
+    elif source is None and metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # some sets know their classes only once they are loaded
+    table = ClassTable.from_metadata(name)
+    if table is None:
+        raise ConfigError(f"the set {name!r} has no class names; set MetadataCatalog.get({name!r}).thing_classes")
+    return table
+
+
+def align_classes(
+    data_sets: Sequence[str],
+    names: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    *,
+    of: str = "DATASETS.CLASSES",
+    subset: bool = False,
+) -> ClassTable:
+    """Give sets the same class indices, by name, before any of them is loaded.
+
+    Args:
+        data_sets: registered names.
+        names: the classes in the order of their indices; ``None`` takes those of the first set.
+        aliases: from names in the files to names that count.
+        of: what ``names`` come from, for messages.
+        subset: whether a set may have other classes, which are then left out and counted, and lack some. Otherwise
+            every set must have the same classes, in any order and under any ids.
+
+    Returns:
+        The classes, with the ids of the first set.
+
+    Raises:
+        ConfigError: a set has other classes.
+    """
+    for name in data_sets:
+        _choose(name, None, aliases or {})
+    if names is None:
+        names, of = class_table(data_sets[0]).names, f"the set {data_sets[0]!r}"
+    chosen, folded = tuple(names), {fold(name) for name in names}
+    for target in (aliases or {}).values():
+        if fold(target) not in folded:
+            raise ConfigError(f"DATASETS.CLASS_ALIASES leads to {target!r}, but the classes are {', '.join(chosen)}")
+    for name in data_sets:
+        own = class_table(name).names
+        if not subset or folded.isdisjoint(map(fold, own)):
+            require_same_names((of, chosen), (f"the set {name!r}", own))
+        if own != chosen:
+            _choose(name, chosen, aliases or {})
+    return class_table(data_sets[0])
+
+
+def prepare_classes(cfg: CfgNode, *, train: bool, trained: ClassTable | None = None) -> ClassTable:
+    """The classes of a run; all its sets get their indices.
+
+    The order is that of ``trained``, else of ``DATASETS.CLASSES``, else of the first training set.
+
+    Args:
+        cfg: configuration.
+        train: whether the training sets are used; without them they only give the order, where they are at hand.
+        trained: the classes that a checkpoint carries, when its outputs are to be used.
+
+    Returns:
+        The classes, with the ids of the first set that is used.
+
+    Raises:
+        ConfigError: checkpoint, configuration and sets contradict each other.
+    """
+    names, of = tuple(cfg.DATASETS.CLASSES) or None, "DATASETS.CLASSES"
+    if trained is not None:
+        if names:
+            require_same_names(("the checkpoint", trained.names), (of, names))
+        names, of = trained.names, "the checkpoint"
+    elif not names and not train:
+        configured = configured_classes(cfg)
+        names, of = configured and configured.names, "the training set"
+    sets = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if train else cfg.DATASETS.TEST)
+    aliases = parse_aliases(cfg.DATASETS.CLASS_ALIASES)
+    return align_classes(list(sets), names, aliases, of=of, subset=bool(cfg.DATASETS.CLASSES))
+
+
+def configured_classes(cfg: CfgNode) -> ClassTable | None:
+    """The classes that a configuration names: ``DATASETS.CLASSES`` or those of its first set that is at hand.
+
+    For models without classes in their checkpoint; ``None`` if no set is at hand.
+    """
+    if cfg.DATASETS.CLASSES:
+        return ClassTable.from_names(cfg.DATASETS.CLASSES)
+    registered = DatasetCatalog.list()
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        source = MetadataCatalog.get(name).get("source") if name in registered else None
+        if ClassTable.from_metadata(name) is not None or (source is not None and source.at_hand()):
+            return class_table(name)
+    return None
 
 
 def check_registered(source: str, names: Iterable[str]) -> None:
@@ -144,14 +278,40 @@ def check_registered(source: str, names: Iterable[str]) -> None:
             raise ConfigError(f"{source} has {name!r}, which is not registered; {hint}; add your own to DATASETS.OWN")
 
 
-def _register_voc(name: str, source: VocSource) -> None:
-    DatasetCatalog.register(name, source.load)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(source.class_names),
-        evaluator_type="coco",
-        box_convention=source.box_convention,
-        source=source,
-    )
+def _register(name: str, source: VocSource | CocoSource) -> None:
+    def load() -> list[dict[str, Any]]:
+        scan = source.scan()
+        dicts = scan.accept(name, skip_bad=get_skip_bad())
+        scan.classes.to_metadata(name)
+        return dicts
+
+    DatasetCatalog.register(name, load)
+    metadata = MetadataCatalog.get(name).set(evaluator_type="coco", source=source)
+    names = source.chosen[0] if source.chosen else source.class_names
+    if names is not None:
+        metadata.set(thing_classes=list(names))
+    if isinstance(source, VocSource):
+        metadata.set(box_convention=source.box_convention)
+        if names is not None:
+            ClassTable.from_names(names).to_metadata(name)
+    else:
+        metadata.set(image_root=str(source.image_root))
+
+
+def _choose(name: str, names: Sequence[str] | None, aliases: Mapping[str, str]) -> None:
+    """Register a set again with other classes; those of ``None`` are its own."""
+    source = MetadataCatalog.get(name).get("source")
+    if source is None:
+        own = class_table(name).names
+        if names is not None and own != tuple(names):
+            require_same_names(("the model", tuple(names)), (f"the set {name!r}", own), same_order=True)
+        return
+    own_names = source.class_names if names is None else tuple(names)
+    chosen = (own_names, dict(aliases)) if names is not None or aliases else None
+    if source.chosen != chosen:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        _register(name, replace(source, chosen=chosen))
 
 
 def _register_builtin() -> None:
@@ -161,11 +321,11 @@ def _register_builtin() -> None:
     sets += [(f"sirstv2_{s}", "open-sirst-v2", f"{s}_full", "sirstv2") for s in splits]
     for name, folder, split, layout in sets:
         for suffix, convention in (("", "half_open"), ("_paper", "paper")):
-            source = VocSource(split=split, layout=layout, box_convention=convention, builtin_root=folder)
-            _register_voc(name + suffix, source)
+            source = _builtin(folder, split, layout, box_convention=convention)
+            _register(name + suffix, source)
     # Where a test of all 256 images takes longer than the training.
-    quarter = VocSource(split="test_v2", layout="densesirst", builtin_root="SIRSTdevkit", step=4)
-    _register_voc("densesirst_v2_test_quarter", quarter)
+    quarter = _builtin("SIRSTdevkit", "test_v2", "densesirst", step=4)
+    _register("densesirst_v2_test_quarter", quarter)
     two_splits = (
         ("wideirstd", "WideIRSTD-Full"),
         ("wideirstd_matched", "WideIRSTD-matched"),
@@ -174,13 +334,17 @@ def _register_builtin() -> None:
     )
     for name, folder in two_splits:
         for split in ("train", "val"):
-            _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
+            _register(f"{name}_{split}", _builtin(folder, split, "wideirstd"))
     for name, folder in (("irstd1k", "IRSTD-1K"), ("nudtsirst", "NUDT-SIRST")):
         for split in splits:
-            _register_voc(f"{name}_{split}", VocSource(split=split, layout="wideirstd", builtin_root=folder))
+            _register(f"{name}_{split}", _builtin(folder, split, "wideirstd"))
     for split in splits:
-        source = VocSource(split=f"{split}_v2", layout="densesirst", builtin_root="synthetic_dense/SIRSTdevkit")
-        _register_voc(f"synthetic_dense_{split}", source)
+        source = _builtin("synthetic_dense/SIRSTdevkit", f"{split}_v2", "densesirst")
+        _register(f"synthetic_dense_{split}", source)
+
+
+def _builtin(folder: str, split: str, layout: str, **options: Any) -> VocSource:
+    return VocSource(split=split, layout=layout, class_names=CLASS_NAMES, builtin_root=folder, **options)
 
 
 _register_builtin()

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from ..memory import without_garbage_collection
-from .faults import Fault, FaultKind, refuse_or_skip
+from .classes import ClassTable, fold, name_lookup
+from .faults import Fault, FaultKind
 from .layout import FolderIndex, VocLayout, get_layout
+from .scan import Scan
 from .sidecar import SidecarEntry, SidecarTable, read_table
 from .splits import read_split
 from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, read_annotations, to_convention
 
-CLASS_NAMES = ("Target",)
+CLASS_NAMES = ("Target",)  # of the published sets
 
 _UNKNOWN = SidecarEntry(None, None, None, None)
-_logger = logging.getLogger(__name__)
 
 
 def load_voc(
@@ -30,7 +31,7 @@ def load_voc(
     split: str | None = None,
     *,
     layout: str | VocLayout | None = None,
-    class_names: Sequence[str] = CLASS_NAMES,
+    class_names: Sequence[str] | None = None,
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
     skip_bad: bool = False,
@@ -41,7 +42,8 @@ def load_voc(
         root: folder of the set.
         split: name of the split file without suffix; ``None`` takes all images of the folder, sorted by name.
         layout: a name of ``LAYOUTS`` or a layout; ``None`` finds it out.
-        class_names: of the objects, in the order of their ids; upper and lower case are the same.
+        class_names: of the objects to take, in the order of their indices; other objects are left out, and counted in
+            the log. ``None`` takes all classes of the folder, by name.
         box_convention: ``"half_open"`` (exact) or ``"paper"`` (all four coordinates minus one).
         sidecar: metadata table; its non-empty cells win over the XML. ``None`` takes ``metadata.tsv`` or
             ``metadata.csv`` of the root if there is one.
@@ -53,9 +55,10 @@ def load_voc(
         ``sem_seg_file_name``.
 
     Raises:
-        DatasetError: an image is faulty and ``skip_bad`` is off; or there is nothing to load.
+        DatasetError: an image is faulty and ``skip_bad`` is off; there is nothing to load; or no object of the whole
+            folder is of a class in ``class_names``.
     """
-    dicts, faults = scan_voc(
+    scan = scan_voc(
         root,
         split,
         layout=layout,
@@ -63,10 +66,7 @@ def load_voc(
         box_convention=box_convention,
         sidecar=sidecar,
     )
-    source = f"{root} ({split or 'all images'})"
-    refuse_or_skip(faults, skip_bad, source)
-    _logger.info("Loaded %d images from %s", len(dicts), source)
-    return dicts
+    return scan.accept(f"{root} ({split or 'all images'})", skip_bad=skip_bad)
 
 
 @without_garbage_collection()
@@ -75,14 +75,16 @@ def scan_voc(
     split: str | None = None,
     *,
     layout: str | VocLayout | None = None,
-    class_names: Sequence[str] = CLASS_NAMES,
+    class_names: Sequence[str] | None = None,
+    class_aliases: Mapping[str, str] | None = None,
     box_convention: str = "half_open",
     sidecar: str | PathLike | None = None,
     names: Sequence[str] | None = None,
-) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """As :func:`load_voc`, but return the dicts of the sound images together with all faults of the others.
+) -> Scan:
+    """As :func:`load_voc`, but return the sound images together with all faults of the others.
 
-    ``names`` are image names to take in place of a split.
+    ``class_aliases`` leads from names in the files to the names that count; ``names`` are image names to take in place
+    of a split.
     """
     if box_convention not in BOX_CONVENTIONS:
         raise ConfigError(f"box_convention is {box_convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
@@ -99,14 +101,21 @@ def scan_voc(
     records, xml_faults = read_annotations(xml.folder, xml_names.values())
     faults = [*faults, *image_faults, *table.faults, *xml_faults]
 
-    class_ids = {name.lower(): i for i, name in enumerate(class_names)}
+    classes = (
+        read_voc_classes(root, layout=layout, class_aliases=class_aliases)
+        if class_names is None
+        else ClassTable.from_names(class_names)
+    )
+    class_ids, _ = name_lookup(classes.names, class_aliases)
     find_mask = _mask_finder(root, layout.sky_masks)
     image_prefix, xml_prefix = (os.path.join(index.folder, "") for index in (images, xml))  # noqa: PTH118
     dicts = []
+    left_out: Counter[str] = Counter()
     for name in names:
         record = records.get(xml_names[name])
         if record is None or name not in image_names:
             continue
+        left_out.update(obj.name for obj in record.objects if fold(obj.name) not in class_ids)
         box_faults = find_box_faults(record, xml_prefix + xml_names[name], class_ids)
         if box_faults:
             faults += box_faults
@@ -123,7 +132,33 @@ def scan_voc(
         if mask:
             sample["sem_seg_file_name"] = mask
         dicts.append(sample)
-    return dicts, faults
+    if left_out and not any(sample["annotations"] for sample in dicts):
+        _refuse_foreign_classes(read_voc_classes(root, layout=layout), class_ids, xml.folder)
+    return Scan(dicts, classes, faults, left_out)
+
+
+def read_voc_classes(
+    root: str | PathLike,
+    *,
+    layout: str | VocLayout | None = None,
+    class_aliases: Mapping[str, str] | None = None,
+) -> ClassTable:
+    """The classes of all files of a folder, by name; ``Target`` where there is no object. Faulty files do not count."""
+    folder = FolderIndex(Path(root) / get_layout(layout, root).annotations, (".xml",))
+    files = [name for stem in folder.stems() for name in folder[stem]]
+    records, _ = read_annotations(folder.folder, files)
+    found = Counter(obj.name for record in records.values() for obj in record.objects)
+    names = sorted(found, key=lambda name: (fold(name), -found[name], name))
+    _, names = name_lookup(names or CLASS_NAMES, class_aliases, found=True)
+    return ClassTable.from_names(names)
+
+
+def _refuse_foreign_classes(found: ClassTable, class_ids: Mapping[str, int], folder: Path) -> None:
+    if any(fold(name) in class_ids for name in found.names):
+        return
+    problem = f"the objects are of class {', '.join(found.names)}, none is of {', '.join(class_ids)}"
+    fix = "give the set's own class names (tools: --classes; DATASETS.OWN: {'class_names': (...)}), or say which mean "
+    raise DatasetError(folder, "object.name", problem, fix + "the same (DATASETS.CLASS_ALIASES)")
 
 
 def _find_images(index: FolderIndex, names: Iterable[str]) -> tuple[dict[str, str], list[Fault]]:
@@ -183,8 +218,9 @@ def _annotations(record: VocRecord, class_ids: dict[str, int], box_convention: s
         {
             "bbox": to_convention(obj.box, box_convention),
             "bbox_mode": BoxMode.XYXY_ABS,
-            "category_id": class_ids[obj.name.lower()],
+            "category_id": class_ids[fold(obj.name)],
             "iscrowd": int(obj.difficult),
         }
         for obj in record.objects
+        if fold(obj.name) in class_ids
     ]

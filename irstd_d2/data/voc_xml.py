@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from ..errors import ConfigError, DatasetError
+from .classes import fold
 from .faults import Fault, FaultKind
 from .image_io import MAX_SIDE
 
@@ -147,26 +148,18 @@ def format_coordinate(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def find_box_faults(record: VocRecord, file: str | PathLike, class_ids: dict[str, int]) -> list[Fault]:
-    """List objects of unknown class and boxes without area or beyond the image.
+def find_box_faults(record: VocRecord, file: str | PathLike, class_names: Container[str]) -> list[Fault]:
+    """List boxes without area or beyond the image.
 
     Args:
         record: what :func:`parse_voc_xml` read.
         file: the file it came from.
-        class_ids: accepted class names in lower case.
+        class_names: of the objects to look at, as :func:`irstd_d2.data.classes.fold` returns them.
     """
     faults = []
     for i, (name, _, (x1, y1, x2, y2)) in enumerate(record.objects):
-        if name.lower() not in class_ids:
-            faults.append(
-                Fault.of(
-                    FaultKind.UNKNOWN_CLASS,
-                    file,
-                    f"object[{i}].name",
-                    f"unknown class {name!r}",
-                    f"use one of {sorted(class_ids)} or register the set with its own class names",
-                )
-            )
+        if fold(name) not in class_names:
+            continue
         field = f"object[{i}].bndbox"
         if not (x2 > x1 and y2 > y1):
             problem = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area"

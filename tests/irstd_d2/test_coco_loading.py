@@ -66,7 +66,8 @@ def test_chosen_classes(write, tmp_path):
     dicts, names = load_coco(write(data), tmp_path, class_names=["target"])
     assert names == ["target"]
     assert dicts[1]["annotations"][0]["category_id"] == 0
-    assert scan_coco(write(content()), tmp_path, class_names=["target"])[2][0].kind == FaultKind.UNKNOWN_CLASS
+    scan = scan_coco(write(content()), tmp_path, class_names=["target"])
+    assert (scan.faults, dict(scan.left_out), len(scan.dicts)) == ([], {"bird": 1}, 2)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_faults(write, tmp_path, place, key, value, kind, field, caplog):
     del data["annotations"][1]
     data[place[0]][place[1]][key] = value
     path = write(data)
-    _, _, faults = scan_coco(path, tmp_path)
+    faults = scan_coco(path, tmp_path).faults
     assert (kind, field) in [(fault.kind, fault.field) for fault in faults]
     with pytest.raises(DatasetError, match=r"instances\.json.*Fix: "):
         load_coco(path, tmp_path)
@@ -147,9 +148,9 @@ def test_entries_that_are_no_objects(write, tmp_path):
     data = content()
     data["images"].append(5)
     data["annotations"].append("x")
-    dicts, _, faults = scan_coco(write(data), tmp_path)
-    assert len(dicts) == 2
-    assert [fault.field for fault in faults] == ["images[2].id", "annotations[2].image_id"]
+    scan = scan_coco(write(data), tmp_path)
+    assert len(scan.dicts) == 2
+    assert [fault.field for fault in scan.faults] == ["images[2].id", "annotations[2].image_id"]
 
 
 def test_string_and_number_ids_together(write, tmp_path):
@@ -199,11 +200,11 @@ def test_any_json(tmp_path, images, annotations):
     path = tmp_path / "any.json"
     base = content()
     path.write_text(json.dumps({**base, "images": base["images"] + images, "annotations": annotations}))
-    dicts, _, faults = scan_coco(path, tmp_path)
-    for sample in dicts:
+    scan = scan_coco(path, tmp_path)
+    for sample in scan.dicts:
         assert str(tmp_path) in sample["file_name"]
         for obj in sample["annotations"]:
             x1, y1, x2, y2 = obj["bbox"]
             assert 0 <= x1 < x2 <= sample["width"]
             assert 0 <= y1 < y2 <= sample["height"]
-    assert len(dicts) + len(faults) >= 2
+    assert len(scan.dicts) + len(scan.faults) >= 2

@@ -199,11 +199,10 @@ def test_boxes_outside(box):
     assert "leaves the image of 32x24" in faults[0].problem
 
 
-def test_unknown_class_and_case():
+def test_other_classes_and_case():
     assert faults_of((1, 1, 2, 2), name="TARGET") == []
-    faults = faults_of((1, 1, 2, 2), name="bird")
-    assert kinds(faults) == [FaultKind.UNKNOWN_CLASS]
-    assert faults[0].field == "object[0].name"
+    assert kinds(faults_of((2, 2, 1, 1), name="TARGET")) == [FaultKind.BAD_BOX]
+    assert faults_of((2, 2, 1, 1), name="bird") == []  # left out, and with it what is wrong with it
 
 
 def test_conventions():
