@@ -39,6 +39,7 @@ REQUIRES = [
     "faster-coco-eval>=1.6",
     "jinja2>=3.1.6",
     "PyYAML>=6",
+    "scipy>=1.11",
 ]
 
 setup(
@@ -74,6 +75,8 @@ setup(
             "onnxruntime>=1.18",
             "onnxscript",
             "imagecodecs",
+            "scikit-image",
+            "supervision",
             "mypy",
             "ruff",
         ],

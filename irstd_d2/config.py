@@ -117,6 +117,8 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = ""
     # Detections above this score enter Pd, Fa and precision.
     cfg.TEST.SCORE_THRESHOLD = 0.5
+    # Folder of true masks for the evaluator "mask"; empty: those that the data set's layout has.
+    cfg.TEST.TARGET_MASKS = ""
     # Test-time augmentation, detectron2's TEST.AUG.ENABLED, for any detector: factors of the network's input, and
     # lengths of its shorter edge in network pixels (detectron2's key, bounded by MAX_SIZE) beside them.
     cfg.TEST.AUG.SCALES = (1.0,)

@@ -1,29 +1,44 @@
 #!/usr/bin/env python3
-"""Judge saved predictions again, without the model: every protocol, broken down, with intervals, runs side by side.
+"""Judge saved predictions of any tool: every protocol, boxes and masks, broken down, with intervals, runs side by side.
 
-PREDICTIONS is a coco_instances_results.json or the folder of a run. Examples:
+PREDICTIONS is the folder of a run, COCO results, a CSV file, or a folder of YOLO text files, VOC XML files with scores,
+or masks and probability maps (PNG, TIFF, NPY). They are matched with the images by name, classes by name. What numbers
+depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else from the first run's config.yaml.
 
     tools/evaluate.py output/bafe --dataset densesirst_v2_test --group-by size contrast sky
     tools/evaluate.py output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
-    tools/evaluate.py mine.json --dataset wideirstd_val --group-by platform resolution --bootstrap 1000
-    tools/evaluate.py output/own --dataset mine_val --config-file output/own/config.yaml
+    tools/evaluate.py output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
+    tools/evaluate.py runs/detect/labels --dataset mine_val --config-file mine.yaml --rename drone=target
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
+
+from detectron2.config import CfgNode
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.data.datasets import check_registered
 from irstd_d2.errors import ConfigError
-from irstd_d2.evaluation.rescoring import resample, rescore, to_json, to_markdown
+from irstd_d2.evaluation.predictions import holds_masks
+from irstd_d2.evaluation.rescoring import (
+    find_run_config,
+    protocol_differences,
+    protocol_of,
+    resample,
+    rescore,
+    to_json,
+    to_markdown,
+)
 from irstd_d2.files import write_atomically
 
+logger = logging.getLogger("evaluate")
 EVALUATORS = ("coco", "voc", "voc_paper", "pd_fa", "centre")
 
 
@@ -31,13 +46,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="files or run folders")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="registered data set that they are of")
-    parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
-    parser.add_argument("--evaluators", nargs="+", default=EVALUATORS, metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--config-file", metavar="FILE", help="protocol, and the set if it is in its DATASETS.OWN")
     parser.add_argument(
-        "--group-by", nargs="+", default=(), metavar="KEY", help="platform, band, resolution, size, contrast, sky"
+        "--evaluators",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: {' '.join(EVALUATORS)}; mask with masks",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="for Pd and Fa (%(default)s)")
-    parser.add_argument("--max-detections", type=int, default=100, help="per image, for COCO's metrics (%(default)s)")
+    parser.add_argument("--group-by", nargs="+", metavar="KEY", help="platform, band, resolution, size, contrast, sky")
+    parser.add_argument("--masks", metavar="FOLDER", help="true masks; default: where the set's layout has them")
+    parser.add_argument(
+        "--rename", nargs="+", default=(), metavar="OLD=NEW", help="class names of the tool and of the data set"
+    )
+    parser.add_argument("--score-threshold", type=float, help="for Pd, Fa and masks; default: the configuration's")
+    parser.add_argument(
+        "--max-detections", type=int, help="per image, for COCO's metrics; default: the configuration's"
+    )
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="intervals from N draws of images")
     parser.add_argument(
         "--compare", action="store_true", help="test the others against the first; N is 1000 if not given"
@@ -48,21 +72,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--compare needs at least two PREDICTIONS")
     if args.bootstrap < 0:
         parser.error("--bootstrap: give the number of draws")
+    if any("=" not in pair for pair in args.rename):
+        parser.error("--rename: write OLD=NEW")
     return args
+
+
+def evaluation_config(args: argparse.Namespace) -> CfgNode:
+    """The configuration of the file, else of the first run; options of the command line go above it."""
+    path = args.config_file or find_run_config(args.predictions[0])
+    cfg = get_config(path)
+    evaluators = args.evaluators or list(EVALUATORS)
+    if not args.evaluators and (args.masks or any(map(holds_masks, args.predictions))):
+        evaluators.append("mask")
+    given = {
+        "EVALUATORS": tuple(evaluators),
+        "GROUP_BY": None if args.group_by is None else tuple(args.group_by),
+        "SCORE_THRESHOLD": args.score_threshold,
+        "DETECTIONS_PER_IMAGE": args.max_detections,
+        "TARGET_MASKS": args.masks,
+    }
+    for key, value in given.items():
+        if value is not None:
+            setattr(cfg.TEST, key, value)
+    for run in args.predictions:
+        own = find_run_config(run)
+        changed = protocol_differences(protocol_of(cfg), protocol_of(get_config(own))) if own else ""
+        if changed:
+            logger.warning("%s is judged by %s", run, changed)
+    return cfg
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    options = {
-        "TEST.EVALUATORS": tuple(args.evaluators),
-        "TEST.GROUP_BY": tuple(args.group_by),
-        "TEST.SCORE_THRESHOLD": args.score_threshold,
-        "TEST.DETECTIONS_PER_IMAGE": args.max_detections,
-    }
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        cfg = get_config(args.config_file, [item for pair in options.items() for item in pair])
+        cfg = evaluation_config(args)
         check_registered("--dataset", [args.dataset])
-        runs = rescore(args.predictions, args.dataset, cfg)
+        aliases = dict(pair.split("=", 1) for pair in args.rename)
+        runs = rescore(args.predictions, args.dataset, cfg, aliases=aliases)
     except (ConfigError, KeyError, ValueError) as error:  # names the file or image, and what to do
         print(f"Fault: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
@@ -72,8 +119,8 @@ def main(argv: list[str] | None = None) -> int:
             runs,
             draws=args.bootstrap or 1000,
             compare=args.compare,
-            score_threshold=args.score_threshold,
-            max_detections=args.max_detections,
+            score_threshold=cfg.TEST.SCORE_THRESHOLD,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
     text = to_markdown(runs, resampled)
     print(text)

@@ -57,10 +57,10 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
 fi
 rm -f "$stamp"
-# Two harmless remarks are left out: one on the order of indexes, one on a bound that detectron2's wheel states needlessly.
+# Harmless remarks are left out: on the order of indexes, and on a bound that two packages state needlessly.
 run_pip() {
   "$venv/bin/python" -m pip --disable-pip-version-check "$@" --quiet 2> >(
-    grep -v -e '^WARNING: Location' -e "^ERROR: pip's dependency resolver" -e '^sal-detectron2 .* requires numpy<2' >&2)
+    grep -v -e '^WARNING: Location' -e "^ERROR: pip's dependency resolver" -e '^sal-detectron2 .* requires numpy<2' -e '^pyirstdmetrics .* numpy<2' >&2)
 }
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
@@ -93,6 +93,9 @@ run_pip install --constraint constraints.txt torch torchvision
 say "2/4 project and its packages (a minute)"
 run_pip install --constraint constraints.txt setuptools wheel
 run_pip install --constraint constraints.txt --no-build-isolation --editable '.[dev,report]'
+
+# The published metrics of masks, for tests alone. Its bound on numpy, below 2, is needless.
+run_pip install --no-deps pyirstdmetrics==1.0.2
 
 if [ "$detectron2" = upstream ]; then
   say "3/4 detectron2 from its repository (needs a C++ compiler, some minutes)"

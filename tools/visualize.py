@@ -30,8 +30,8 @@ from irstd_d2.data import read_image
 from irstd_d2.data.datasets import check_registered
 from irstd_d2.data.image_io import read_sky_mask
 from irstd_d2.errors import DatasetError
-from irstd_d2.evaluation.collection import read_predictions
 from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.predictions import Predictions, read_any_predictions
 from irstd_d2.evaluation.rescoring import score_predictions
 from irstd_d2.visualization import INSET_PIXELS, contact_sheet, draw_detections, with_caption, write_picture
 
@@ -72,8 +72,8 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Pictures by the names of their images."""
     dicts = DatasetCatalog.get(args.dataset)
     truth = GroundTruth.from_dataset(args.dataset)
-    predictions = read_predictions(args.predictions, truth) if args.predictions else {}
-    run = score_predictions("", args.predictions, predictions, truth, [])
+    predictions = read_any_predictions(args.predictions, truth) if args.predictions else Predictions(Path(), "none")
+    run = score_predictions("", predictions, truth, [])
     detections = run.detections
     pictures = {}
     for index in tqdm(choose(dicts, args), desc="images"):

@@ -268,7 +268,8 @@ def image_draws(num_images: int, draws: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=draws)
 
 
-def _with_data_set(num_images: int, draws: int, seed: int) -> np.ndarray:
+def draws_with_data_set(num_images: int, draws: int, seed: int) -> np.ndarray:
+    """``image_draws`` below a first row that counts every image once: (1 + draws, num_images)."""
     return np.concatenate([np.ones((1, num_images), int), image_draws(num_images, draws, seed)])
 
 
@@ -284,7 +285,7 @@ def metric_interval(
         level: probability that the interval covers.
         seed: of the draws.
     """
-    return Interval.of(metric.values(outcomes, _with_data_set(len(outcomes[0].targets), draws, seed)), level)
+    return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)), level)
 
 
 def compare_metric(
@@ -306,14 +307,24 @@ def compare_metric(
         seed: of both.
     """
     num_images = len(first[0].targets)
-    weights = _with_data_set(num_images, draws, seed)
+    weights = draws_with_data_set(num_images, draws, seed)
     difference = metric.values(second, weights) - metric.values(first, weights)
     if not np.isfinite(difference[0]):
         return Comparison(Interval.of(difference, level), float("nan"))
     # Exchange: an image's detections come from the other run. The weights choose which copy of an image counts.
     both = [a.beside(b) for a, b in zip(first, second)]
-    swap = np.random.default_rng(seed + 1).random((draws, num_images)) < 0.5
+    swap = exchanges(num_images, draws, seed)
     left = np.concatenate([~swap, swap], axis=1).astype(int)
     exchanged = metric.values(both, 1 - left) - metric.values(both, left)
-    extreme = np.abs(exchanged) >= abs(difference[0]) - 1e-12
-    return Comparison(Interval.of(difference, level), float((1 + extreme.sum()) / (draws + 1)))
+    return Comparison(Interval.of(difference, level), p_value(exchanged, float(difference[0])))
+
+
+def exchanges(num_images: int, draws: int, seed: int) -> np.ndarray:
+    """(draws, num_images) bool: whether the two runs change places on an image."""
+    return np.random.default_rng(seed + 1).random((draws, num_images)) < 0.5
+
+
+def p_value(exchanged: np.ndarray, difference: float) -> float:
+    """Two-sided probability of a difference at least as large as the one found, from those of exchanged runs."""
+    extreme = np.abs(exchanged) >= abs(difference) - 1e-12
+    return float((1 + extreme.sum()) / (len(exchanged) + 1)) if np.isfinite(difference) else float("nan")

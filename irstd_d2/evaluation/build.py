@@ -14,6 +14,7 @@ from .average_precision import EXACT, PAPER, VOCProtocol
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .collection import PredictionsWriter
 from .ground_truth import GroundTruth
+from .mask_evaluation import MaskEvaluator, TargetMasks
 from .sky import SkyEvaluator
 from .table_evaluation import CentreDistanceEvaluator, DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
@@ -65,6 +66,17 @@ def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> Datase
 def centre(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return CentreDistanceEvaluator(
         GroundTruth.from_dataset(dataset_name), distances=cfg.TEST.CENTRE_DISTANCES, group_by=cfg.TEST.GROUP_BY
+    )
+
+
+@EVALUATOR_REGISTRY.register()
+def mask(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
+    truth = GroundTruth.from_dataset(dataset_name)
+    return MaskEvaluator(
+        truth,
+        TargetMasks.of(dataset_name, truth, cfg.TEST.TARGET_MASKS or None),
+        threshold=cfg.TEST.SCORE_THRESHOLD,
+        group_by=cfg.TEST.GROUP_BY,
     )
 
 

@@ -15,18 +15,12 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..errors import DatasetError
 from ..files import write_atomically
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, detection_table
+from .predictions import PREDICTIONS_FILE, Prediction, read_predictions
 
 logger = logging.getLogger(__name__)
-
-# In ``inference/DATASET`` of a run's folder, as detectron2 calls it.
-PREDICTIONS_FILE = "coco_instances_results.json"
-
-# Boxes (d, 4), scores (d,) and class indices (d,) of one image.
-Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -167,52 +161,6 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
             }
             for index, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
         ]
-
-
-def read_predictions(path: str | PathLike, truth: GroundTruth) -> dict[Any, Prediction]:
-    """Read a saved predictions file.
-
-    Args:
-        path: JSON in COCO's result format, as ``PREDICTIONS_FILE``: a list of
-            ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``.
-        truth: of the data set, whose own category ids the file bears.
-
-    Returns:
-        image id -> (d, 4) boxes x1 y1 x2 y2, (d,) scores and (d,) class indices.
-
-    Raises:
-        DatasetError: for a file that is missing, not such a list, or with other category ids.
-    """
-    path = Path(path)
-    index_of = {own: index for index, own in enumerate(truth.category_ids)}
-    rows: dict[Any, list[tuple[list[float], float, int]]] = {}
-    try:
-        for number, row in enumerate(json.loads(path.read_text(encoding="utf-8"))):
-            x, y, w, h = row["bbox"]
-            if row["category_id"] not in index_of:
-                known = ", ".join(f"{own} ({name})" for own, name in zip(truth.category_ids, truth.class_names))
-                raise DatasetError(
-                    path,
-                    f"[{number}].category_id",
-                    f"{row['category_id']!r} is none of the data set's categories, which are {known}",
-                    "give the predictions of this data set, with its own category ids",
-                )
-            category = index_of[row["category_id"]]
-            rows.setdefault(row["image_id"], []).append(([x, y, x + w, y + h], float(row["score"]), category))
-        columns = {image_id: tuple(zip(*image_rows)) for image_id, image_rows in rows.items()}
-        return {
-            image_id: (np.array(boxes, float), np.array(scores, float), np.array(classes, int))
-            for image_id, (boxes, scores, classes) in columns.items()
-        }
-    except DatasetError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            path,
-            "predictions",
-            f"cannot be read: {error!r}",
-            "give a list of COCO results with image_id, category_id, bbox [x, y, w, h] and score",
-        ) from error
 
 
 def add_predictions(collectors: Sequence[DetectionCollector], predictions: Mapping[Any, Prediction]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +11,25 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
+from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
 from .average_precision import Verdicts
 from .bootstrap import Comparison, Interval, compare_metric, metric_interval, resampled_metrics
 from .build import EVALUATOR_REGISTRY, check_evaluators
-from .collection import PREDICTIONS_FILE, DetectionCollector, Prediction, add_predictions, read_predictions
+from .collection import DetectionCollector, add_predictions
 from .detection_probability import OperatingCurve, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
+from .mask_evaluation import MaskEvaluator, MaskTable, compare_masks, mask_intervals
+from .masks_and_boxes import mask_to_boxes
 from .matching import DetectionTable
+from .predictions import PREDICTIONS_FILE, Predictions, mask_reader, read_any_predictions
 from .results import format_number, format_range, format_results, format_runs, format_table
 from .table_evaluation import TableEvaluator
+
+logger = logging.getLogger(__name__)
 
 # What numbers depend on, beside the predictions: runs that are compared are judged by the same values.
 PROTOCOL_KEYS = (
@@ -38,17 +46,29 @@ class Rescored:
 
     Attributes:
         name: for the tables.
-        file: where the predictions lie.
+        predictions: as they were read.
         truth: of the data set.
         detections: all of them.
         results: evaluator -> metric -> value.
+        masks: counts of masks, where masks were judged.
     """
 
     name: str
-    file: Path
+    predictions: Predictions
     truth: GroundTruth
     detections: DetectionTable
     results: Mapping[str, Mapping[str, float]]
+    masks: MaskTable | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know of the predictions."""
+        notes = []
+        if self.predictions.masks:
+            notes.append("boxes are the bounds of its masks' components, scored by their highest probability")
+        elif self.masks is not None:
+            notes.append("masks are made from its boxes: what stands out by a fifth of the peak")
+        return [*notes, *([self.predictions.coverage] if self.predictions.coverage else [])]
 
     @cached_property
     def curve(self) -> OperatingCurve:
@@ -65,7 +85,7 @@ def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
     """Return the predictions that a path stands for: itself, or the file of a data set in a run's folder.
 
     Raises:
-        DatasetError: for a run's folder without such a file.
+        DatasetError: for a run's folder without such a file, or an empty folder.
     """
     path = Path(path)
     if not path.is_dir():
@@ -73,6 +93,10 @@ def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
     for candidate in (path / "inference" / dataset_name, path / dataset_name, path):
         if (candidate / PREDICTIONS_FILE).is_file():
             return candidate / PREDICTIONS_FILE
+    if not (path / "config.yaml").is_file() and any(entry.suffix for entry in path.iterdir() if entry.is_file()):
+        return path
+    if (path / "labels").is_dir():
+        return path
     raise DatasetError(
         path,
         "run folder",
@@ -104,72 +128,114 @@ def protocol_differences(used: Mapping[str, Any], own: Mapping[str, Any]) -> str
     return ", ".join(f"{key} {used[key]} in place of its own {own[key]}" for key in changed)
 
 
-def box_evaluators(cfg: CfgNode, dataset_name: str) -> list[TableEvaluator]:
-    """The evaluators of a configuration for boxes of one process.
+def saved_evaluators(cfg: CfgNode, dataset_name: str) -> list[TableEvaluator | MaskEvaluator]:
+    """The evaluators of a configuration, for saved boxes and masks.
 
     Raises:
-        ConfigError: for an evaluator that is unknown or needs more than boxes.
+        ConfigError: for an evaluator that is unknown or needs a model.
     """
     check_evaluators(cfg.TEST.EVALUATORS)
     evaluators = [EVALUATOR_REGISTRY.get(name)(cfg, dataset_name, None) for name in cfg.TEST.EVALUATORS]
-    refused = [key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, TableEvaluator)]
+    refused = [
+        key for key, e in zip(cfg.TEST.EVALUATORS, evaluators) if not isinstance(e, (TableEvaluator, MaskEvaluator))
+    ]
     if refused:
-        raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved boxes; leave it out")
+        raise ConfigError(f"TEST.EVALUATORS: {', '.join(refused)} cannot judge saved predictions; leave it out")
     return evaluators
 
 
 def score_predictions(
     name: str,
-    file: Path,
-    predictions: Mapping[Any, Prediction],
+    predictions: Predictions,
     truth: GroundTruth,
-    evaluators: Iterable[TableEvaluator],
+    evaluators: Iterable[TableEvaluator | MaskEvaluator],
 ) -> Rescored:
     """Judge predictions on a data set; evaluators of the same name add to one result.
 
+    Masks become boxes for the evaluators of boxes, and boxes masks for those of masks (``masks_and_boxes``).
+
     Raises:
+        DatasetError: masks of a data set with several classes.
         ValueError: for predictions that do not belong to the data set.
     """
     evaluators = list(evaluators)
     collector = DetectionCollector(truth, distributed=False)
-    add_predictions([collector, *evaluators], predictions)
+    if predictions.masks:
+        _add_masks(predictions, truth, [collector, *evaluators])
+    else:
+        add_predictions([collector, *evaluators], predictions.boxes)
     detections = collector.detections()
     if detections is None:
         raise RuntimeError("saved predictions are judged by the main process alone")
     results: dict[str, dict[str, float]] = {}
+    masks = None
     for evaluator in evaluators:
         for key, metrics in (evaluator.evaluate() or {}).items():
             results.setdefault(key, {}).update(metrics)
-    return Rescored(name, file, truth, detections, results)
+        if isinstance(evaluator, MaskEvaluator):
+            masks = evaluator.table()
+    return Rescored(name, predictions, truth, detections, results, masks)
 
 
-def rescore(paths: Sequence[str | PathLike], dataset_name: str, cfg: CfgNode) -> list[Rescored]:
+def _add_masks(
+    predictions: Predictions, truth: GroundTruth, evaluators: Sequence[DetectionCollector | MaskEvaluator]
+) -> None:
+    if len(truth.class_names) > 1:
+        raise DatasetError(
+            predictions.source,
+            "masks",
+            f"have no class, the data set has {len(truth.class_names)}: {', '.join(truth.class_names)}",
+            "give one class's predictions as boxes, or a data set of one class",
+        )
+    size = {image_id: (files.height, files.width) for image_id, files in zip(truth.image_ids, truth.files)}
+    read = mask_reader(predictions.masks.values())
+    for image_id, path in tqdm(predictions.masks.items(), desc="masks", leave=False):
+        probability = read(path, size[image_id])
+        boxes, scores = mask_to_boxes(probability)
+        for evaluator in evaluators:
+            if isinstance(evaluator, MaskEvaluator):
+                evaluator.add_map(image_id, probability)
+            else:
+                evaluator.add(image_id, boxes, scores, np.zeros(len(boxes), int))
+
+
+def rescore(
+    paths: Sequence[str | PathLike],
+    dataset_name: str,
+    cfg: CfgNode,
+    *,
+    aliases: Mapping[str, str] | None = None,
+) -> list[Rescored]:
     """Judge saved predictions by the evaluators of a configuration.
 
     Args:
-        paths: predictions files or run folders.
+        paths: run folders, or predictions in any format of ``predictions.read_any_predictions``.
         dataset_name: registered name.
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
+        aliases: a tool's class name -> the data set's.
 
     Raises:
-        ConfigError: for an evaluator that is unknown or needs more than boxes.
+        ConfigError: for an evaluator that is unknown or needs a model.
         DatasetError: for a file that cannot be read.
         ValueError: for predictions that do not belong to the data set.
     """
     check_evaluators(cfg.TEST.EVALUATORS)
     files = [find_predictions(path, dataset_name) for path in paths]
     truth = GroundTruth.from_dataset(dataset_name)
-    return [
-        score_predictions(name, file, read_predictions(file, truth), truth, box_evaluators(cfg, dataset_name))
-        for name, file in zip(unique_names([run_name(file) for file in files]), files)
-    ]
+    runs = []
+    for name, file in zip(unique_names([run_name(file) for file in files]), files):
+        predictions = read_any_predictions(file, truth, aliases=aliases)
+        if predictions.surplus:
+            logger.warning("%s: %s", name, predictions.coverage)
+        runs.append(score_predictions(name, predictions, truth, saved_evaluators(cfg, dataset_name)))
+    return runs
 
 
 def run_name(file: Path) -> str:
     """A short name: that of the run's folder, else of the file."""
     folder = file.resolve().parent
     if file.name != PREDICTIONS_FILE:
-        return file.stem
+        return file.resolve().name if file.is_dir() else file.stem
     return folder.parent.parent.name if folder.parent.name == "inference" else folder.name
 
 
@@ -223,6 +289,11 @@ def resample(
             if run.name in comparisons:
                 found = compare_metric(metric, judged[0], outcomes, draws=draws, seed=seed)
                 comparisons[run.name][name] = Comparison(_scaled(found.difference, scale), found.p_value)
+    for run in runs:
+        if run.masks is not None:
+            intervals[run.name] |= mask_intervals(run.masks, draws=draws, seed=seed)
+            if run.name in comparisons and runs[0].masks is not None:
+                comparisons[run.name] |= compare_masks(runs[0].masks, run.masks, draws=draws, seed=seed)
     return Resampled(draws, intervals, comparisons)
 
 
@@ -234,12 +305,15 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
     """Lay out everything as tables for people, in Markdown."""
     results = {run.name: run.results for run in runs}
     parts = [format_results(runs[0].results) if len(runs) == 1 else format_runs(results)]
+    if notes := [f"- {run.name}: {note}." for run in runs for note in run.notes]:
+        parts.append("\n".join(notes))
     if resampled is None:
-        return parts[0]
+        return "\n\n".join(parts)
     rows = [
         [metric, run, format_number(metrics[metric].value), _range(metrics[metric])]
-        for metric in resampled_metrics()
+        for metric in dict.fromkeys(name for metrics in resampled.intervals.values() for name in metrics)
         for run, metrics in resampled.intervals.items()
+        if metric in metrics
     ]
     parts.append(format_table(rows, ["metric", "run", "value", f"95 % interval ({resampled.draws} draws of images)"]))
     rows = [
@@ -250,8 +324,9 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
             _range(metrics[metric].difference, signed=True),
             format_number(metrics[metric].p_value, decimals=4),
         ]
-        for metric in resampled_metrics()
+        for metric in dict.fromkeys(name for metrics in resampled.comparisons.values() for name in metrics)
         for run, metrics in resampled.comparisons.items()
+        if metric in metrics
     ]
     if rows:
         parts.append(format_table(rows, ["metric", "runs", "difference", "95 % interval, paired", "p, permutation"]))
@@ -266,7 +341,16 @@ def to_json(dataset_name: str, runs: Sequence[Rescored], resampled: Resampled | 
     """The same as ``to_markdown`` for programs: JSON's types only, ``null`` for nothing to measure, ``"inf"``."""
     document: dict[str, Any] = {
         "dataset": dataset_name,
-        "runs": {run.name: {"file": str(run.file), "results": run.results} for run in runs},
+        "runs": {
+            run.name: {
+                "file": str(run.predictions.source),
+                "format": run.predictions.format,
+                "missing_images": run.predictions.missing,
+                "surplus_images": len(run.predictions.surplus),
+                "results": run.results,
+            }
+            for run in runs
+        },
     }
     if resampled is not None:
         document["draws"] = resampled.draws

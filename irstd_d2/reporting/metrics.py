@@ -10,16 +10,16 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ..config import get_config
-from ..evaluation.collection import read_predictions
 from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.predictions import read_any_predictions
 from ..evaluation.rescoring import (
     PROTOCOL_KEYS,
     Resampled,
     Rescored,
-    box_evaluators,
     protocol_differences,
     protocol_of,
     resample,
+    saved_evaluators,
     score_predictions,
 )
 from ..evaluation.results import format_number, format_range, split_metric_name
@@ -111,9 +111,8 @@ def rescore_run(
         part = cfg.clone()
         part.TEST.EVALUATORS, part.TEST.GROUP_BY = names, tuple(keys)
         part.TEST.VOC_IOU_THRESHOLDS = tuple(sorted({*cfg.TEST.VOC_IOU_THRESHOLDS, *_VOC_IOU_THRESHOLDS}))
-        evaluators += box_evaluators(part, data_set)
-    file = run.predictions[data_set]
-    rescored = score_predictions(run.name, file, read_predictions(file, truth), truth, evaluators)
+        evaluators += saved_evaluators(part, data_set)
+    rescored = score_predictions(run.name, read_any_predictions(run.predictions[data_set], truth), truth, evaluators)
     results, logged_at = dict(rescored.results), {}
     if logged := run.logged_results(data_set):
         for name, metrics in logged[1].items():

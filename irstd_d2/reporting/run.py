@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import DatasetError
-from ..evaluation.collection import PREDICTIONS_FILE
+from ..evaluation.predictions import PREDICTIONS_FILE
 
 # What detectron2's own modules log during training under names with a slash; all other such names are metrics.
 _TRAINING_PREFIXES = frozenset({"fast_rcnn", "keypoint_head", "mask_rcnn", "roi_head", "rpn"})

@@ -144,7 +144,7 @@ def test_a_saved_predictions_file_gives_the_same_numbers(truth, tmp_path):
     again = VOCDetectionEvaluator(replace(truth, category_ids=(1,)))
     add_predictions_file(again, path)
     assert again.evaluate() == expected
-    with pytest.raises(DatasetError, match=r"category_id: 1 is none of the data set's categories.* 0 \(target\)"):
+    with pytest.raises(DatasetError, match=r"category 1 is none of the data set's, which are 0 \(target\)"):
         add_predictions_file(VOCDetectionEvaluator(truth), path)
 
 

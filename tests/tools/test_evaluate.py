@@ -155,7 +155,7 @@ def test_runs_of_the_same_name_and_plain_files_have_names(runs, dataset, tmp_pat
         ("[", "predictions: cannot be read"),
         (row(image_id="z"), "image 'z' is not in the evaluated data set"),
         (row(score=math.nan), "'i0' has detections whose score or box is not finite"),
-        (row(category_id=1), "1 is none of the data set's categories, which are 0 (target)"),
+        (row(category_id=1), "category 1 is none of the data set's, which are 0 (target)"),
     ],
 )
 def test_faulty_predictions_are_named(tool, dataset, tmp_path, capsys, content, message):
@@ -169,16 +169,17 @@ def test_faulty_predictions_are_named(tool, dataset, tmp_path, capsys, content, 
 
 
 def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         ([str(tmp_path / "absent.json"), "--dataset", NAME], "absent.json: predictions: cannot be read"),
-        ([str(tmp_path), "--dataset", NAME], f"holds no inference/{NAME}/coco_instances_results.json"),
+        ([str(tmp_path / "empty"), "--dataset", NAME], f"holds no inference/{NAME}/coco_instances_results.json"),
         ([runs[0], "--dataset", "nonsense"], "Fault: --dataset has 'nonsense', which is not registered"),
         (
             [runs[0], "--dataset", NAME, "--evaluators", "nonsense"],
             "Fault: TEST.EVALUATORS has nonsense; known are centre, coco",
         ),
         ([runs[0], "--dataset", NAME, "--config-file", "absent.yaml"], "Fault: configuration absent.yaml: "),
-        ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved boxes"),
+        ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved predictions"),
     ):
         assert tool.main(arguments) == 1
         printed = capsys.readouterr().err

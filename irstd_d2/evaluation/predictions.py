@@ -1,0 +1,528 @@
+"""Predictions of any tool: boxes or masks, matched with the images of a data set by name, classes by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from defusedxml import ElementTree
+
+from ..data.image_io import IMAGE_SUFFIXES, strip_image_suffix
+from ..errors import DatasetError
+from .ground_truth import GroundTruth
+
+logger = logging.getLogger(__name__)
+
+# In ``inference/DATASET`` of a run's folder, as detectron2 calls it.
+PREDICTIONS_FILE = "coco_instances_results.json"
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+_MASK_NAME_ENDS = ("_pixels0", "_mask", "_pred")
+
+# Boxes (d, 4) x1 y1 x2 y2 in original pixels, scores (d,) and class indices (d,) of one image.
+Prediction = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a tool said of a data set.
+
+    Attributes:
+        source: the file or folder.
+        format: ``COCO results``, ``YOLO text``, ``VOC XML``, ``CSV``, ``supervision`` or ``masks``.
+        boxes: image id -> detections; empty for masks.
+        masks: image id -> file of its mask or probability map; empty for boxes.
+        missing: images of the set without an entry; they count as empty.
+        surplus: entries that belong to no image of the set; they do not count.
+    """
+
+    source: Path
+    format: str
+    boxes: Mapping[Any, Prediction] = field(default_factory=dict)
+    masks: Mapping[Any, Path] = field(default_factory=dict)
+    missing: int = 0
+    surplus: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> str:
+        """Images without predictions and predictions without an image, for people; empty where there are none."""
+        parts = [f"{self.missing} images have no predictions and count as empty"] if self.missing else []
+        if self.surplus:
+            parts.append(f"{len(self.surplus)} predicted images are not in the set, such as {self.surplus[0]}")
+        return "; ".join(parts)
+
+
+class ImageNames:
+    """The images of a data set by everything they may be called: id, path, file name, with and without suffix.
+
+    Args:
+        truth: of the data set.
+        ids_first: whether a name is an id before it is a file's name.
+    """
+
+    def __init__(self, truth: GroundTruth, *, ids_first: bool):
+        self._truth = truth
+        self._ids = set(truth.image_ids)
+        tables: list[dict[str, list[Any]]] = [{} for _ in range(5)]
+        by_id, by_path, by_name, by_stem, by_number = tables
+        for image_id, files in zip(truth.image_ids, truth.files):
+            path = Path(files.image) if files.image else Path(str(image_id))
+            stem = strip_image_suffix(path.name)
+            for table, key in (
+                (by_id, str(image_id)),
+                (by_path, path.as_posix()),
+                (by_name, path.name),
+                (by_stem, stem),
+                (by_number, str(int(stem)) if stem.isdecimal() else ""),
+            ):
+                table.setdefault(key, []).append(image_id)
+        by_number.pop("", None)
+        files_first = [by_path, by_name, by_stem]
+        self._tables = [by_id, *files_first, by_number] if ids_first else [*files_first, by_id, by_number]
+
+    def find(self, name: Any) -> Any | None:
+        """The image id that a name stands for; ``None`` without one.
+
+        Raises:
+            ValueError: several images have the name.
+        """
+        if name in self._ids and not isinstance(name, str):
+            return name
+        text = str(name).replace("\\", "/")
+        for candidate in dict.fromkeys((text, text.rpartition("/")[2], strip_image_suffix(text.rpartition("/")[2]))):
+            for table in self._tables:
+                found = table.get(candidate, ())
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    raise ValueError(f"{name!r} may be any of {len(found)} images of the set")
+        return None
+
+
+class ClassNames:
+    """Class indices of a data set by name or by number.
+
+    Args:
+        truth: of the data set.
+        aliases: a tool's class name -> the set's.
+    """
+
+    def __init__(self, truth: GroundTruth, aliases: Mapping[str, str] | None = None):
+        self._truth = truth
+        self._index = {name.lower(): i for i, name in enumerate(truth.class_names)}
+        self._aliases = {old.lower(): new.lower() for old, new in (aliases or {}).items()}
+        self._own = {own: index for index, own in enumerate(truth.category_ids)}
+
+    def by_name(self, name: str) -> int:
+        key = name.strip().lower()
+        key = self._aliases.get(key, key)
+        if key not in self._index:
+            known = ", ".join(self._truth.class_names)
+            raise ValueError(f"class {name!r} is none of the data set's, which are {known}", "use --rename OLD=NEW")
+        return self._index[key]
+
+    def by_index(self, index: int) -> int:
+        """A number that counts the set's classes from 0."""
+        if not 0 <= index < len(self._truth.class_names):
+            raise ValueError(f"class number {index} is outside 0 to {len(self._truth.class_names) - 1}")
+        return index
+
+    def by_own_id(self, category_id: Any) -> int:
+        """One of the set's own category ids, as in COCO files."""
+        if category_id not in self._own:
+            known = ", ".join(f"{own} ({name})" for own, name in zip(self._own, self._truth.class_names))
+            raise ValueError(
+                f"category {category_id!r} is none of the data set's, which are {known}",
+                "give the predictions of this data set, with its own category ids",
+            )
+        return self._own[category_id]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One detection as a tool wrote it."""
+
+    image: Any
+    box: Sequence[float]
+    score: float
+    category: int
+
+
+def read_any_predictions(
+    path: str | PathLike, truth: GroundTruth, *, aliases: Mapping[str, str] | None = None
+) -> Predictions:
+    """Read predictions in any format that is known; the content tells which.
+
+    Args:
+        path: a JSON file (COCO results, or supervision's ``JSONSink``), a CSV file (with a header; supervision's
+            ``CSVSink`` or ``irstd demo``), or a folder: of YOLO text files (class, centre, size, score; also below
+            ``labels``), of VOC XML files with ``<score>``, or of masks or probability maps (PNG, TIFF, NPY).
+        truth: of the data set.
+        aliases: a tool's class name -> the set's.
+
+    Returns:
+        The predictions, with the images that they lack and that the set lacks counted.
+
+    Raises:
+        DatasetError: the file cannot be read, a class is unknown, or no prediction belongs to an image of the set.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_table(path, truth, aliases)
+    folders = [path / "labels"] if not _files(path, (".txt",)) and _files(path / "labels", (".txt",)) else [path]
+    for folder in folders:
+        if xml := _files(folder, (".xml",)):
+            return _from_rows(path, "VOC XML", truth, _voc_rows(xml, ClassNames(truth, aliases)), _stems(xml))
+        if texts := [file for file in _files(folder, (".txt",)) if file.name not in ("classes.txt", "names.txt")]:
+            names = _yolo_classes(folder)
+            rows = _yolo_rows(texts, truth, ClassNames(truth, aliases), names)
+            return _from_rows(path, "YOLO text", truth, rows, _stems(texts))
+        if masks := _files(folder, MASK_SUFFIXES):
+            return match_mask_files(path, masks, truth)
+    raise DatasetError(
+        path, "folder", "holds no predictions", "give YOLO text files, VOC XML files, or masks (PNG, TIFF, NPY)"
+    )
+
+
+def read_predictions(path: str | PathLike, truth: GroundTruth) -> Mapping[Any, Prediction]:
+    """``read_any_predictions`` of boxes, image by image.
+
+    Raises:
+        DatasetError: as there, and for masks.
+    """
+    found = read_any_predictions(path, truth)
+    if found.masks:
+        raise DatasetError(path, "predictions", "are masks, where boxes are needed", "turn them into boxes first")
+    if found.surplus:
+        logger.warning("%s: %s", path, found.coverage)
+    return found.boxes
+
+
+def from_supervision(
+    detections: Mapping[Any, Any], truth: GroundTruth, *, aliases: Mapping[str, str] | None = None
+) -> Predictions:
+    """Take over ``supervision.Detections`` by image.
+
+    Args:
+        detections: image id or file name -> an object with ``xyxy``, ``confidence``, ``class_id`` and, where the tool
+            knows them, ``data["class_name"]``.
+        truth: of the data set.
+        aliases: a tool's class name -> the set's.
+
+    Raises:
+        DatasetError: detections without scores, of an unknown class, or of no image of the set.
+    """
+    classes = ClassNames(truth, aliases)
+
+    def rows() -> Iterator[_Row]:
+        for image, found in detections.items():
+            if len(found.xyxy) and found.confidence is None:
+                raise ValueError(f"{image}: detections without confidence")
+            names = (found.data or {}).get("class_name")
+            ids = np.zeros(len(found.xyxy), int) if found.class_id is None else found.class_id
+            for i, box in enumerate(found.xyxy):
+                category = classes.by_index(int(ids[i])) if names is None else classes.by_name(str(names[i]))
+                yield _Row(image, [float(value) for value in box], float(found.confidence[i]), category)
+
+    return _from_rows(Path("detections"), "supervision", truth, rows(), list(detections))
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
+
+
+def _stems(files: Iterable[Path]) -> list[str]:
+    return [path.stem for path in files]
+
+
+def _from_rows(
+    source: Path,
+    form: str,
+    truth: GroundTruth,
+    rows: Iterable[_Row],
+    entries: Iterable[Any] = (),
+    *,
+    ids_first: bool = False,
+) -> Predictions:
+    """Sort rows by image.
+
+    Args:
+        entries: images that the tool looked at, with and without a detection.
+    """
+    names = ImageNames(truth, ids_first=ids_first)
+    image_of: dict[Any, Any] = {}
+    columns: dict[Any, list[_Row]] = {}
+    try:
+        for name in entries:
+            image_of[name] = names.find(name)
+        for row in rows:
+            if row.image not in image_of:
+                image_of[row.image] = names.find(row.image)
+            if image_of[row.image] is not None:
+                columns.setdefault(image_of[row.image], []).append(row)
+    except DatasetError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
+        problem = error.args[0] if type(error) is ValueError and error.args else f"cannot be read: {error!r}"
+        fix = error.args[1] if type(error) is ValueError and len(error.args) == 2 else _FIX[form]
+        raise DatasetError(source, "predictions", str(problem), fix) from error
+    boxes = {
+        image_id: (
+            np.array([row.box for row in image_rows], float).reshape(-1, 4),
+            np.array([row.score for row in image_rows], float),
+            np.array([row.category for row in image_rows], int),
+        )
+        for image_id, image_rows in columns.items()
+    }
+    return _counted(Predictions(source, form, boxes=boxes), image_of, truth)
+
+
+def _counted(found: Predictions, image_of: Mapping[Any, Any], truth: GroundTruth) -> Predictions:
+    known = {image_id for image_id in image_of.values() if image_id is not None}
+    surplus = tuple(str(name) for name, image_id in image_of.items() if image_id is None)
+    if surplus and not known:
+        example = strip_image_suffix(Path(str(truth.files[0].image or truth.image_ids[0])).name) if truth.files else "-"
+        raise DatasetError(
+            found.source,
+            "predictions",
+            f"image {surplus[0]!r} is not in the evaluated data set, nor is any other of {len(surplus)}",
+            f"give the predictions of this set, whose images are called like {example!r}",
+        )
+    return replace(found, missing=len(truth.image_ids) - len(known), surplus=surplus)
+
+
+_FIX = {
+    "COCO results": "give a list of COCO results with image_id, category_id, bbox [x, y, w, h] and score",
+    "supervision": "give image, x_min, y_min, x_max, y_max, class and confidence of every detection",
+    "CSV": "give the columns image, xmin, ymin, xmax, ymax, class and score",
+    "YOLO text": "write lines 'class x_centre y_centre width height score' in fractions of the image",
+    "VOC XML": "write <object> with <name>, <bndbox> and <score>",
+}
+
+
+def _read_table(path: Path, truth: GroundTruth, aliases: Mapping[str, str] | None) -> Predictions:
+    is_csv = path.suffix.lower() == ".csv"
+    form = "CSV" if is_csv else "COCO results"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        records = list(csv.DictReader(text.splitlines())) if is_csv else json.loads(text)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DatasetError(path, "predictions", f"cannot be read: {error!r}", _FIX[form]) from error
+    classes = ClassNames(truth, aliases)
+    if isinstance(records, dict) and isinstance(records.get("annotations"), list):
+        return _from_rows(path, form, truth, _coco_document_rows(records, classes), ids_first=True)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise DatasetError(path, "predictions", "cannot be read: not a list of objects", _FIX[form])
+    if not is_csv and not (records and "x_min" in records[0]):
+        return _from_rows(path, form, truth, _coco_rows(records, classes), ids_first=True)
+    form = "supervision" if not is_csv or "x_min" in (records[0] if records else ()) else form
+    return _from_rows(path, form, truth, _column_rows(records, classes))
+
+
+def _corners(box: Sequence[float]) -> list[float]:
+    x, y, width, height = (float(value) for value in box)
+    return [x, y, x + width, y + height]
+
+
+def _coco_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> Iterator[_Row]:
+    for record in records:
+        category = classes.by_own_id(record["category_id"])
+        image = record.get("file_name", record["image_id"])
+        yield _Row(image, _corners(record["bbox"]), float(record["score"]), category)
+
+
+def _coco_document_rows(document: Mapping[str, Any], classes: ClassNames) -> Iterator[_Row]:
+    """A COCO file whose annotations have scores and that names its own images and categories."""
+    files = {image["id"]: image.get("file_name", image["id"]) for image in document["images"]}
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    for record in document["annotations"]:
+        category = classes.by_name(names[record["category_id"]])
+        yield _Row(files[record["image_id"]], _corners(record["bbox"]), float(record["score"]), category)
+
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "image_name", "file_name", "filename", "file", "name", "image_id"),
+    "x1": ("xmin", "x_min", "x1", "left"),
+    "y1": ("ymin", "y_min", "y1", "top"),
+    "x2": ("xmax", "x_max", "x2", "right"),
+    "y2": ("ymax", "y_max", "y2", "bottom"),
+    "score": ("score", "confidence", "conf", "probability"),
+    "class": ("class_name", "class", "label", "category", "class_id", "category_id"),
+}
+
+
+def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> Iterator[_Row]:
+    if not records:
+        return
+    known = {str(name).strip().lower(): name for name in records[0] if name is not None}
+    column = {part: next((known[name] for name in names if name in known), "") for part, names in _COLUMNS.items()}
+    for part, name in column.items():
+        if not name and part != "class":
+            raise ValueError(f"has no column for {part}, such as {_COLUMNS[part][0]}")
+    for record in records:
+        label = str(record[column["class"]]).strip() if column["class"] else ""
+        category = classes.by_index(int(label or 0)) if label.isdecimal() or not label else classes.by_name(label)
+        box = [float(record[column[part]]) for part in ("x1", "y1", "x2", "y2")]
+        yield _Row(record[column["image"]], box, float(record[column["score"]]), category)
+
+
+def _yolo_classes(folder: Path) -> list[str] | None:
+    """Class names beside YOLO text files: ``classes.txt``, or ``names`` of ``data.yaml``, here or one folder up."""
+    for place in (folder, folder.parent):
+        for name in ("classes.txt", "names.txt"):
+            if (place / name).is_file():
+                return (place / name).read_text(encoding="utf-8").split("\n")
+        if (place / "data.yaml").is_file():
+            content = yaml.safe_load((place / "data.yaml").read_text(encoding="utf-8"))
+            names = content.get("names") if isinstance(content, dict) else None
+            if isinstance(names, dict):
+                return [str(names[key]) for key in sorted(names)]
+            if isinstance(names, list):
+                return [str(name) for name in names]
+    return None
+
+
+def _yolo_rows(
+    files: Iterable[Path], truth: GroundTruth, classes: ClassNames, class_names: Sequence[str] | None
+) -> Iterator[_Row]:
+    names = ImageNames(truth, ids_first=False)
+    size = {image_id: (f.width, f.height) for image_id, f in zip(truth.image_ids, truth.files)}
+    for path in files:
+        image = names.find(path.stem)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            values = line.split()
+            if not values:
+                continue
+            if len(values) != 6:
+                problem = f"{len(values)} values" + (", a score is missing" if len(values) == 5 else "")
+                fix = f"{_FIX['YOLO text']} (ultralytics: save_conf=True)"
+                raise DatasetError(path, f"line {number}", problem, fix)
+            index, x, y, width, height, score = (float(value) for value in values)
+            if image is None:
+                continue
+            if class_names is None:
+                category = classes.by_index(int(index))
+            elif 0 <= index < len(class_names):
+                category = classes.by_name(class_names[int(index)])
+            else:
+                raise DatasetError(path, f"line {number}", f"class {index:g} has no name", "correct the list of names")
+            w, h = size[image]
+            box = [(x - width / 2) * w, (y - height / 2) * h, (x + width / 2) * w, (y + height / 2) * h]
+            yield _Row(path.stem, box, score, category)
+
+
+def _voc_rows(files: Iterable[Path], classes: ClassNames) -> Iterator[_Row]:
+    for path in files:
+        for number, element in enumerate(ElementTree.parse(path).getroot().iter("object")):
+            where = f"object[{number}]"
+            score = element.findtext("score") or element.findtext("confidence")
+            box = [element.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+            if score is None or any(value is None for value in box):
+                problem = "without score" if score is None else "without bndbox"
+                raise DatasetError(path, where, problem, _FIX["VOC XML"])
+            category = classes.by_name(element.findtext("name") or "")
+            yield _Row(path.stem, [float(value) for value in box if value is not None], float(score), category)
+
+
+def holds_masks(path: str | PathLike) -> bool:
+    """Whether predictions are a folder of masks."""
+    path = Path(path)
+    return bool(_files(path, MASK_SUFFIXES)) and not _files(path, (".txt", ".xml"))
+
+
+def match_mask_files(source: Path, files: Sequence[Path], truth: GroundTruth) -> Predictions:
+    """Match mask files with images by name, with or without an ending such as ``_pixels0``.
+
+    Raises:
+        DatasetError: two files stand for one image, or none for any.
+    """
+    names = ImageNames(truth, ids_first=False)
+    image_of: dict[Any, Any] = {}
+    masks: dict[Any, Path] = {}
+    for path in files:
+        candidates = [path.stem, *(path.stem.removesuffix(end) for end in _MASK_NAME_ENDS)]
+        image = next((found for found in map(names.find, dict.fromkeys(candidates)) if found is not None), None)
+        image_of[path.name] = image
+        if image is not None:
+            if image in masks:
+                raise DatasetError(path, "file", f"stands for the same image as {masks[image].name}", "keep one")
+            masks[image] = path
+    return _counted(Predictions(source, "masks", masks=masks), image_of, truth)
+
+
+def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.ndarray]:
+    """Return a reader of the probability maps of one tool.
+
+    8- and 16-bit integers are fractions of their type's range, unless no file of the tool holds a value above 1: then
+    they are labels. Floats must lie in 0 to 1.
+
+    Args:
+        files: all of the tool's.
+
+    Returns:
+        path and (height, width) -> (H, W) uint8 of 0 to 255, or float64 of 0 to 1; raises ``DatasetError`` for a file
+        of another size, of another kind, or with values out of range.
+    """
+    are_labels = all(_maximum(path) <= 1 for path in files)
+
+    def read(path: Path, size: tuple[int, int]) -> np.ndarray:
+        values = _read_map(path)
+        if values.shape != size:
+            problem = f"{values.shape[1]}x{values.shape[0]} pixels, its image has {size[1]}x{size[0]}"
+            raise DatasetError(path, "size", problem, "save the mask in the size of its image")
+        if values.dtype.kind == "f":
+            low, high = float(values.min()), float(values.max())
+            if not (low >= 0 and high <= 1):  # NaN is neither
+                raise DatasetError(path, "pixels", f"values from {low:g} to {high:g}", "save probabilities of 0 to 1")
+            return values.astype(np.float64)
+        if are_labels:
+            return values.astype(np.uint8) * np.uint8(255)
+        if values.dtype == np.uint8:
+            return values
+        return values / np.iinfo(values.dtype).max
+
+    return read
+
+
+def _maximum(path: Path) -> float:
+    values = _read_map(path)
+    return 0.0 if values.dtype.kind == "f" else float(values.max(initial=0))
+
+
+def _read_map(path: Path) -> np.ndarray:
+    """(H, W) of bool as uint8, uint8, uint16 or float."""
+    if path.suffix.lower() == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DatasetError(path, "file", f"cannot be read ({error})", "save the array by numpy.save") from None
+        while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):  # of a batch or a channel
+            values = values[0] if values.shape[0] == 1 else values[..., 0]
+    else:
+        from ..data.image_io import read_raw
+
+        values = read_raw(path)
+        values = values[:, :, :3].max(axis=2) if values.ndim == 3 else values
+    if values.ndim != 2:
+        problem = f"an array of shape {values.shape}"
+        raise DatasetError(path, "shape", problem, "save (height, width), one file per image")
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind in "iu" and values.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        if values.min(initial=0) < 0 or values.max(initial=0) > 255:
+            raise DatasetError(path, "type", f"integers of type {values.dtype}", "save uint8, uint16, bool or floats")
+        return values.astype(np.uint8)
+    if values.dtype.kind not in "iuf":
+        raise DatasetError(path, "type", f"an array of {values.dtype}", "save uint8, uint16, bool or floats")
+    return values

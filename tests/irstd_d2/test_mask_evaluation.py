@@ -1,0 +1,234 @@
+"""Masks judged over a data set: files of a segmenter, masks made from boxes, boxes made from masks."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from programs import load_program
+
+from irstd_d2 import get_config
+from irstd_d2.data.image_io import read_raw
+from irstd_d2.data.target_masks import component_boxes
+from irstd_d2.errors import DatasetError
+from irstd_d2.evaluation import EVALUATOR_REGISTRY
+from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.mask_evaluation import MaskEvaluator, TargetMasks, compare_masks, mask_intervals
+from irstd_d2.evaluation.mask_metrics import count_masks
+from irstd_d2.evaluation.masks_and_boxes import box_mask, boxes_to_map, mask_to_boxes
+from irstd_d2.evaluation.rescoring import resample, rescore, to_json, to_markdown
+
+NAME = "mask_evaluation_test"
+SHAPE = (48, 64)
+
+
+def load_real_set(name):
+    try:
+        return GroundTruth.from_dataset(name)
+    except (DatasetError, OSError) as error:
+        pytest.skip(f"needs {name} below $DETECTRON2_DATASETS: {error}")
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """Eight images with bright targets of known masks, one without any."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "truth").mkdir()
+    dicts = []
+    for number in range(8):
+        image, mask = rng.integers(40, 60, SHAPE).astype(np.uint8), np.zeros(SHAPE, np.uint8)
+        for _ in range(number % 4):
+            x, y = rng.integers(3, 58), rng.integers(3, 42)
+            cv2.circle(mask, (int(x), int(y)), int(rng.integers(1, 3)), 255, -1)
+        image[mask > 0] = 200
+        record = {"image_id": f"i{number}", "height": 48, "width": 64, "metadata": {"platform": "AL"[number % 2]}}
+        record["file_name"] = str(tmp_path / f"i{number}.png")
+        cv2.imwrite(record["file_name"], image)
+        cv2.imwrite(str(tmp_path / "truth" / f"i{number}.png"), mask)
+        record["annotations"] = [
+            {"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+            for b in component_boxes(mask).tolist()
+        ]
+        dicts.append(record)
+    DatasetCatalog.register(NAME, lambda: dicts)
+    MetadataCatalog.get(NAME).set(thing_classes=["target"])
+    yield dicts
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def config(tmp_path, **values):
+    pairs = {"EVALUATORS": ("voc", "pd_fa", "mask"), "TARGET_MASKS": str(tmp_path / "truth"), **values}
+    return get_config(opts=[part for key, value in pairs.items() for part in (f"TEST.{key}", value)])
+
+
+def write_maps(folder, dicts, shift):
+    folder.mkdir()
+    for record in dicts:
+        truth = cv2.imread(record["file_name"].replace("/i", "/truth/i"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(folder / f"{record['image_id']}.png"), np.roll(truth, shift, 1) // 2 * 2)
+    return folder
+
+
+def write_boxes(path, dicts):
+    rows = []
+    for record in dicts:
+        for annotation in record["annotations"]:
+            x1, y1, x2, y2 = annotation["bbox"]
+            box = [x1, y1, x2 - x1, y2 - y1]
+            rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": box, "score": 0.75})
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_a_segmenter_and_a_detector_stand_in_one_table(data_set, tmp_path):
+    paths = [write_maps(tmp_path / "unet", data_set, 0), write_boxes(tmp_path / "fcos.json", data_set)]
+    runs = rescore(paths, NAME, config(tmp_path, GROUP_BY=("platform",)))
+    for run in runs:  # right both ways: boxes made from masks, masks made from boxes
+        assert run.results["voc_exact"]["AP50_area"] == pytest.approx(100)
+        for metric in ("IoU", "F1", "Pd", "hIoU_exact", "IoU_best", "platform/A/IoU", "platform/L/Pd"):
+            assert run.results["mask"][metric] == pytest.approx(100), (run.name, metric)
+        assert run.results["mask"]["Fa"] == run.results["pd_fa"]["Fa"] == 0
+        # Two images have no target; the published code counts their IoU as 0.
+        assert run.results["mask"]["nIoU"] == pytest.approx(75)
+    text = to_markdown(runs)
+    assert "unet: boxes are the bounds of its masks' components" in text
+    assert "fcos: masks are made from its boxes" in text
+    assert to_json(NAME, runs)["runs"]["unet"]["format"] == "masks"
+
+
+def test_masks_are_resampled_and_compared(data_set, tmp_path):
+    paths = [write_maps(tmp_path / f"shift{shift}", data_set, shift) for shift in (2, 0)]
+    runs = rescore(paths, NAME, config(tmp_path, EVALUATORS=("mask",)))
+    found = resample(runs, draws=100)
+    for name in ("mask/IoU", "mask/nIoU", "mask/F1", "mask/hIoU"):
+        metric = name.removeprefix("mask/")
+        interval = found.intervals["shift2"][name]
+        assert interval.value == pytest.approx(runs[0].results["mask"][metric])
+        assert interval.low <= interval.value <= interval.high
+        comparison = found.comparisons["shift0"][name]
+        assert comparison.difference.value == pytest.approx(runs[1].results["mask"][metric] - interval.value)
+        assert comparison.difference.low > 0
+    assert "| mask/IoU" in to_markdown(runs, found)
+    table = runs[0].masks
+    assert compare_masks(table, table, draws=20)["mask/IoU"].p_value == 1
+    # A draw that counts every image twice changes nothing; one of a single image is that image's.
+    twice = table.metrics(np.full((1, 8), 2))
+    assert twice["IoU"][0] == pytest.approx(runs[0].results["mask"]["IoU"])
+    assert np.isnan(table.metrics(np.zeros((1, 8)))["IoU"][0])
+    assert set(mask_intervals(table, draws=5)) == {f"mask/{name}" for name in ("IoU", "nIoU", "F1", "Pd", "Fa", "hIoU")}
+
+
+def test_images_without_a_mask_count_as_empty(data_set, tmp_path, caplog):
+    folder = write_maps(tmp_path / "unet", data_set, 0)
+    (folder / "i3.png").unlink()
+    (folder / "elsewhere.png").write_bytes((folder / "i1.png").read_bytes())
+    (run,) = rescore([folder], NAME, config(tmp_path))
+    counts = [len(record["annotations"]) for record in data_set]
+    assert run.results["mask"]["Pd"] == pytest.approx(100 - 100 * counts[3] / sum(counts)) != 100
+    assert "1 images have no predictions and count as empty; 1 predicted images are not in the set" in caplog.text
+    document = to_json(NAME, [run])["runs"]["unet"]
+    assert (document["missing_images"], document["surplus_images"]) == (1, 1)
+
+
+def test_the_evaluator_takes_what_a_detector_gives_and_keeps_counts_alone(data_set, tmp_path):
+    cfg = config(tmp_path)
+    evaluator = EVALUATOR_REGISTRY.get("mask")(cfg, NAME, None)
+    assert isinstance(evaluator, MaskEvaluator)
+    for record in data_set:
+        boxes = np.array([a["bbox"] for a in record["annotations"]], float).reshape(-1, 4)
+        evaluator.add(record["image_id"], boxes, np.full(len(boxes), 0.4), np.zeros(len(boxes), int))
+    results = evaluator.evaluate()["mask"]
+    assert results["IoU"] == 0  # below the threshold of 0.5
+    assert results["IoU_best"] == pytest.approx(100)
+    assert results["IoU_threshold"] == pytest.approx(102 / 255)
+
+
+def test_true_masks_must_be_there(data_set, tmp_path):
+    with pytest.raises(DatasetError, match=r"target masks: the set has none.*--masks"):
+        rescore([write_maps(tmp_path / "unet", data_set, 0)], NAME, config(tmp_path, TARGET_MASKS=""))
+    (tmp_path / "truth" / "i3.png").unlink()
+    with pytest.raises(DatasetError, match=r"i3: target mask: 1 of 8 images with targets have no mask"):
+        rescore([tmp_path / "unet"], NAME, config(tmp_path))
+
+
+def test_the_command_judges_masks(data_set, tmp_path, repo_root, capsys):
+    tool = load_program(repo_root / "tools" / "evaluate.py")
+    folder = write_maps(tmp_path / "unet", data_set, 1)
+    assert tool.main([str(folder), "--dataset", NAME, "--masks", str(tmp_path / "truth"), "--bootstrap", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "| mask        | hIoU" in printed
+    assert "| mask/IoU" in printed
+    MetadataCatalog.remove(NAME)
+    MetadataCatalog.get(NAME).set(thing_classes=["target", "bird"])
+    assert tool.main([str(folder), "--dataset", NAME, "--masks", str(tmp_path / "truth")]) == 1
+    assert "masks: have no class, the data set has 2: target, bird" in capsys.readouterr().err
+
+
+def test_masks_and_boxes_by_hand():
+    probability = np.zeros((10, 12))
+    probability[1:3, 2:5] = [[0.6, 0.9, 0.7], [0, 0.8, 0]]
+    probability[7, 11] = 0.55
+    probability[5, 5] = 0.5
+    boxes, scores = mask_to_boxes(probability)
+    assert boxes.tolist() == [[2, 1, 5, 3], [11, 7, 12, 8]]
+    assert scores.tolist() == [0.9, 0.55]
+    boxes, scores = mask_to_boxes((probability * 200).astype(np.uint8), 0.4)
+    assert boxes.tolist()[0] == [2, 1, 5, 3]
+    assert scores[0] == pytest.approx(180 / 255)
+    assert mask_to_boxes(np.zeros((3, 3)))[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_mask_of_a_box_is_what_stands_out_and_is_connected(sign):
+    image = np.full((20, 20), 100.0)
+    image[5:8, 5:8] += sign * np.array([[10, 30, 10], [30, 50, 20], [10, 30, 10]])
+    image[4, 8] += sign * 40  # outside the box
+    image[9, 4] += sign * 45  # inside, but not connected
+    (left, top, right, bottom), mask = box_mask(image, [4, 4, 8, 10], 0.5)
+    assert (left, top, right, bottom) == (4, 4, 8, 10)
+    expected = np.zeros((6, 4), bool)
+    expected[1:4, 1:4] = [[0, 1, 0], [1, 1, 0], [0, 1, 0]]
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_masks_of_boxes_at_the_edge_flat_or_outside():
+    flat = np.full((10, 10), 7.0)
+    assert box_mask(flat, [2, 2, 5, 4])[1].all()
+    assert box_mask(flat, [-3, -3, 2, 2])[1].shape == (2, 2)
+    assert box_mask(flat, [12, 12, 15, 15])[1].size == 0
+    assert box_mask(flat, [0, 0, 10, 10])[1].all()
+    best = boxes_to_map(flat, np.array([[2, 2, 5, 4], [4, 3, 6, 6], [20, 20, 30, 30]]), np.array([0.5, 0.25, 1]))
+    assert best[3, 4] == 0.5
+    assert best[5, 5] == 0.25
+    assert best.max() == 0.5
+
+
+def test_real_masks_come_back_from_their_boxes():
+    """The rule comes closer to real masks than filled boxes do."""
+    name = "wideirstd_matched_val"
+    truth = load_real_set(name)
+    targets = TargetMasks.of(name, truth)
+    counts = {"rule": np.zeros(3), "filled": np.zeros(3)}
+    for index in range(0, len(truth.image_ids), 6):
+        target, image = targets[index], read_raw(truth.files[index].image)
+        boxes, scores = mask_to_boxes(target.astype(float))
+        made = {"rule": boxes_to_map(image, boxes, scores) > 0, "filled": np.zeros(target.shape, bool)}
+        for x1, y1, x2, y2 in boxes.astype(int):
+            made["filled"][y1:y2, x1:x2] = True
+        for way, mask in made.items():
+            row = count_masks(mask, target)
+            counts[way] += row.true_pixels, row.false_pixels, row.missed_pixels
+    iou = {way: values[0] / values.sum() for way, values in counts.items()}
+    assert iou["rule"] > iou["filled"] + 0.1
+
+
+def test_masks_of_the_layout_are_found(data_set, tmp_path):
+    truth = TargetMasks.of(
+        NAME, rescore([write_boxes(tmp_path / "a.json", data_set)], NAME, get_config())[0].truth, tmp_path / "truth"
+    )
+    assert truth[0].sum() == 0
+    assert truth[3].dtype == bool
+    assert truth[3].sum() > 0
