@@ -97,8 +97,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     # Share of the average kept per step.
     cfg.SOLVER.EMA.DECAY = 0.999
-    # How often the training's worker processes are started again after a crash, within 1,000 iterations.
-    cfg.DATALOADER.MAX_RESTARTS = 3
+    cfg.register_deprecated_key("DATALOADER.MAX_RESTARTS")  # in the config.yaml of runs up to 0.3.0
     # Training can be resumed exactly; images of one batch are not sorted by shape.
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
 

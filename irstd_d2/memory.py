@@ -38,7 +38,8 @@ def keep_freed_memory() -> bool:
     By default the GNU C library gets every large block anew from the system and returns it when it is freed. A feature
     map is such a block: each operation then waits for the system to hand out, and to clear, tens of megabytes page by
     page. On a CPU that is a good part of the time of a network (docs/performance.md). The process keeps the size of its
-    highest point until it ends.
+    highest point until it ends. The same without this function: ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1`` in the
+    environment, or another allocator, as in ``LD_PRELOAD=libjemalloc.so.2``.
 
     Returns:
         whether it was set: not with another C library, nor where an environment variable chooses an allocator or its

@@ -2,7 +2,6 @@
 
 from .checkpoint import IRSTDCheckpointer
 from .ema import EMAHook
-from .loading import RestartingLoader, WorkerCrashError
 from .sampling import ResumableTrainingSampler, SeededMapDataset, seed_everything
 from .setup import setup
 from .train_step import NonFiniteLossError, TrainStep
@@ -13,11 +12,9 @@ __all__ = [
     "IRSTDCheckpointer",
     "IRSTDTrainer",
     "NonFiniteLossError",
-    "RestartingLoader",
     "ResumableTrainingSampler",
     "SeededMapDataset",
     "TrainStep",
-    "WorkerCrashError",
     "seed_everything",
     "setup",
 ]

@@ -93,6 +93,7 @@ class SeededMapDataset(Dataset):
     ):
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
         # Per worker the position and the index of the sample that it began last.
+        self.num_workers = num_workers
         self._begun = torch.full((num_workers, 2), -1).share_memory_()
 
     def __len__(self) -> int:

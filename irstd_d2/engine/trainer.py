@@ -36,7 +36,6 @@ from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer
 from .ema import EMAHook
 from .hooks import WINDOW, BestCheckpointer, PeriodicCheckpointer, RunLog, weights_are_finite
-from .loading import RestartingLoader, WorkerCrashError
 from .sampling import ResumableTrainingSampler, SeededMapDataset
 from .train_step import NonFiniteLossError, TrainStep
 
@@ -132,8 +131,8 @@ class IRSTDTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> RestartingLoader:
-        """Build the loader of the training stream (``loading``); batches are split evenly over the processes.
+    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> DataLoader:
+        """Build the loader of the training stream, which has no end; batches are split evenly over the processes.
 
         Args:
             cfg: configuration.
@@ -147,12 +146,12 @@ class IRSTDTrainer(DefaultTrainer):
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         images = DatasetFromList(cls.train_dicts(cfg) if dicts is None else dicts, copy=False)
         workers = cfg.DATALOADER.NUM_WORKERS
-        return RestartingLoader(
+        return DataLoader(
             SeededMapDataset(images, build_mapper(cfg, is_train=True), seed, workers),
-            ResumableTrainingSampler(len(images), seed=seed),
+            sampler=ResumableTrainingSampler(len(images), seed=seed),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
             num_workers=workers,
-            max_restarts=cfg.DATALOADER.MAX_RESTARTS,
+            collate_fn=list,
             pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
         )
 
@@ -241,17 +240,28 @@ class IRSTDTrainer(DefaultTrainer):
         Raises:
             NonFiniteLossError: a loss is not finite; the state from before the step is saved, so that a resume starts
                 with it.
-            WorkerCrashError: worker processes died too often; the state until here is saved.
+            RuntimeError: a worker process died; a note names the samples that the workers read last.
         """
         try:
             return super().train()
         except NonFiniteLossError:
             self._save_before_step()
             raise
-        except WorkerCrashError:
-            if self.iter > self.start_iter:
-                self._save_before_step()
+        except RuntimeError as error:
+            # PyTorch raises this from a signal handler, so anywhere in a step: what is in memory is not worth saving.
+            if str(error).startswith("DataLoader worker (pid"):
+                error.add_note(self._last_samples())
             raise
+
+    def _last_samples(self) -> str:
+        samples: SeededMapDataset = self._trainer.data_loader.dataset
+        return "\n".join(
+            [
+                *(f"worker {number} began {samples.last_begun(number)} last" for number in range(samples.num_workers)),
+                "Killed on different images: memory is short, use fewer workers (DATALOADER.NUM_WORKERS). On the same "
+                "one: look at that file. Go on with --resume; torchrun --max-restarts does so by itself",
+            ]
+        )
 
     def after_train(self) -> None:
         # A resume of a finished training counts one iteration too many.
