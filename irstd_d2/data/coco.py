@@ -108,7 +108,7 @@ class _CocoReader:
     def add_image(self, entry: Any, field: str) -> None:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")):
             return self._fail(FaultKind.BAD_RECORD, f"{field}.id", "missing or not a number or a string", "write an id")
-        key, name = entry["id"], entry.get("file_name")
+        key = entry["id"]
         if key in self.images:
             return self._fail(
                 FaultKind.BAD_RECORD, f"{field}.id", f"{_show(key)} again", "give every image its own id", key
@@ -125,16 +125,23 @@ class _CocoReader:
         if not (_is_size(width) and _is_size(height)):
             problem = f"width {_show(width)}, height {_show(height)}"
             self._fail(FaultKind.MISSING_FIELD, field, problem, "write the image's size in pixels", key)
-        if not isinstance(name, str) or not is_contained(name):
-            problem, fix = f"{_show(name)} leads out of the image folder", "write a path below the image folder"
-            return self._fail(FaultKind.UNSAFE_NAME, f"{field}.file_name", problem, fix, key)
-        sample["file_name"] = str(self.image_root / name)
-        mask = entry.get("sem_seg_file_name")
-        if mask is not None:
-            if not isinstance(mask, str) or not is_contained(mask):
-                problem, fix = f"{_show(mask)} leads out of the image folder", "write a path below the image folder"
-                return self._fail(FaultKind.UNSAFE_NAME, f"{field}.sem_seg_file_name", problem, fix, key)
-            sample["sem_seg_file_name"] = str(self.image_root / mask)
+        for place, name in (
+            ("file_name", entry.get("file_name")),
+            ("sem_seg_file_name", entry.get("sem_seg_file_name")),
+        ):
+            if name is None and place == "sem_seg_file_name":
+                continue
+            if not isinstance(name, str) or not name:
+                problem, fix = (
+                    f"{_show(name)} is no file name" if name else "missing",
+                    "write a path below the image folder",
+                )
+                return self._fail(FaultKind.MISSING_FIELD, f"{field}.{place}", problem, fix, key)
+            path = name.replace("\\", "/")  # as programs on Windows write it
+            if not is_contained(path):
+                problem, fix = f"{_show(name)} leads out of the image folder", "write a path below the image folder"
+                return self._fail(FaultKind.UNSAFE_NAME, f"{field}.{place}", problem, fix, key)
+            sample[place] = str(self.image_root / path)
         return None
 
     def add_annotation(self, entry: Any, field: str) -> None:

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from .classes import ClassTable, fold, parse_aliases, require_same_names
 from .coco import read_coco_classes, scan_coco
 from .faults import get_skip_bad
-from .layout import VocLayout
+from .layout import LAYOUTS, VocLayout
 from .scan import Scan
 from .voc import CLASS_NAMES, read_voc_classes, scan_voc
 
@@ -38,7 +38,7 @@ class VocSource:
     split: str | None = None
     layout: str | VocLayout | None = None
     class_names: Sequence[str] | None = None
-    box_convention: str = "half_open"
+    box_convention: str | None = None
     sidecar: str | PathLike | None = None
     builtin_root: str | None = None
     step: int = 1
@@ -103,7 +103,7 @@ def register_voc_folder(
     *,
     layout: str | VocLayout | None = None,
     class_names: Sequence[str] | None = None,
-    box_convention: str = "half_open",
+    box_convention: str | None = None,
     sidecar: str | PathLike | None = None,
 ) -> None:
     """Register a folder of Pascal VOC files under ``name``; arguments as in :func:`load_voc`.
@@ -320,7 +320,7 @@ def _register_builtin() -> None:
     sets = [(f"densesirst_{v}_{s}", "SIRSTdevkit", f"{s}_{v}", "densesirst") for v in ("v1", "v2") for s in splits]
     sets += [(f"sirstv2_{s}", "open-sirst-v2", f"{s}_full", "sirstv2") for s in splits]
     for name, folder, split, layout in sets:
-        for suffix, convention in (("", "half_open"), ("_paper", "paper")):
+        for suffix, convention in (("", LAYOUTS[layout].box_convention), ("_paper", "paper")):
             source = _builtin(folder, split, layout, box_convention=convention)
             _register(name + suffix, source)
     # Where a test of all 256 images takes longer than the training.

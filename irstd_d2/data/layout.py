@@ -24,6 +24,7 @@ class VocLayout:
         sky_masks: patterns of the sky masks with ``{name}``, the preferred one first.
         target_masks: patterns of the target masks with ``{name}``.
         sidecars: metadata tables that are read where they exist.
+        box_convention: of the boxes, see :func:`irstd_d2.data.voc_xml.to_convention`.
     """
 
     images: str
@@ -32,6 +33,7 @@ class VocLayout:
     sky_masks: tuple[str, ...] = ()
     target_masks: tuple[str, ...] = ()
     sidecars: tuple[str, ...] = ("metadata.tsv", "metadata.csv")
+    box_convention: str = "half_open"
 
 
 LAYOUTS = {
@@ -47,6 +49,7 @@ LAYOUTS = {
         annotations="annotations/bboxes",
         split="splits/{split}.txt",
         target_masks=("annotations/masks/{name}_pixels0.png",),
+        box_convention="one_based",
     ),
     "wideirstd": VocLayout(
         images="VOC2007/PNGImages",

@@ -32,7 +32,7 @@ def load_voc(
     *,
     layout: str | VocLayout | None = None,
     class_names: Sequence[str] | None = None,
-    box_convention: str = "half_open",
+    box_convention: str | None = None,
     sidecar: str | PathLike | None = None,
     skip_bad: bool = False,
 ) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def load_voc(
         layout: a name of ``LAYOUTS`` or a layout; ``None`` finds it out.
         class_names: of the objects to take, in the order of their indices; other objects are left out, and counted in
             the log. ``None`` takes all classes of the folder, by name.
-        box_convention: ``"half_open"`` (exact) or ``"paper"`` (all four coordinates minus one).
+        box_convention: see :func:`irstd_d2.data.voc_xml.to_convention`; ``None`` takes that of the layout.
         sidecar: metadata table; its non-empty cells win over the XML. ``None`` takes ``metadata.tsv`` or
             ``metadata.csv`` of the root if there is one.
         skip_bad: leave faulty images out, with one logged summary, in place of raising.
@@ -77,7 +77,7 @@ def scan_voc(
     layout: str | VocLayout | None = None,
     class_names: Sequence[str] | None = None,
     class_aliases: Mapping[str, str] | None = None,
-    box_convention: str = "half_open",
+    box_convention: str | None = None,
     sidecar: str | PathLike | None = None,
     names: Sequence[str] | None = None,
 ) -> Scan:
@@ -86,10 +86,11 @@ def scan_voc(
     ``class_aliases`` leads from names in the files to the names that count; ``names`` are image names to take in place
     of a split.
     """
-    if box_convention not in BOX_CONVENTIONS:
-        raise ConfigError(f"box_convention is {box_convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
     root = Path(root)
     layout = get_layout(layout, root)
+    box_convention = layout.box_convention if box_convention is None else box_convention
+    if box_convention not in BOX_CONVENTIONS:
+        raise ConfigError(f"box_convention is {box_convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
     images = FolderIndex(root / layout.images)
     xml = FolderIndex(root / layout.annotations, (".xml",))
     faults: list[Fault] = []
@@ -111,12 +112,14 @@ def scan_voc(
     image_prefix, xml_prefix = (os.path.join(index.folder, "") for index in (images, xml))  # noqa: PTH118
     dicts = []
     left_out: Counter[str] = Counter()
+    boxless = 0
     for name in names:
         record = records.get(xml_names[name])
         if record is None or name not in image_names:
             continue
+        boxless += record.boxless
         left_out.update(obj.name for obj in record.objects if fold(obj.name) not in class_ids)
-        box_faults = find_box_faults(record, xml_prefix + xml_names[name], class_ids)
+        box_faults = find_box_faults(record, xml_prefix + xml_names[name], class_ids, box_convention)
         if box_faults:
             faults += box_faults
             continue
@@ -134,7 +137,8 @@ def scan_voc(
         dicts.append(sample)
     if left_out and not any(sample["annotations"] for sample in dicts):
         _refuse_foreign_classes(read_voc_classes(root, layout=layout), class_ids, xml.folder)
-    return Scan(dicts, classes, faults, left_out)
+    notes = (f"{boxless} objects have no <bndbox>: read as no target",) if boxless else ()
+    return Scan(dicts, classes, faults, left_out, notes)
 
 
 def read_voc_classes(

@@ -21,7 +21,13 @@ from .classes import fold
 from .faults import Fault, FaultKind
 from .image_io import MAX_SIDE
 
-BOX_CONVENTIONS = ("half_open", "paper")
+# By convention: what is added to xmin, ymin and to xmax, ymax as written to get pixels from 0, half-open.
+BOX_CONVENTIONS = {"half_open": (0, 0), "one_based": (-1, -1), "inclusive": (-1, 0), "paper": (-1, -1)}
+_AREA_FIXES = {
+    "half_open": "xmax and ymax are the last column and row plus one: make them larger than xmin and ymin, or, if they "
+    "are the last column and row counted from 1, name that convention: --box-convention inclusive",
+    "inclusive": "make xmax and ymax at least xmin and ymin",
+}
 MAX_XML_BYTES = 16 << 20  # some 60,000 targets
 MAX_NAME = 255  # characters; file systems take no more
 # A file with so many faults is not looked at further: millions of them fit into the size above.
@@ -43,13 +49,17 @@ class VocObject(NamedTuple):
 
 
 class VocRecord(NamedTuple):
-    """One annotation file: image size in pixels, imaging tags (``None`` where absent) and objects."""
+    """One annotation file: image size in pixels, imaging tags (``None`` where absent) and objects.
+
+    ``boxless`` counts objects without ``<bndbox>``, by which SIRST-V2 says that there is no target.
+    """
 
     width: int
     height: int
     platform: str | None
     band: str | None
     objects: tuple[VocObject, ...]
+    boxless: int = 0
 
 
 def read_annotations(folder: Path, file_names: Iterable[str]) -> tuple[dict[str, VocRecord], list[Fault]]:
@@ -92,23 +102,23 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
     if root is None:
         return None, faults
     fields = _FieldReader(path)
-    name = root.findtext("filename") or ""
-    if not is_plain_name(name.strip() or "-"):
-        fields.fail(
-            FaultKind.UNSAFE_NAME,
-            "filename",
-            f"{name.strip()!r} leads out of the image folder",
-            "write the bare file name",
-        )
+    # Nothing is opened by this name: images are found by the name of the XML file. Programs write whole paths.
+    name = (root.findtext("filename") or "").strip()
+    if ".." in re.split(r"[/\\]", name) or "\0" in name:
+        problem = f"{name[:80]!r} leads out of the image folder"
+        fields.fail(FaultKind.UNSAFE_NAME, "filename", problem, "write the bare file name")
     width, height = fields.size(root, "width"), fields.size(root, "height")
-    objects = []
+    objects, boxless = [], 0
     for i, element in enumerate(root.iterfind("object")):
+        if element.find("bndbox") is None:
+            boxless += 1
+            continue
         objects.append(fields.object(element, i))
         if len(fields.faults) >= MAX_FAULTS:
             break
     if fields.faults:
         return None, fields.faults
-    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), tuple(objects)), []
+    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), tuple(objects), boxless), []
 
 
 def format_voc_xml(
@@ -148,26 +158,33 @@ def format_coordinate(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def find_box_faults(record: VocRecord, file: str | PathLike, class_names: Container[str]) -> list[Fault]:
+def find_box_faults(
+    record: VocRecord, file: str | PathLike, class_names: Container[str], convention: str = "half_open"
+) -> list[Fault]:
     """List boxes without area or beyond the image.
 
     Args:
         record: what :func:`parse_voc_xml` read.
         file: the file it came from.
         class_names: of the objects to look at, as :func:`irstd_d2.data.classes.fold` returns them.
+        convention: of the boxes; ``"paper"`` shifts exact boxes over the edge, and counts as ``"half_open"`` here.
     """
     faults = []
-    for i, (name, _, (x1, y1, x2, y2)) in enumerate(record.objects):
+    exact = "half_open" if convention == "paper" else convention
+    for i, (name, _, box) in enumerate(record.objects):
         if fold(name) not in class_names:
             continue
+        x1, y1, x2, y2 = to_convention(box, exact)
+        written = "({:g}, {:g}, {:g}, {:g})".format(*box)
         field = f"object[{i}].bndbox"
         if not (x2 > x1 and y2 > y1):
-            problem = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area"
-            fix = "xmax and ymax are the last column and row plus one: make them larger than xmin and ymin"
+            problem = f"{written} has no area"
+            fix = _AREA_FIXES.get(exact, "make xmax and ymax larger than xmin and ymin")
             faults.append(Fault.of(FaultKind.BAD_BOX, file, field, problem, fix))
         elif x1 < 0 or y1 < 0 or x2 > record.width or y2 > record.height:
-            problem = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) leaves the image of {record.width}x{record.height}"
-            faults.append(Fault.of(FaultKind.BOX_OUTSIDE, file, field, problem, "clip the box or correct <size>"))
+            problem = f"{written} leaves the image of {record.width}x{record.height}"
+            fix = "clip the box, correct <size>, or name the convention of the boxes (--box-convention)"
+            faults.append(Fault.of(FaultKind.BOX_OUTSIDE, file, field, problem, fix))
     return faults
 
 
@@ -176,14 +193,16 @@ def to_convention(box: Box, convention: str) -> list[float]:
 
     Args:
         box: xmin, ymin, xmax, ymax of the file.
-        convention: ``"half_open"`` takes them as they are, which is exact for DenseSIRST, SIRST-V2 and WideIRSTD;
-            ``"paper"`` subtracts one from all four, as BAFE-Net's published protocol does.
+        convention: ``"half_open"`` takes them as they are, which is exact for DenseSIRST and WideIRSTD;
+            ``"one_based"`` subtracts one from all four, which is exact for SIRST-V2; ``"inclusive"`` subtracts one from
+            xmin and ymin only: the first pixel is 1, and xmax, ymax are the last column and row, as Pascal VOC and
+            MATLAB count; ``"paper"`` subtracts one from all four, exact or not, as BAFE-Net's published protocol does.
     """
-    if convention == "half_open":
-        return list(box)
-    if convention == "paper":
-        return [value - 1 for value in box]
-    raise ConfigError(f"box convention {convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
+    if convention not in BOX_CONVENTIONS:
+        raise ConfigError(f"box convention {convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
+    low, high = BOX_CONVENTIONS[convention]
+    x1, y1, x2, y2 = box
+    return [x1 + low, y1 + low, x2 + high, y2 + high]
 
 
 def is_plain_name(name: str) -> bool:

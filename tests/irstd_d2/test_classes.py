@@ -5,6 +5,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
+from voc_files import VocSet, voc_xml
 
 from irstd_d2 import get_config
 from irstd_d2.data import (
@@ -21,7 +22,6 @@ from irstd_d2.data.coco import scan_coco
 from irstd_d2.data.datasets import configured_classes, prepare_classes
 from irstd_d2.data.voc import scan_voc
 from irstd_d2.errors import ConfigError, DatasetError
-from tests.voc_files import VocSet, voc_xml
 
 
 def coco(path, categories, classes, supercategories=()):

@@ -109,9 +109,12 @@ FAULTS = [
     (IMAGE, "file_name", "../b.png", FaultKind.UNSAFE_NAME, "images[0].file_name"),
     (IMAGE, "file_name", "/etc/passwd", FaultKind.UNSAFE_NAME, "images[0].file_name"),
     (IMAGE, "file_name", "a/../../b", FaultKind.UNSAFE_NAME, "images[0].file_name"),
-    (IMAGE, "file_name", None, FaultKind.UNSAFE_NAME, "images[0].file_name"),
+    (IMAGE, "file_name", None, FaultKind.MISSING_FIELD, "images[0].file_name"),
+    (IMAGE, "file_name", "..\\b.png", FaultKind.UNSAFE_NAME, "images[0].file_name"),
+    (IMAGE, "file_name", "C:\\b.png", FaultKind.UNSAFE_NAME, "images[0].file_name"),
+    (IMAGE, "file_name", "\\b.png", FaultKind.UNSAFE_NAME, "images[0].file_name"),
     (IMAGE, "sem_seg_file_name", "../m.png", FaultKind.UNSAFE_NAME, "images[0].sem_seg_file_name"),
-    (IMAGE, "sem_seg_file_name", 5, FaultKind.UNSAFE_NAME, "images[0].sem_seg_file_name"),
+    (IMAGE, "sem_seg_file_name", 5, FaultKind.MISSING_FIELD, "images[0].sem_seg_file_name"),
     (BOX, "image_id", 99, FaultKind.BAD_RECORD, "annotations[0].image_id"),
     (BOX, "image_id", [7], FaultKind.BAD_RECORD, "annotations[0].image_id"),
     (BOX, "category_id", 1, FaultKind.UNKNOWN_CLASS, "annotations[0].category_id"),
@@ -151,6 +154,21 @@ def test_entries_that_are_no_objects(write, tmp_path):
     scan = scan_coco(write(data), tmp_path)
     assert len(scan.dicts) == 2
     assert [fault.field for fault in scan.faults] == ["images[2].id", "annotations[2].image_id"]
+
+
+@pytest.mark.parametrize("name", ["sub\\a.png", "sub/a.png", ".\\sub\\a.png"])
+def test_windows_separators(write, tmp_path, name):
+    data = content()
+    data["images"][1] |= {"file_name": name, "sem_seg_file_name": name}
+    sample = load_coco(write(data), tmp_path)[0][0]
+    assert sample["file_name"] == sample["sem_seg_file_name"] == str(tmp_path / "sub" / "a.png")
+
+
+def test_an_image_without_file_name_says_so(write, tmp_path):
+    data = content()
+    del data["images"][0]["file_name"]
+    with pytest.raises(DatasetError, match=r"images\[0\]\.file_name: missing\. Fix: write a path"):
+        load_coco(write(data), tmp_path)
 
 
 def test_string_and_number_ids_together(write, tmp_path):

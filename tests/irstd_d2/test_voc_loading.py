@@ -10,10 +10,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.structures import BoxMode
+from PIL import Image
 from voc_files import VocSet, voc_xml
 
 from irstd_d2 import get_config
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
+from irstd_d2.data.check import check_collection, collect
 from irstd_d2.data.datasets import register_own_sets
 from irstd_d2.data.faults import FaultKind, get_skip_bad, refuse_or_skip
 from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
@@ -69,7 +71,7 @@ def test_paper_convention(folder):
     for one, other in zip(exact, paper):
         boxes = [np.array([obj["bbox"] for obj in sample["annotations"]]) for sample in (one, other)]
         np.testing.assert_array_equal(boxes[0] - 1, boxes[1])
-    with pytest.raises(ConfigError, match="box_convention is 'voc'; use one of half_open, paper"):
+    with pytest.raises(ConfigError, match="box_convention is 'voc'; use one of half_open, one_based, inclusive, paper"):
         load_voc(folder.root, "train", box_convention="voc")
 
 
@@ -352,6 +354,39 @@ SPLITS = {
     "densesirst_v2_trainval": (768, 10201),
     "densesirst_v2_test": (256, 3454),
 }
+
+
+def sirstv2_copy(root):
+    """Three images as SIRST-V2 is published: boxes from 1, and an object without box for "no target"."""
+    places = LAYOUTS["sirstv2"]
+    for folder in (places.images, places.annotations, "annotations/masks", "splits"):
+        (root / folder).mkdir(parents=True)
+    targets = {"Misc_1": [(3, 4, 6, 8), (28, 20, 32, 24)], "Misc_2": [(0, 0, 2, 2)], "Misc_3": []}
+    for name, boxes in targets.items():
+        mask = np.zeros((24, 32), np.uint8)
+        for x1, y1, x2, y2 in boxes:
+            mask[y1:y2, x1:x2] = 255
+        Image.fromarray(mask).save(root / "annotations" / "masks" / f"{name}_pixels0.png")
+        Image.fromarray(mask // 2).save(root / places.images / f"{name}.png")
+        text = voc_xml(boxes=[[value + 1 for value in box] for box in boxes], filename=f"{name}.png")
+        if not boxes:
+            text = text.replace("</annotation>", "<object><name>Target</name></object></annotation>")
+        (root / places.annotations / f"{name}.xml").write_text(text)
+    (root / "splits" / "test_full.txt").write_text("".join(f"{name}\n" for name in targets))
+    return targets
+
+
+def test_sirstv2_boxes_equal_the_masks(tmp_path, monkeypatch, caplog):
+    targets = sirstv2_copy(tmp_path / "open-sirst-v2")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    caplog.set_level(logging.INFO, logger="irstd_d2")
+    dicts = DatasetCatalog.get("sirstv2_test")
+    assert {s["image_id"]: [tuple(obj["bbox"]) for obj in s["annotations"]] for s in dicts} == targets
+    assert "1 objects have no <bndbox>: read as no target" in caplog.text
+    folder = load_voc(tmp_path / "open-sirst-v2")  # the layout knows the convention
+    assert [s["annotations"] for s in folder] == [s["annotations"] for s in dicts]
+    report = check_collection(collect("sirstv2_test"))
+    assert (report.faults, [note for note in report.notes if "mask" in note]) == ([], [])
 
 
 def test_real_densesirst_counts(real_densesirst, monkeypatch):

@@ -154,11 +154,26 @@ def test_sizes_that_are_no_pixel_counts(parse, value):
 
 def test_missing_size_and_box(parse):
     _, faults = parse("<annotation><object><name>Target</name></object></annotation>")
-    assert [f.field for f in faults][:2] == ["size.width", "size.height"]
+    assert [f.field for f in faults] == ["size.width", "size.height"]
+    _, faults = parse("<annotation><object><name>Target</name><bndbox></bndbox></object></annotation>")
     assert [f.field for f in faults][2:] == [f"object[0].bndbox.{c}" for c in ("xmin", "ymin", "xmax", "ymax")]
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "a/b.png", "..", "C:\\a.png", "..\\a.png", "c:a.png"])
+@pytest.mark.parametrize("name", ["C:\\data\\a.png", "frames/a.png", "/home/me/a.png", "a.png"])
+def test_paths_in_filename(parse, name):
+    record, faults = parse(voc_xml(filename=name))  # nothing is opened by this name
+    assert (faults, len(record.objects)) == ([], 1)
+
+
+def test_objects_without_box_are_no_target(parse):
+    text = voc_xml(boxes=[]).replace("</annotation>", "<object><name>Target</name></object><object/></annotation>")
+    record, faults = parse(text)
+    assert (faults, record.objects, record.boxless) == ([], (), 2)
+    record, _ = parse(voc_xml().replace("</annotation>", "<object></object></annotation>"))
+    assert (len(record.objects), record.boxless) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["../a.png", "..", "..\\a.png", "a/../../b.png"])
 def test_path_traversal_in_filename(parse, name):
     record, faults = parse(voc_xml(filename=name))
     assert record is None
@@ -208,8 +223,24 @@ def test_other_classes_and_case():
 def test_conventions():
     assert to_convention((3, 4, 6, 8), "half_open") == [3, 4, 6, 8]
     assert to_convention((3, 4, 6, 8), "paper") == [2, 3, 5, 7]
-    with pytest.raises(ConfigError, match="half_open, paper"):
+    assert to_convention((3, 4, 6, 8), "one_based") == [2, 3, 5, 7]
+    assert to_convention((3, 4, 6, 8), "inclusive") == [2, 3, 6, 8]
+    with pytest.raises(ConfigError, match="half_open, one_based, inclusive, paper"):
         to_convention((3, 4, 6, 8), "voc")
+
+
+def test_boxes_are_judged_in_their_convention():
+    def kinds_of(convention, *box):
+        record = VocRecord(32, 24, None, None, (VocObject("Target", False, box),))
+        return kinds(find_box_faults(record, "a.xml", {"target"}, convention))
+
+    assert kinds_of("inclusive", 11, 11, 11, 11) == []  # one pixel
+    assert kinds_of("half_open", 11, 11, 11, 11) == kinds_of("one_based", 11, 11, 11, 11) == [FaultKind.BAD_BOX]
+    assert kinds_of("inclusive", 1, 1, 32, 24) == kinds_of("one_based", 1, 1, 33, 25) == []
+    assert kinds_of("half_open", 0, 0, 32, 24) == kinds_of("paper", 0, 0, 32, 24) == []
+    for convention in ("inclusive", "one_based"):
+        assert kinds_of(convention, 0, 1, 5, 5) == [FaultKind.BOX_OUTSIDE]
+    assert kinds_of("half_open", 1, 1, 33, 5) == [FaultKind.BOX_OUTSIDE]
 
 
 NUMBERS = st.one_of(st.integers(-10, 60), st.floats(-5, 60, allow_nan=False).map(lambda v: round(v, 3)))
