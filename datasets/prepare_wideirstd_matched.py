@@ -29,8 +29,8 @@ from tqdm import tqdm
 from irstd_d2.data import datasets_root
 from irstd_d2.data.layout_writer import split_lines, wideirstd_files
 from irstd_d2.data.sidecar import SidecarEntry, read_sidecar
-from irstd_d2.data.splits import read_split
-from irstd_d2.data.target_masks import component_boxes, read_target_mask
+from irstd_d2.data.splits import load_split
+from irstd_d2.data.target_masks import component_boxes, read_target_labels
 from irstd_d2.data.voc_xml import VocObject, VocRecord
 from irstd_d2.errors import DatasetError
 from irstd_d2.files import staged_folder
@@ -89,7 +89,7 @@ def read_pair(
     if (width, height) != (entry.width, entry.height):
         problem = f"{width}x{height} pixels, {entry.width}x{entry.height} in WideIRSTD's table"
         raise DatasetError(image_file, "size", problem, "take the set in its original sizes")
-    mask = read_target_mask(mask_file, (width, height))
+    mask = read_target_labels(mask_file, (width, height), values="levels").labels > 0
     if int(mask.sum()) != area:
         problem = f"{int(mask.sum())} target pixels, {area} in WideIRSTD's table"
         raise DatasetError(mask_file, "pixels", problem, "take the masks as they were published")
@@ -102,7 +102,7 @@ def write_set(nudt: Path, sirstv2: Path, icpr: Path, folder: Path) -> dict[str, 
     """Write the set below ``folder``; return numbers of images and targets by split."""
     table, faults = read_sidecar(icpr / "statistics.txt")
     areas = read_areas(icpr / "statistics.txt")
-    members = {split: set(read_split(icpr / file)[0]) for split, file in (("train", "train.txt"), ("val", "test.txt"))}
+    members = {split: set(load_split(icpr / file)) for split, file in (("train", "train.txt"), ("val", "test.txt"))}
     found: dict[str, list[str]] = {split: [] for split in members}
     targets = dict.fromkeys(members, 0)
     for name, image_file, mask_file in tqdm(list(match_ids(nudt, sirstv2)), unit="image"):

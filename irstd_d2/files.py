@@ -1,14 +1,39 @@
-"""Files that are complete at every moment."""
+"""Files that are complete at every moment, and lists of those that a user put into a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from os import PathLike
+from collections.abc import Callable, Collection, Iterator
+from os import PathLike, fspath
 from pathlib import Path
 from typing import IO
+
+# What systems leave in folders and archives of data, in lower case; names with a dot at the front are hidden anyway.
+_LEFTOVERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin"})
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is hidden (``._a.png``, ``.DS_Store``) or something that systems leave behind."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def list_files(
+    folder: str | PathLike, suffixes: Collection[str] | None = None, *, recursive: bool = False
+) -> list[Path]:
+    """List the files of a folder, sorted, without those that :func:`is_leftover` names.
+
+    Args:
+        folder: the folder; one that does not exist holds none.
+        suffixes: of the files to list, in lower case with the dot; ``None`` takes all.
+        recursive: also list the folders below it, but no symbolic links to folders.
+    """
+    found = []
+    for parent, folders, names in os.walk(fspath(folder)):
+        folders[:] = [name for name in folders if recursive and not is_leftover(name)]
+        found += [Path(parent, name) for name in names if not is_leftover(name)]
+    return sorted(path for path in found if suffixes is None or path.suffix.lower() in suffixes)
 
 
 def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object]) -> None:

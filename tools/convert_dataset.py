@@ -31,6 +31,7 @@ from irstd_d2.convert import (
     write_set,
 )
 from irstd_d2.data.layout import LAYOUTS
+from irstd_d2.data.target_masks import MASK_VALUES
 from irstd_d2.errors import ConfigError, DatasetError
 
 
@@ -55,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     voc = parser.add_argument_group("reading VOC")
     voc.add_argument("--layout", choices=LAYOUTS, help="found out by default")
-    parser.add_argument("--skip-bad", action="store_true", help="leave faulty images out (VOC and COCO)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty images out")
     parser.add_argument("--sidecar", metavar="FILE", help="metadata table; by default metadata.csv of the folder")
     coco = parser.add_argument_group("reading COCO")
     coco.add_argument("--image-root", metavar="DIR", help="of the file names; by default the folder of the file")
@@ -67,6 +68,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     masks.add_argument("--class-name", default="Target", help="of all targets (%(default)s)")
     masks.add_argument("--threshold", type=float, default=0.5, help="share of a mask's highest value (%(default)s)")
+    masks.add_argument(
+        "--mask-values",
+        choices=MASK_VALUES,
+        default="auto",
+        help="values other than 0: labels (a number or colour for each target) or gray levels; found out by default",
+    )
     return parser
 
 
@@ -89,6 +96,8 @@ def read(args: argparse.Namespace) -> DetectionSet:
         class_name=args.class_name,
         sidecar=args.sidecar,
         threshold=args.threshold,
+        values=args.mask_values,
+        skip_bad=args.skip_bad,
     )
 
 

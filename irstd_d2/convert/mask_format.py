@@ -8,11 +8,14 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from ..data.faults import Fault, FaultKind, refuse_or_skip
 from ..data.layout import FolderIndex
 from ..data.splits import read_split
-from ..data.target_masks import component_boxes, read_target_mask
+from ..data.target_masks import MaskValues, compact_labels, label_boxes, number_targets, read_target_labels
 from ..errors import DatasetError
+from ..files import list_files
 from .detection_set import DetectionSet, ImageRecord, TargetObject, count_targets
 from .side_files import (
     SKY_MASKS,
@@ -28,6 +31,10 @@ from .side_files import (
 
 IMAGES = "images"
 _MASK_NAMES = ("{}", "{}_pixels0")
+_FEW_IMAGES = 500  # are read before a progress bar is seen
+_UNCLEAR = (
+    "pixels of masks between clear and dark (edges, borders; numbers of targets are read with --mask-values labels)"
+)
 
 
 def read_masks(
@@ -39,8 +46,10 @@ def read_masks(
     class_name: str = "Target",
     sidecar: str | PathLike | None = None,
     threshold: float = 0.5,
+    values: MaskValues = "auto",
+    skip_bad: bool = False,
 ) -> DetectionSet:
-    """Read a set whose targets are the 8-connected components of masks.
+    """Read a set whose targets are the 8-connected components of masks, or of each label in them.
 
     Args:
         root: of the set.
@@ -50,43 +59,62 @@ def read_masks(
             images count.
         class_name: of every target.
         sidecar: metadata table; ``None`` takes ``metadata.csv`` of ``root`` if there is one.
-        threshold: see :func:`read_target_mask`.
+        threshold, values: see :func:`read_target_labels`.
+        skip_bad: leave faulty images and lines out, with one logged summary, in place of raising.
 
     Raises:
-        DatasetError: an image or a mask is missing, unreadable, or their sizes differ.
+        DatasetError: a line of a list is faulty, an image or a mask is missing, unreadable, or their sizes differ, and
+            ``skip_bad`` is off; or nothing is left.
     """
     root = Path(root)
-    files = splits if splits is not None else {path.stem: path.name for path in sorted(root.glob("*.txt"))}
-    lists = {split: read_split(root / file)[0] for split, file in files.items()}
+    files = splits if splits is not None else {path.stem: path.name for path in list_files(root, (".txt",))}
+    faults: list[Fault] = []
+    lists = {}
+    for split, file in files.items():
+        lists[split], line_faults = read_split(root / file)
+        faults += line_faults
     image_index, mask_index = FolderIndex(root / images), FolderIndex(root / masks)
-    names = list(dict.fromkeys(name for split in lists.values() for name in split)) or image_index.stems()
+    listed = dict.fromkeys(name for split in lists.values() for name in split)
+    names = list(listed) if files else image_index.stems()
     side_files = SideFiles(root, sidecar)
     records = []
-    for name in names:
-        image = _only(image_index, [name], "image")
-        mask = _only(mask_index, [pattern.format(name) for pattern in _MASK_NAMES], "mask")
-        size = image_size(image)
-        boxes = component_boxes(read_target_mask(mask, size, threshold)).tolist()
-        objects = [TargetObject(class_name, (x1, y1, x2, y2)) for x1, y1, x2, y2 in boxes]
+    unread: Counter[str] = Counter()
+    for name in tqdm(names, unit="image", disable=len(names) < _FEW_IMAGES):
+        try:
+            image = _only(image_index, [name], "image")
+            mask = _only(mask_index, [pattern.format(name) for pattern in _MASK_NAMES], "mask")
+            size = image_size(image)
+            labels, left_out = read_target_labels(mask, size, threshold=threshold, values=values)
+        except DatasetError as error:
+            faults.append(Fault.from_error(FaultKind.BAD_PAIR, error))
+            continue
+        unread[_UNCLEAR] += left_out
+        objects = [TargetObject(class_name, (x1, y1, x2, y2)) for x1, y1, x2, y2 in label_boxes(labels).tolist()]
         records.append(side_files.record(name, image, size, objects, target_mask=mask))
-    return DetectionSet(tuple(records), (class_name,), {split: tuple(lines) for split, lines in lists.items()})
+    refuse_or_skip(faults, skip_bad, str(root))
+    unread["images in no list"] = len(set(image_index.stems()) - set(names))
+    unread["masks without an image"] = len(_without_image(mask_index, image_index))
+    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
+    present = {record.name for record in records}
+    members = {split: tuple(name for name in lines if name in present) for split, lines in lists.items()}
+    return DetectionSet(tuple(records), (class_name,), members, +unread)
 
 
 def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:
     """Write a set as images and target masks; return what was lost, counted.
 
-    The mask of a record is copied where it has one; else its boxes are filled.
+    A record without a mask gets one with its boxes filled. Targets that touch get numbers in place of 255.
     """
     records = detection_set.records
     lost: Counter[str] = Counter()
     for record in records:
         place_image(record, folder / IMAGES, link=link)
         place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
-        mask = fill_boxes(record) if record.target_mask is None else read_target_mask(record.target_mask, record.size)
+        mask = target_mask(record)
         write_mask(folder / TARGET_MASKS / f"{record.name}.png", mask)
-        kept = set(map(tuple, component_boxes(mask).tolist()))
+        kept = set(map(tuple, label_boxes(mask).tolist()))
         gone = sum(obj.box not in kept for obj in record.objects)
-        lost["boxes that are not the bounds of one component of the mask"] += gone
+        lost["boxes that are not the bounds of one target in the mask"] += gone
     lost["difficult marks"] = count_targets(records, lambda obj: obj.difficult)
     if len(detection_set.class_names) > 1:
         lost["class names"] = detection_set.num_objects
@@ -95,15 +123,25 @@ def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False
     return +lost
 
 
-def fill_boxes(record: ImageRecord) -> np.ndarray:
+def target_mask(record: ImageRecord) -> np.ndarray:
+    """``(H, W)``, as :func:`irstd_d2.data.target_masks.number_targets`: the record's mask, else its boxes filled."""
+    if record.target_mask is not None:
+        return compact_labels(read_target_labels(record.target_mask, record.size).labels)
+    return number_targets([_fill_box(obj.box, record.size) for obj in record.objects], record.size)
+
+
+def _fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
     """``(H, W)`` bool: every pixel that a box touches."""
-    width, height = record.size
-    mask = np.zeros((height, width), bool)
-    for obj in record.objects:
-        x1, y1 = (int(np.floor(value)) for value in obj.box[:2])
-        x2, y2 = (int(np.ceil(value)) for value in obj.box[2:])
-        mask[y1:y2, x1:x2] = True
+    mask = np.zeros(size[::-1], bool)
+    (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+    mask[y1:y2, x1:x2] = True
     return mask
+
+
+def _without_image(masks: FolderIndex, images: FolderIndex) -> set[str]:
+    """Stems of masks that belong to no image."""
+    expected = {pattern.format(name) for name in images.stems() for pattern in _MASK_NAMES}
+    return set(masks.stems()) - expected
 
 
 def _only(index: FolderIndex, stems: list[str], kind: str) -> Path:

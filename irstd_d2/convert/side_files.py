@@ -83,9 +83,9 @@ def place_sky_mask(record: ImageRecord, target: Path) -> None:
 
 
 def write_mask(target: Path, mask: np.ndarray) -> None:
-    """Write a target mask ``(H, W)`` bool as a PNG of 0 and 255."""
+    """Write a target mask ``(H, W)``, 8 or 16 bits, as PNG."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(png_bytes(mask.astype(np.uint8) * np.uint8(255)))
+    target.write_bytes(png_bytes(mask))
 
 
 def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_only: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -13,7 +14,7 @@ from defusedxml.ElementTree import parse
 from ..data.check import target_mask_finder
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.splits import read_split
-from ..data.target_masks import read_target_mask
+from ..data.target_masks import compact_labels, read_target_labels
 from ..data.voc import scan_voc
 from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, read_annotations
 from ..errors import DatasetError
@@ -43,13 +44,17 @@ def read_voc(
     root = Path(root)
     layout = get_layout(layout, root)
     found = list_splits(root, layout) if use_splits else []
-    splits = {split: read_split(root / layout.split.format(split=split))[0] for split in found}
-    named = list(dict.fromkeys(name for names in splits.values() for name in names)) or None
-    annotations = FolderIndex(root / layout.annotations, (".xml",))
+    splits, faults = {}, []
+    for split in found:
+        splits[split], line_faults = read_split(root / layout.split.format(split=split))
+        faults += line_faults
+    named = list(dict.fromkeys(name for names in splits.values() for name in names)) if found else None
+    images, annotations = FolderIndex(root / layout.images), FolderIndex(root / layout.annotations, (".xml",))
     files = [name for stem in (annotations.stems() if named is None else named) for name in annotations[stem]]
     records, _ = read_annotations(annotations.folder, files)
     class_names = find_class_names(obj.name for record in records.values() for obj in record.objects) or ("Target",)
     scan = scan_voc(root, names=named, layout=layout, class_names=class_names, sidecar=sidecar)
+    scan = replace(scan, faults=faults + scan.faults)
     dicts = scan.accept(str(root), skip_bad=skip_bad)
     find_mask = target_mask_finder(root, layout)
     present = {sample["image_id"] for sample in dicts}
@@ -57,7 +62,9 @@ def read_voc(
         records=tuple(record_from_dict(sample, sample["image_id"], class_names, find_mask(sample)) for sample in dicts),
         class_names=class_names,
         splits={split: tuple(name for name in names if name in present) for split, names in splits.items()},
-        unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present),
+        unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present)
+        + Counter({"images in no list": 0 if named is None else len(set(images.stems()) - set(named))})
+        + Counter(f"left out as faulty: {fault.kind}" for fault in scan.faults),
     )
 
 
@@ -91,7 +98,7 @@ def write_voc(
         if record.target_mask is not None:
             if places.target_masks:
                 target = folder / places.target_masks[0].format(name=record.name)
-                write_mask(target, read_target_mask(record.target_mask, record.size))
+                write_mask(target, compact_labels(read_target_labels(record.target_mask, record.size).labels))
             else:
                 lost["target masks (their boxes are kept)"] += 1
     write_metadata_table(folder, detection_set.records, sizes_only=True)

@@ -13,6 +13,7 @@ from ..errors import DatasetError
 
 _logger = logging.getLogger(__name__)
 _skip_bad = False
+_MAX_LISTED = 20
 
 
 class FaultKind(StrEnum):
@@ -34,6 +35,7 @@ class FaultKind(StrEnum):
     EMPTY_LINE = "empty split line"
     DUPLICATE_LINE = "duplicate split line"
     BAD_RECORD = "malformed record"
+    BAD_PAIR = "image and mask that do not fit"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def count_by_kind(faults: Iterable[Fault]) -> dict[str, int]:
 
 
 def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
-    """Raise the first of the faults, or log one summary of what is left out.
+    """List the faults in the log and raise the first, or log one summary of what is left out.
 
     Args:
         faults: all faults found; nothing happens when empty.
@@ -96,5 +98,9 @@ def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
         return
     first = faults[0]
     others = len(faults) - 1
-    more = f"; {others} more fault{'s' if others > 1 else ''}, listed by tools/check_dataset.py" if others else ""
+    for fault in faults[:_MAX_LISTED] if others else ():
+        _logger.error("%s", fault)
+    if others >= _MAX_LISTED:
+        _logger.error("and %d more", len(faults) - _MAX_LISTED)
+    more = f"; {others} more fault{'s' if others > 1 else ''} listed above" if others else ""
     raise DatasetError(first.file, first.field, first.problem + more, first.fix)

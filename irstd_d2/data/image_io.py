@@ -155,7 +155,7 @@ def read_sky_mask(path: str | PathLike) -> np.ndarray:
     """
     path = Path(path)
     data = _read_bytes(path)
-    is_palette = data.startswith(_PNG_SIGNATURE) and data[25:26] == _PNG_PALETTE
+    is_palette = _has_palette(data)
     mask = _decode_with_pillow(data, path) if is_palette else _decode(data, path)
     if mask.ndim == 3:
         mask = np.ascontiguousarray(mask[:, :, 0])
@@ -172,6 +172,13 @@ def read_sky_mask(path: str | PathLike) -> np.ndarray:
             path, "pixels", f"a sky mask with the values {values}", "use 0 and 255, or 0 other and 1 sky"
         )
     return labels
+
+
+def read_palette_indices(path: str | PathLike) -> np.ndarray | None:
+    """The indices ``(H, W)`` of a palette PNG, ``None`` for any other file."""
+    path = Path(path)
+    data = _read_bytes(path)
+    return _decode_with_pillow(data, path) if _has_palette(data) else None
 
 
 def read_image_size(path: str | PathLike) -> tuple[int, int]:
@@ -250,6 +257,10 @@ def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
 
 def _plain_mode(image: Image.Image) -> str:
     return "L" if image.mode == "1" else "RGB"
+
+
+def _has_palette(data: bytes) -> bool:
+    return data.startswith(_PNG_SIGNATURE) and data[25:26] == _PNG_PALETTE
 
 
 def _png_size(head: bytes, path: Path, file_size: int) -> tuple[int, int]:

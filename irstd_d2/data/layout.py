@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..files import is_leftover, list_files
 from .image_io import IMAGE_SUFFIXES
 
 
@@ -101,7 +102,7 @@ def get_layout(layout: str | VocLayout | None, root: str | PathLike) -> VocLayou
 def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:
     """Names of the split files below ``root``, sorted."""
     pattern = Path(root) / layout.split
-    return sorted(path.stem for path in pattern.parent.glob(pattern.name.format(split="*")))
+    return [path.stem for path in list_files(pattern.parent) if path.match(pattern.name.format(split="*"))]
 
 
 class FolderIndex:
@@ -129,7 +130,7 @@ class FolderIndex:
             ) from None
         for name in listing:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            if suffix.lower() in suffixes and not name.startswith("."):
+            if suffix.lower() in suffixes and not is_leftover(name):
                 self._names.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
 
     def __getitem__(self, stem: str) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 from ..errors import DatasetError
-from .faults import Fault, FaultKind
+from .faults import Fault, FaultKind, refuse_or_skip
 from .image_io import strip_image_suffix
 from .voc_xml import MAX_NAME, is_plain_name
 
@@ -49,6 +49,17 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     if not names and not faults:
         raise DatasetError(path, "file", "no image name", "write one image name per line")
     return list(names), faults
+
+
+def load_split(path: str | PathLike, *, skip_bad: bool = False) -> list[str]:
+    """As :func:`read_split`, but refuse a file with a faulty line, or with ``skip_bad`` log what is left out.
+
+    Raises:
+        DatasetError: a line is faulty and ``skip_bad`` is off, or the file cannot be read.
+    """
+    names, faults = read_split(path)
+    refuse_or_skip(faults, skip_bad, fspath(path))
+    return names
 
 
 def read_lines(path: Path) -> list[str]:

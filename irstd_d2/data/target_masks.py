@@ -1,39 +1,77 @@
-"""Masks of targets, and the boxes of their connected components."""
+"""Masks of targets, and the boxes of the targets in them."""
 
 from __future__ import annotations
 
 from os import PathLike
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DatasetError
-from .image_io import read_raw
+from .image_io import read_palette_indices, read_raw
+
+MaskValues = Literal["auto", "labels", "levels"]
+MASK_VALUES: tuple[MaskValues, ...] = ("auto", "labels", "levels")
+_IGNORE = 255  # of palette masks in Pascal VOC's form: the border of objects
+_NOISE = 0.1  # share of the highest value; what lies below is compression noise
+_MAX_LABEL_OF_8_BITS = 250  # a mask that uses all gray levels holds levels, not numbers
 
 
-def read_target_mask(path: str | PathLike, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
-    """Read a mask of targets: any image in which targets are brighter than the rest.
+class TargetMask(NamedTuple):
+    """What a mask says.
 
     Args:
-        path: an image file, e.g. with 0 and 255, or labels 0 and 1.
-        size: (width, height) that it must have.
-        threshold: share of the mask's highest value above which a pixel belongs to a target; masks that were resized
-            or saved as JPEG have values in between.
+        labels: ``(H, W)`` int32: 0 no target, else a number; pixels of different numbers belong to different targets.
+        left_out: pixels that are neither clearly a target nor clearly none, taken for none.
+    """
 
-    Returns:
-        ``(H, W)`` bool.
+    labels: NDArray[np.int32]
+    left_out: int
+
+
+def read_target_labels(
+    path: str | PathLike, size: tuple[int, int], *, threshold: float = 0.5, values: MaskValues = "auto"
+) -> TargetMask:
+    """Read a mask of targets.
+
+    Args:
+        path: an image file.
+        size: (width, height) that it must have.
+        threshold: of ``"levels"``: share of the mask's highest value above which a pixel belongs to a target; masks
+            that were resized or saved as JPEG have values in between.
+        values: what values other than 0 mean: ``"labels"`` numbers or colours of targets or classes, ``"levels"`` gray
+            levels. ``"auto"`` takes labels where the values are 1 to K without a gap, in palette files, and where no
+            two values touch.
 
     Raises:
         DatasetError: the file cannot be read or has another size.
     """
-    mask = read_raw(path)
-    if mask.ndim == 3:
-        mask = mask[:, :, :3].max(axis=2)
-    height, width = mask.shape
+    indices = read_palette_indices(path)
+    mask = read_raw(path) if indices is None else indices
+    height, width = mask.shape[:2]
     if (width, height) != size:
         problem = f"{width}x{height} pixels, but its image has {size[0]}x{size[1]}"
         raise DatasetError(path, "size", problem, "replace the mask or the image, or take both out of the set")
-    return mask > threshold * max(float(mask.max()), 1e-12)
+    numbers = _one_number_per_pixel(mask)
+    left_out = 0
+    present = np.unique(numbers[numbers > 0])
+    if indices is not None and len(present) > 1 and present[-1] == _IGNORE:
+        left_out = int((numbers == _IGNORE).sum())
+        numbers = np.where(numbers == _IGNORE, 0, numbers)
+        present = present[:-1]
+    if len(present) <= 1:
+        return TargetMask((numbers > 0).astype(np.int32), left_out)
+    if values == "auto":
+        certain = indices is not None or _are_numbers(present, mask.dtype) or _are_flat(numbers)
+        values = "labels" if certain else "levels"
+    if values == "labels":
+        return TargetMask(np.searchsorted(np.concatenate([[0], present]), numbers).astype(np.int32), left_out)
+    levels = mask[:, :, :3].max(axis=2) if mask.ndim == 3 else mask
+    peak = float(levels.max())
+    found = levels > threshold * peak
+    return TargetMask(found.astype(np.int32), int(((levels > _NOISE * peak) & ~found).sum()))
 
 
 def component_boxes(mask: np.ndarray) -> np.ndarray:
@@ -49,3 +87,62 @@ def component_boxes(mask: np.ndarray) -> np.ndarray:
     boxes = rows[1:, :4].astype(int)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def label_boxes(labels: np.ndarray) -> np.ndarray:
+    """Bounds of the 8-connected components of each number, in the form of :func:`component_boxes`."""
+    parts = [component_boxes(labels == number) for number in np.unique(labels[labels > 0])]
+    return np.concatenate([np.zeros((0, 4), int), *parts])
+
+
+def number_targets(masks: list[NDArray[np.bool_]], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Put the masks of single targets into one that :func:`read_target_labels` reads as the same targets.
+
+    Args:
+        masks: ``(H, W)`` of each target; where two overlap, the later one gets the pixels.
+        size: (width, height).
+
+    Returns:
+        ``(H, W)`` of 0 and 255 where no two targets touch, else of numbers 1, 2, ...; 8 or 16 bits.
+    """
+    labels = np.zeros(size[::-1], np.int32)
+    for number, mask in enumerate(masks, start=1):
+        labels[mask] = number
+    return compact_labels(labels)
+
+
+def compact_labels(labels: NDArray[np.int32]) -> NDArray[np.integer]:
+    """Labels as :func:`number_targets` writes them."""
+    if len(component_boxes(labels)) == len(label_boxes(labels)):
+        return (labels > 0).astype(np.uint8) * np.uint8(255)
+    present, numbers = np.unique(labels, return_inverse=True)
+    numbers = numbers.reshape(labels.shape) + int(present[0] != 0)
+    return numbers.astype(np.uint8 if numbers.max() < _MAX_LABEL_OF_8_BITS else np.uint16)
+
+
+def _one_number_per_pixel(mask: np.ndarray) -> np.ndarray:
+    """Gray stays as it is; of colours, each gets its own number."""
+    if mask.ndim == 2:
+        return mask
+    blue, green, red = (mask[:, :, channel].astype(np.int64) for channel in range(3))
+    if (blue == green).all() and (green == red).all():
+        return blue
+    bits = 8 * mask.dtype.itemsize
+    return (red << 2 * bits) | (green << bits) | blue
+
+
+def _are_numbers(present: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the values are 1 to K without a gap."""
+    if present[-1] != len(present):
+        return False
+    return not (dtype == np.uint8 and present[-1] >= _MAX_LABEL_OF_8_BITS)
+
+
+def _are_flat(numbers: np.ndarray) -> bool:
+    """Whether each 8-connected component of what is not 0 has one value only."""
+    _, components = cv2.connectedComponents((numbers > 0).astype(np.uint8), connectivity=8)
+    inside = components > 0
+    own = components[inside]
+    _, first = np.unique(own, return_index=True)
+    found = numbers[inside]
+    return bool((found == found[first][own - 1]).all())

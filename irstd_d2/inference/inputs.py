@@ -15,6 +15,7 @@ from ..data.image_io import IMAGE_SUFFIXES
 from ..data.sidecar import SidecarTable, read_table
 from ..data.voc_xml import read_voc_xml
 from ..errors import DatasetError
+from ..files import is_leftover, list_files
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".webm")
 
@@ -58,7 +59,10 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
 
 def _search(given: Path) -> list[Path]:
     known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    below = given.rglob("*") if given.is_dir() else map(Path, glob.glob(fspath(given), recursive=True))  # noqa: PTH207
+    if given.is_dir():
+        return list_files(given, known, recursive=True)
+    fits = map(Path, glob.glob(fspath(given), recursive=True))  # noqa: PTH207
+    below = (path for path in fits if not (is_leftover(path.name) or "__MACOSX" in path.parts))
     return sorted(path for path in below if path.suffix.lower() in known and path.is_file())
 
 

@@ -6,6 +6,7 @@ import pytest
 from detection_sets import HEIGHT, WIDTH, as_set, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from irstd_d2.convert import (
     TargetObject,
@@ -13,7 +14,7 @@ from irstd_d2.convert import (
     read_voc,
     write_set,
 )
-from irstd_d2.data.target_masks import component_boxes, read_target_mask
+from irstd_d2.data.target_masks import component_boxes, label_boxes, number_targets, read_target_labels
 from irstd_d2.errors import DatasetError
 
 
@@ -40,16 +41,16 @@ def test_masks_count_what_they_cannot_hold(pixels, tmp_path):
     found = as_set(touching, fraction, difficult, class_names=("Bird", "Target"))
     report = write_set(found, tmp_path / "out", "mask")
     assert report.lost == {
-        "boxes that are not the bounds of one component of the mask": 3,
+        "boxes that are not the bounds of one target in the mask": 1,
         "difficult marks": 1,
         "class names": 5,
     }
-    assert "lost, as the format cannot hold it: 5 x class names, 3 x boxes that" in str(report)
+    assert "lost, as the format cannot hold it: 5 x class names, 1 x boxes that" in str(report)
     again = {r.name: [o.box for o in r.objects] for r in read_masks(tmp_path / "out").records}
     assert again == {
         "difficult": [(1, 1, 2, 2)],
         "fraction": [(1, 2, 4, 5)],
-        "touching": [(0, 0, 5, 5), (10, 10, 12, 12)],
+        "touching": [(0, 0, 3, 3), (3, 3, 5, 5), (10, 10, 12, 12)],
     }
 
 
@@ -79,12 +80,79 @@ def test_masks_of_many_kinds(tmp_path):
         np.stack([np.array([[0, 255], [100, 0]], np.uint8)] * 3, axis=2),
     ):
         cv2.imwrite(str(path), pixels_of_mask)
-        assert read_target_mask(path, (2, 2)).tolist() == [[False, True], [False, False]]
-    assert read_target_mask(path, (2, 2), threshold=0.1).tolist() == [[False, True], [True, False]]
+        assert read_target_labels(path, (2, 2)).labels.tolist() == [[0, 1], [0, 0]]
+    assert read_target_labels(path, (2, 2)).left_out == 1
+    low = read_target_labels(path, (2, 2), threshold=0.1)
+    assert (low.labels.tolist(), low.left_out) == ([[0, 1], [1, 0]], 0)
     cv2.imwrite(str(path), np.zeros((2, 2), np.uint8))
-    assert not read_target_mask(path, (2, 2)).any()
+    assert not read_target_labels(path, (2, 2)).labels.any()
     with pytest.raises(DatasetError, match=r"mask\.png: size: 2x2 pixels, but its image has 3x2"):
-        read_target_mask(path, (3, 2))
+        read_target_labels(path, (3, 2))
+
+
+class TestValuesOfMasks:
+    """Each square is a target of 3x3 pixels; the last two touch."""
+
+    PLACES = ((1, 1), (8, 1), (1, 8), (10, 8), (13, 8))
+
+    def boxes(self, path, **options):
+        labels, left_out = read_target_labels(path, (20, 14), **options)
+        return sorted(map(tuple, label_boxes(labels).tolist())), left_out
+
+    def draw(self, values, dtype=np.uint8, places=PLACES):
+        mask = np.zeros((14, 20), dtype)
+        for value, (x, y) in zip(values, places):
+            mask[y : y + 3, x : x + 3] = value
+        return mask
+
+    def squares(self, count=5):
+        return sorted((x, y, x + 3, y + 3) for x, y in self.PLACES[:count])
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_numbers_of_instances(self, tmp_path, dtype):
+        cv2.imwrite(str(tmp_path / "m.png"), self.draw((3, 1, 2, 4, 5), dtype))
+        assert self.boxes(tmp_path / "m.png") == (self.squares(), 0)
+
+    def test_any_values_that_do_not_touch(self, tmp_path):
+        cv2.imwrite(str(tmp_path / "m.png"), self.draw((30, 255, 17, 90)))
+        assert self.boxes(tmp_path / "m.png") == (self.squares(4), 0)
+
+    def test_any_values_that_touch_are_said_or_counted(self, tmp_path):
+        cv2.imwrite(str(tmp_path / "m.png"), self.draw((200, 200, 200, 200, 90)))
+        assert self.boxes(tmp_path / "m.png") == (self.squares(4), 9)
+        assert self.boxes(tmp_path / "m.png", values="labels") == (self.squares(), 0)
+
+    def test_colours_and_palettes_with_a_border(self, tmp_path):
+        numbers = self.draw((1, 2, 3, 4, 5))
+        picture = Image.fromarray(numbers).convert("P")
+        picture.putpalette([0, 0, 0, *np.random.default_rng(0).integers(1, 256, 765)])
+        picture.convert("RGB").save(tmp_path / "colours.png")
+        assert self.boxes(tmp_path / "colours.png", values="labels") == (self.squares(), 0)
+        numbers[7, 1:4] = 255  # Pascal VOC marks borders so
+        picture.putdata(numbers.reshape(-1))
+        picture.save(tmp_path / "palette.png")
+        assert self.boxes(tmp_path / "palette.png") == (self.squares(), 3)
+
+    def test_soft_edges_and_compression_are_gray_levels(self, tmp_path):
+        binary = cv2.resize(self.draw((255, 255, 255)), None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(binary).save(tmp_path / "m.jpg", quality=80)
+        found, _ = read_target_labels(tmp_path / "m.jpg", (160, 112))
+        assert (found == (binary > 0)).all()
+        soft = cv2.resize(binary, (20, 14), interpolation=cv2.INTER_AREA)
+        soft[0, 0] = 100
+        cv2.imwrite(str(tmp_path / "m.png"), cv2.GaussianBlur(soft, (3, 3), 0.5))
+        assert self.boxes(tmp_path / "m.png", values="levels")[0] == self.squares(3)
+
+    @pytest.mark.parametrize("count", [3, 300])
+    def test_touching_targets_survive_the_way_through_a_file(self, pixels, tmp_path, count):
+        boxes = [(4 * (i % 20), 3 * (i // 20), 4 * (i % 20) + 4, 3 * (i // 20) + 3) for i in range(count)]
+        masks = []
+        for x1, y1, x2, y2 in boxes:
+            masks.append(np.zeros((50, 90), bool))
+            masks[-1][y1:y2, x1:x2] = True
+        cv2.imwrite(str(tmp_path / "m.png"), number_targets(masks, (90, 50)))
+        labels, left_out = read_target_labels(tmp_path / "m.png", (90, 50))
+        assert (sorted(map(tuple, label_boxes(labels).tolist())), left_out) == (sorted(boxes), 0)
 
 
 @pytest.fixture
@@ -140,3 +208,58 @@ def test_faulty_mask_sets_name_the_file(mask_folder, damage, message):
     damage(mask_folder)
     with pytest.raises(DatasetError, match=message):
         read_masks(mask_folder, images="IRSTD1k_Img", masks="IRSTD1k_Label")
+
+
+class TestAccount:
+    """What is read and what is left out adds up to what is there."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        for folder in ("images", "masks"):
+            (tmp_path / "set" / folder).mkdir(parents=True)
+        for name in "abcdef":
+            cv2.imwrite(str(tmp_path / f"set/images/{name}.png"), np.full((20, 30), 50, np.uint8))
+            cv2.imwrite(str(tmp_path / f"set/masks/{name}.png"), np.zeros((20, 30), np.uint8))
+        (tmp_path / "set/train.txt").write_text("a\nb\nc\nd\n")
+        return tmp_path / "set"
+
+    def test_images_in_no_list_and_masks_without_image(self, root):
+        (root / "images/f.png").unlink()
+        found = read_masks(root)
+        assert len(found.records) == 4
+        assert found.unread == {"images in no list": 1, "masks without an image": 1}
+
+    def test_all_faults_at_once_or_left_out_and_counted(self, root, caplog):
+        for name in "bc":
+            cv2.imwrite(str(root / f"masks/{name}.png"), np.zeros((20, 29), np.uint8))
+        (root / "masks/d.png").write_bytes(b"no image")
+        with pytest.raises(DatasetError, match=r"b\.png: size: 29x20 pixels.*; 2 more faults listed above"):
+            read_masks(root)
+        assert [name for name in "bcd" if f"masks/{name}.png: " in caplog.text] == ["b", "c", "d"]
+        found = read_masks(root, skip_bad=True)
+        assert found.splits == {"train": ("a",)}
+        assert found.unread == {"images in no list": 2, "left out as faulty: image and mask that do not fit": 3}
+
+    @pytest.mark.parametrize("line", ["seq1/a", "../a", "images\\a", "images/a.png"])
+    def test_lines_with_a_path_name_file_and_line(self, root, line):
+        (root / "train.txt").write_text(f"b\n{line}\n")
+        with pytest.raises(DatasetError, match=r"train\.txt: line 2: "):
+            read_masks(root)
+        found = read_masks(root, skip_bad=True)
+        assert found.unread == {"images in no list": 5, "left out as faulty: unsafe file name": 1}
+
+    def test_voc_folders_alike(self, tmp_path):
+        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (tmp_path / folder).mkdir(parents=True)
+        for name in "abc":
+            cv2.imwrite(str(tmp_path / f"JPEGImages/{name}.png"), np.full((20, 30), 50, np.uint8))
+            xml = "<annotation><size><width>30</width><height>20</height></size></annotation>"
+            (tmp_path / f"Annotations/{name}.xml").write_text(xml)
+        lines = tmp_path / "ImageSets/Main/train.txt"
+        lines.write_text("JPEGImages/a.png\nb\n")
+        with pytest.raises(DatasetError, match=r"train\.txt: line 1: "):
+            read_voc(tmp_path)
+        assert read_voc(tmp_path, skip_bad=True).unread == {
+            "images in no list": 2,
+            "left out as faulty: unsafe file name": 1,
+        }
