@@ -23,6 +23,16 @@ def _add_model_keys(cfg: CfgNode) -> None:
     bafe.ROI_HEADS = "StandardROIHeads"
     bafe.SEG_NUM_CONVS = 4
     bafe.SEG_NORM = "GN"
+    # The background from the whole image at low resolution, sampled where the detector looks; off: as published.
+    bafe.CONTEXT = context = CfgNode()
+    context.ENABLED = False
+    # (height, width) of the context; the image is fitted into it.
+    context.SIZE = (128, 160)
+    # Channels at strides 2, 4, 8 and 16 of the context, and their norm.
+    context.CHANNELS = (16, 32, 48, 64)
+    context.NORM = "BN"
+    # Classification logits get a learned multiple of the logit of sky. For data whose targets lie in the sky.
+    context.LEARN_SKY_SCORE = False
     bafe.EXCHANGE = exchange = CfgNode()
     # Large selective kernel, task convolutions and exchange; without them the two tasks share the pyramid (Table IV).
     exchange.ENABLED = True

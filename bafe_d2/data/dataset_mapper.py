@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
-from irstd_d2.data import MAPPER_REGISTRY, IRSTDDatasetMapper
+from irstd_d2.data import MAPPER_REGISTRY, IRSTDAugInput, IRSTDDatasetMapper
 
 from .bag_cp import BAGCopyPaste, PasteRule
+from .context import context_image, context_mask, window_of
 from .target_library import TargetLibrary
 
 
@@ -38,7 +41,36 @@ class BackgroundDatasetMapper(IRSTDDatasetMapper):
 
     Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels; with
     ``INPUT.BAG_CP.BEFORE_RESIZE`` it comes before the resize (and after the crop), and sizes are pixels of the image.
+
+    With ``MODEL.BAFE.CONTEXT`` the samples carry the whole image at low resolution (``context``).
+
+    Args:
+        context_size: (height, width) of the context; ``None`` for none.
+        mapper: arguments of ``IRSTDDatasetMapper``.
     """
+
+    @configurable
+    def __init__(self, is_train: bool, *, context_size: Sequence[int] | None = None, **mapper: Any):
+        super().__init__(is_train, **mapper)
+        self.context_size = None if context_size is None else (int(context_size[0]), int(context_size[1]))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        context = cfg.MODEL.BAFE.CONTEXT
+        return {**super().from_config(cfg, is_train), "context_size": context.SIZE if context.ENABLED else None}
+
+    def augment(self, sample: dict[str, Any], aug_input: IRSTDAugInput) -> None:
+        """Augment, and note what the result shows of the whole image."""
+        if self.context_size is None:
+            super().augment(sample, aug_input)
+            return
+        size = self.context_size
+        sample["context"] = context_image(aug_input.image, size)
+        sample["context_size"] = aug_input.image.shape[:2]
+        if aug_input.sem_seg is not None:
+            sample["context_sem_seg"] = context_mask(aug_input.sem_seg, size)
+        transforms = self.augmentations(aug_input)
+        sample["context_window"] = window_of(transforms, aug_input.image.shape[:2])
 
     @classmethod
     def build_augmentation(cls, cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:

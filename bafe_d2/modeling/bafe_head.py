@@ -112,3 +112,68 @@ class BAFEHead(FCOSHead):
         predictions = self.predict(cls_features, features)
         predictions["sky"] = [self.sky_logits(x) for x in seg_features]
         return predictions
+
+
+class ContextHead(FCOSHead):
+    """FCOS towers that see the background of the whole image (``context``) at every point.
+
+    The background branch is no second tower at native resolution: its features come from the context and cost next
+    to nothing. They are added to what the classification tower reads, and exchange channels with what it gives.
+
+    Args:
+        in_channels, num_levels, num_classes, num_convs, norm, prior_prob: see ``FCOSHead``.
+        context_channels: of the context's features.
+        exchange: arguments of ``FeatureExchange`` without the channels; ``None`` for none.
+        learn_sky_score: classification logits get a learned multiple of the logit of sky, from 0 on.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_levels: int,
+        num_classes: int,
+        context_channels: int,
+        num_convs: int = 4,
+        norm: str = "GN",
+        prior_prob: float = 0.01,
+        exchange: dict[str, Any] | None = None,
+        learn_sky_score: bool = False,
+    ):
+        super().__init__(
+            in_channels,
+            num_levels=num_levels,
+            num_classes=num_classes,
+            num_convs=num_convs,
+            norm=norm,
+            prior_prob=prior_prob,
+        )
+        self.inject = nn.Conv2d(context_channels, in_channels, 1)
+        self.seg_convs = (
+            None if exchange is None else nn.Sequential(nn.Conv2d(context_channels, in_channels, 1), nn.ReLU())
+        )
+        self.exchange = None if exchange is None else FeatureExchange(in_channels, **exchange)
+        self.sky_gain = nn.Parameter(torch.zeros(num_classes, 1, 1)) if learn_sky_score else None
+
+    def forward(  # type: ignore[override]
+        self, features: list[Tensor], context: list[Tensor], sky: list[Tensor]
+    ) -> Predictions:
+        """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level.
+
+        Args:
+            features: per level (N, C, H, W).
+            context: per level (N, context_channels, H, W).
+            sky: per level (N, 1, H, W) logits.
+        """
+        cls_features = []
+        for x, background in zip(features, context):
+            cls = self.cls_tower(x + self.inject(background))
+            if self.exchange is not None and self.seg_convs is not None:
+                _, cls = self.exchange(self.seg_convs(background), cls)
+            cls_features.append(cls)
+        predictions = self.predict(cls_features, features)
+        if self.sky_gain is not None:
+            gain = self.sky_gain
+            predictions["logits"] = [x + gain * level.detach() for x, level in zip(predictions["logits"], sky)]
+        predictions["sky"] = sky
+        return predictions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -16,7 +17,8 @@ from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 from irstd_d2.modeling.fcos_targets import Points
 
 from .background import add_sky, sky_loss, stack_sky_masks
-from .bafe_head import BAFEHead, cross_task_arguments
+from .bafe_head import BAFEHead, ContextHead, cross_task_arguments
+from .context import ContextEncoder, context_sky_loss, sample_context, stack_context_masks
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,12 +32,22 @@ class BAFENet(IRSTDFCOS):
         sky_loss_weight: of the segmentation loss.
         sky_score_power: final scores are multiplied by this power of the predicted probability of sky at their point;
             0 leaves them (published). For data whose targets lie in the sky.
+        context: sees the whole image at low resolution; then ``head`` is a ``ContextHead``, samples carry what
+            ``bafe_d2.data.context`` describes, and the sky is that of the whole image. ``None``: as published.
         fcos: arguments of ``IRSTDFCOS``; its ``head`` is a ``BAFEHead``.
     """
 
     @configurable
-    def __init__(self, *, sky_loss_weight: float = 1.0, sky_score_power: float = 0.0, **fcos: Any):
+    def __init__(
+        self,
+        *,
+        sky_loss_weight: float = 1.0,
+        sky_score_power: float = 0.0,
+        context: ContextEncoder | None = None,
+        **fcos: Any,
+    ):
         super().__init__(**fcos)
+        self.context = context
         if sky_score_power < 0:
             raise ConfigError(f"MODEL.BAFE.SKY_SCORE_POWER is {sky_score_power}; it must not be negative")
         self.sky_loss_weight, self.sky_score_power = sky_loss_weight, sky_score_power
@@ -47,19 +59,53 @@ class BAFENet(IRSTDFCOS):
             **super().from_config(cfg),
             "sky_loss_weight": bafe.SKY_LOSS_WEIGHT,
             "sky_score_power": bafe.SKY_SCORE_POWER,
+            "context": ContextEncoder(cfg) if bafe.CONTEXT.ENABLED else None,
         }
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> nn.Module:
-        return BAFEHead(**head_arguments(cfg, shapes), cross_task=cross_task_arguments(cfg))
+        arguments, cross_task = head_arguments(cfg, shapes), cross_task_arguments(cfg)
+        context = cfg.MODEL.BAFE.CONTEXT
+        if not context.ENABLED:
+            return BAFEHead(**arguments, cross_task=cross_task)
+        return ContextHead(
+            **arguments,
+            context_channels=context.CHANNELS[0],
+            exchange=cross_task,
+            learn_sky_score=context.LEARN_SKY_SCORE,
+        )
+
+    def predict(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Predictions:
+        """As ``IRSTDFCOS``; with context also ``context`` and ``context_sky``, what it saw and its logits."""
+        if self.context is None:
+            return super().predict(images, batched_inputs)
+        context = self.context.batch(batched_inputs, images.tensor, images.image_sizes)
+        maps, sky = self.context(context)
+        features = self.backbone(images.tensor)
+        levels = [features[name] for name in self.head_in_features]
+        sizes = torch.tensor(images.image_sizes, dtype=torch.float32, device=maps.device)
+        places = [
+            (context.window, x.shape[-2:], stride, sizes, self.context.size) for x, stride in zip(levels, self.strides)
+        ]
+        predictions = self.head(
+            levels,
+            [sample_context(maps, *place) for place in places],
+            [sample_context(sky, *place) for place in places],
+        )
+        return {**predictions, "context_sky": sky, "context": context}
 
     def losses(
         self, points: Points, predictions: Predictions, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """The losses of FCOS and ``loss_sky``."""
-        sky = stack_sky_masks(batched_inputs, self._covered(predictions), self.device)
         losses = super().losses(points, predictions, batched_inputs)
-        losses["loss_sky"] = self.sky_loss_weight * sky_loss(predictions["sky"], sky)
+        if self.context is None:
+            sky = stack_sky_masks(batched_inputs, self._covered(predictions), self.device)
+            loss_sky = sky_loss(predictions["sky"], sky)
+        else:
+            sky = stack_context_masks(batched_inputs, predictions["context"])
+            loss_sky = context_sky_loss(predictions["context_sky"], sky)
+        losses["loss_sky"] = self.sky_loss_weight * loss_sky
         return losses
 
     def quality(self, predictions: Predictions, level: int) -> Tensor:

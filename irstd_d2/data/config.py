@@ -16,6 +16,13 @@ def add_data_config(cfg: CfgNode) -> None:
     # (height, width) in pixels.
     cfg.INPUT.FIXED_SIZE = (512, 512)
     cfg.INPUT.SCALE = 1.0
+    # In training, "scale" varies between SCALE / SCALE_JITTER and SCALE * SCALE_JITTER.
+    cfg.INPUT.SCALE_JITTER = 1.0
+    # In training: contrast times a factor of this range, brightness plus up to so many levels of 255 either way, and
+    # the share of images whose hot and cold are exchanged. Infrared images have no common scale.
+    cfg.INPUT.GAIN_RANGE = (1.0, 1.0)
+    cfg.INPUT.OFFSET_RANGE = 0.0
+    cfg.INPUT.INVERT_PROB = 0.0
     # Share of the training crops (detectron2's INPUT.CROP) that hold a whole target, in images that have one.
     cfg.INPUT.CROP.TARGET_PROB = 0.0
     # How pixels of more than 8 bits become [0, 255]: "full_range", "minmax" or "percentile" (irstd_d2.data.read_image).

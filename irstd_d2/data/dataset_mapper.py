@@ -14,7 +14,7 @@ from fvcore.common.registry import Registry
 
 from ..errors import ConfigError, DatasetError
 from .image_io import read_raw, read_sky_mask, to_float_image
-from .transforms import Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
+from .transforms import RandomGainOffset, Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
 
 MAPPER_REGISTRY = Registry("MAPPER")
 MAPPER_REGISTRY.__doc__ = """
@@ -24,7 +24,15 @@ A registered class is called as ``cls(cfg, is_train)``.
 
 _MIN_BOX_SIDE = 1e-5  # pixels; as detectron2's filter_empty_instances
 # Augmentations that do the same to every channel, and work on a gray image as well.
-_SAME_FOR_ALL_CHANNELS = (Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop, T.RandomCrop, T.RandomFlip)
+_SAME_FOR_ALL_CHANNELS = (
+    RandomGainOffset,
+    Resize,
+    ResizeByFactor,
+    ResizeShortestEdge,
+    TargetCrop,
+    T.RandomCrop,
+    T.RandomFlip,
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -118,6 +126,8 @@ class IRSTDDatasetMapper:
             crop = cfg.INPUT.CROP
             augmentations.append(TargetCrop(crop.TYPE, crop.SIZE, crop.TARGET_PROB))
         augmentations.append(_build_resize(cfg, is_train))
+        if is_train and (cfg.INPUT.GAIN_RANGE != (1.0, 1.0) or cfg.INPUT.OFFSET_RANGE or cfg.INPUT.INVERT_PROB):
+            augmentations.append(RandomGainOffset(cfg.INPUT.GAIN_RANGE, cfg.INPUT.OFFSET_RANGE, cfg.INPUT.INVERT_PROB))
         if is_train and cfg.INPUT.RANDOM_FLIP != "none":
             horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
             augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
@@ -147,7 +157,7 @@ class IRSTDDatasetMapper:
         size = {"width": sample["width"], "height": sample["height"]}
         sample["metadata"] = self.process_metadata({**size, **dataset_dict.get("metadata", {})})
 
-        self.augmentations(aug_input)
+        self.augment(sample, aug_input)
         sample["image"] = _pack_image(aug_input.image)
         if aug_input.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
@@ -177,6 +187,10 @@ class IRSTDDatasetMapper:
             boxes, classes = _annotation_arrays(dataset_dict["annotations"])
         return IRSTDAugInput(image, boxes=boxes, classes=classes, sem_seg=sem_seg)
 
+    def augment(self, sample: dict[str, Any], aug_input: IRSTDAugInput) -> None:  # noqa: ARG002
+        """Augment in place; subclasses may add to the sample what depends on the image before or on the transforms."""
+        self.augmentations(aug_input)
+
     def process_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata of the sample; ``width`` and ``height`` are those of the original image."""
         return metadata
@@ -187,7 +201,7 @@ def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     if mode == "fixed":
         return Resize(tuple(cfg.INPUT.FIXED_SIZE))
     if mode == "scale":
-        return ResizeByFactor(cfg.INPUT.SCALE)
+        return ResizeByFactor(cfg.INPUT.SCALE, cfg.INPUT.SCALE_JITTER if is_train else 1.0)
     if mode != "shortest_edge":
         raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; use 'shortest_edge', 'fixed' or 'scale'")
     if is_train:

@@ -47,17 +47,58 @@ class ResizeByFactor(T.Augmentation):
 
     Args:
         factor: network pixels per pixel of the image.
+        jitter: the factor varies at random from ``factor / jitter`` to ``factor * jitter``.
     """
 
-    def __init__(self, factor: float):
+    def __init__(self, factor: float, jitter: float = 1.0):
         super().__init__()
         if not factor > 0:
             raise ConfigError(f"INPUT.SCALE is {factor}; it must be positive")
-        self.factor = factor
+        if not jitter >= 1:
+            raise ConfigError(f"INPUT.SCALE_JITTER is {jitter}; it must be 1 or more")
+        self.factor, self.jitter = factor, jitter
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
-        return ResizeTransform(height, width, *(max(1, round(n * self.factor)) for n in (height, width)), _BILINEAR)
+        factor = self.factor if self.jitter == 1 else self.factor * self.jitter ** np.random.uniform(-1, 1)
+        return ResizeTransform(height, width, *(max(1, round(n * factor)) for n in (height, width)), _BILINEAR)
+
+
+class GainOffsetTransform(T.NoOpTransform):
+    """``gain * pixel + offset``; boxes and masks stay."""
+
+    def __init__(self, gain: float, offset: float):
+        super().__init__()
+        self.gain, self.offset = gain, offset
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return img * np.float32(self.gain) + np.float32(self.offset)
+
+
+class RandomGainOffset(T.Augmentation):
+    """Another gain and offset of the sensor, and now and then hot and cold exchanged.
+
+    Args:
+        gain_range: (low, high) factor of the contrast around the middle, 127.5.
+        offset_range: levels of 255 that are added or taken off at most.
+        invert_prob: share of the images whose contrast changes its sign.
+    """
+
+    def __init__(self, gain_range: tuple[float, float], offset_range: float, invert_prob: float = 0.0):
+        super().__init__()
+        if not (0 < gain_range[0] <= gain_range[1] and offset_range >= 0 and 0 <= invert_prob <= 1):
+            raise ConfigError(
+                f"INPUT.GAIN_RANGE {tuple(gain_range)}, OFFSET_RANGE {offset_range}, INVERT_PROB {invert_prob}: use "
+                "positive gains in ascending order, an offset of at least 0 and a probability"
+            )
+        self.gain_range, self.offset_range, self.invert_prob = tuple(gain_range), offset_range, invert_prob
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:  # noqa: ARG002
+        gain = np.random.uniform(*self.gain_range)
+        if np.random.uniform() < self.invert_prob:
+            gain = -gain
+        offset = np.random.uniform(-self.offset_range, self.offset_range)
+        return GainOffsetTransform(gain, offset + 127.5 * (1 - gain))
 
 
 class TargetCrop(T.RandomCrop):

@@ -252,12 +252,16 @@ class IRSTDFCOS(DenseDetector):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Return the losses in training, else one dict per image with ``instances`` in original pixels."""
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        predictions = self.head([features[name] for name in self.head_in_features])
+        predictions = self.predict(images, batched_inputs)
         points = self.points(predictions)
         if self.training:
             return self.losses(points, predictions, batched_inputs)
         return self.outputs(points, predictions, images, batched_inputs)
+
+    def predict(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Predictions:  # noqa: ARG002
+        """Apply backbone and head; subclasses whose head needs more of the samples override it."""
+        features = self.backbone(images.tensor)
+        return self.head([features[name] for name in self.head_in_features])
 
     def points(self, predictions: Predictions) -> Points:
         """The points of these predictions, all levels."""
