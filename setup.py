@@ -54,7 +54,10 @@ setup(
     package_data={"irstd_d2": ["**/*.j2", "**/*.json"]},
     include_package_data=False,
     install_requires=REQUIRES,
-    entry_points={"irstd_d2.systems": ["auxdet = auxdet_d2", "bafe = bafe_d2"]},
+    entry_points={
+        "console_scripts": ["irstd = irstd_d2.cli:main"],
+        "irstd_d2.systems": ["auxdet = auxdet_d2", "bafe = bafe_d2"],
+    },
     extras_require={
         "export": ["onnx>=1.21", "onnxruntime>=1.18", "onnxscript"],
         "report": ["matplotlib>=3.8", "jinja2>=3.1.6"],

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Print parameters and multiply-adds of configurations as Markdown, beside what the papers print.
 
-    python tools/analyze_model.py configs/auxdet/auxdet_r50_fpn.yaml [MORE ...] [--depth 2] [--size 1024 1024]
-    python tools/analyze_model.py --all --output docs/model_zoo.md    # the page of all configurations, some minutes
+    irstd analyze configs/auxdet/auxdet_r50_fpn.yaml [MORE ...] [--depth 2] [--size 1024 1024]
+    irstd analyze --all --output docs/model_zoo.md    # the page of all configurations, some minutes
 
 For single configurations every module is listed down to a depth. `configs/` may be left out of the names.
 """
@@ -10,20 +9,12 @@ For single configurations every module is listed down to a depth. `configs/` may
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
+from ..errors import ConfigError
+from .options import new_parser
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
-from irstd_d2 import get_config
-from irstd_d2.analysis import analyze, build_on_cpu, describe_model, entries, module_table, render_zoo
-from irstd_d2.analysis.zoo import HEADER, configurations, square_size
-from irstd_d2.errors import ConfigError
-from irstd_d2.files import write_atomically
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "benchmarks" / "results"
 INTRODUCTION = """\
 # Model zoo
@@ -50,42 +41,38 @@ def resolve(name: str) -> str:
     raise ConfigError(f"{name} is not a configuration below {CONFIGS}; try one of: ls configs/*/")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
     parser.add_argument("--all", action="store_true", help="the page of all configurations")
     parser.add_argument("--output", type=Path, help="file for the page; by default it is printed")
     parser.add_argument("--depth", type=int, default=2, help="of the modules listed")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead of the test size")
-    args = parser.parse_args()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..analysis import analyze, build_on_cpu, describe_model, entries, module_table, render_zoo
+    from ..analysis.zoo import HEADER, configurations, square_size
+    from ..config import get_config
+    from ..files import write_atomically
+
     if bool(args.configs) == args.all:
-        parser.error("give configurations or --all")
-    return args
-
-
-def main() -> int:
-    args = parse()
-    try:
-        if args.all:
-            names = tqdm(configurations(CONFIGS), desc="configurations")
-            page = render_zoo(entries(names, CONFIGS, RESULTS), INTRODUCTION)
-            if args.output:
-                write_atomically(args.output, lambda file: file.write(page.encode()))
-            else:
-                print(page, end="")
-            return 0
-        for name in map(resolve, args.configs):
-            cfg = get_config(CONFIGS / name)
-            complexity = analyze(build_on_cpu(cfg))
-            size = tuple(args.size) if args.size else square_size(cfg)
-            row = describe_model(name, CONFIGS, RESULTS, lambda _, known=complexity: known)
-            print(f"{HEADER}\n{row.markdown()}\n")
-            print(f"At {size[1]}x{size[0]}:\n\n{module_table(complexity, size, args.depth)}\n")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ConfigError("give configurations or --all")
+    if args.all:
+        page = render_zoo(entries(tqdm(configurations(CONFIGS), desc="configurations"), CONFIGS, RESULTS), INTRODUCTION)
+        if args.output:
+            write_atomically(args.output, lambda file: file.write(page.encode()))
+        else:
+            print(page, end="")
+        return 0
+    for name in map(resolve, args.configs):
+        cfg = get_config(CONFIGS / name)
+        complexity = analyze(build_on_cpu(cfg))
+        size = tuple(args.size) if args.size else square_size(cfg)
+        row = describe_model(name, CONFIGS, RESULTS, lambda _, known=complexity: known)
+        print(f"{HEADER}\n{row.markdown()}\n")
+        print(f"At {size[1]}x{size[0]}:\n\n{module_table(complexity, size, args.depth)}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

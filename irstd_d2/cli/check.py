@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Check a data set: list every fault at once, print what it holds, and plot it.
 
 Examples:
-    tools/check_dataset.py densesirst_v2_test
-    tools/check_dataset.py datasets/SIRSTdevkit --output-dir output/check
-    tools/check_dataset.py my_set/instances.json --image-root my_set/images
+    irstd check densesirst_v2_test
+    irstd check datasets/SIRSTdevkit --output-dir output/check
+    irstd check my_set/instances.json --image-root my_set/images
 
 Ends with code 1 when there are faults, unless --skip-bad is given.
 """
@@ -14,15 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from irstd_d2.data.check import check_collection, collect
-from irstd_d2.data.image_io import HIGH_BIT_DEPTH_MODES
-from irstd_d2.data.layout import LAYOUTS
-from irstd_d2.data.plots import write_plots
-from irstd_d2.errors import DatasetError
+from .options import HIGH_BIT_DEPTH_MODES, LAYOUTS, new_parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
     parser.add_argument("source", help="name of a registered set, folder in a VOC layout, or COCO file")
     parser.add_argument("--layout", choices=LAYOUTS, help="of a folder; found out by default")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="split files of a folder; all by default")
@@ -32,18 +27,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-dir", metavar="DIR", help="write the plots there")
     parser.add_argument("--skip-bad", action="store_true", help="end with code 0 although there are faults")
     parser.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        collection = collect(
-            args.source, layout=args.layout, splits=args.split, sidecar=args.sidecar, image_root=args.image_root
-        )
-    except DatasetError as error:
-        print(f"Fault: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> int:
+    from ..data.check import check_collection, collect
+    from ..data.plots import write_plots
+
+    collection = collect(
+        args.source, layout=args.layout, splits=args.split, sidecar=args.sidecar, image_root=args.image_root
+    )
     report = check_collection(
         collection, high_bit_depth=args.high_bit_depth, workers=args.workers, progress=sys.stderr.isatty()
     )
@@ -52,7 +45,3 @@ def main(argv: list[str] | None = None) -> int:
         for path in write_plots(report.statistics, args.output_dir, report.title):
             print(f"Wrote {path}")
     return 1 if report.faults and not args.skip_bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

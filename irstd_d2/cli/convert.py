@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Convert a data set between Pascal VOC, COCO, target masks and YOLO, and say what gets lost.
 
-    python tools/convert_dataset.py mine.json mine_voc --to voc --image-root images
-    python tools/convert_dataset.py IRSTD-1K irstd1k_voc --from mask --to voc --to-layout wideirstd --band LWIR
-    python tools/convert_dataset.py synthetic_omni_val omni_yolo --to yolo
+    irstd convert mine.json mine_voc --to voc --image-root images
+    irstd convert IRSTD-1K irstd1k_voc --from mask --to voc --to-layout wideirstd --band LWIR
+    irstd convert synthetic_omni_val omni_yolo --to yolo
 
 SOURCE is a folder, a COCO file, or the name of a registered set; its format is found out where --from does not say.
 OUTPUT appears when it is complete. Targets in masks are their 8-connected components.
@@ -13,26 +12,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.data import DatasetCatalog
+from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, new_parser
 
-from irstd_d2.convert import (
-    FORMATS,
-    DetectionSet,
-    detect_format,
-    read_coco,
-    read_masks,
-    read_registered,
-    read_voc,
-    read_yolo,
-    with_metadata,
-    write_set,
-)
-from irstd_d2.data.layout import LAYOUTS
-from irstd_d2.data.target_masks import MASK_VALUES
-from irstd_d2.errors import ConfigError, DatasetError
+if TYPE_CHECKING:
+    from ..convert import DetectionSet
 
 
 def parse_split(text: str) -> tuple[str, str]:
@@ -44,11 +30,11 @@ def parse_split(text: str) -> tuple[str, str]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("source", metavar="SOURCE", help="folder, COCO file, or name of a registered set")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to make")
-    parser.add_argument("--from", dest="source_format", choices=FORMATS, help="found out by default")
-    parser.add_argument("--to", dest="target_format", choices=FORMATS, required=True)
+    parser.add_argument("--from", dest="source_format", choices=DATASET_FORMATS, help="found out by default")
+    parser.add_argument("--to", dest="target_format", choices=DATASET_FORMATS, required=True)
     parser.add_argument("--to-layout", choices=LAYOUTS, default="voc_png", help="of a VOC folder (%(default)s)")
     parser.add_argument("--platform", help="of the images that have none: Air, Space or Land")
     parser.add_argument("--band", help="of the images that have none: LWIR, NIR or SWIR")
@@ -79,6 +65,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 def read(args: argparse.Namespace) -> DetectionSet:
     """Read the source as the arguments say."""
+    from detectron2.data import DatasetCatalog
+
+    from ..convert import detect_format, read_coco, read_masks, read_registered, read_voc, read_yolo
+
     if args.source_format is None and args.source in DatasetCatalog.list():
         return read_registered(args.source)
     source_format = args.source_format or detect_format(args.source)
@@ -101,24 +91,17 @@ def read(args: argparse.Namespace) -> DetectionSet:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    from ..convert import with_metadata, write_set
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        report = write_set(
-            with_metadata(read(args), args.platform, args.band),
-            args.output,
-            args.target_format,
-            layout=args.to_layout,
-            link=args.link,
-            overwrite=args.overwrite,
-        )
-    except (DatasetError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = write_set(
+        with_metadata(read(args), args.platform, args.band),
+        args.output,
+        args.target_format,
+        layout=args.to_layout,
+        link=args.link,
+        overwrite=args.overwrite,
+    )
     print(f"Wrote {args.output}: {report}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """Convert checkpoints between their published names and this project's.
 
-    python tools/convert_checkpoint.py auxdet best.pth auxdet_r50.pth
-    python tools/convert_checkpoint.py bafe published.pth bafe_r50.pth
-    python tools/convert_checkpoint.py cascade_rpn published.pth baseline.pth
-    python tools/convert_checkpoint.py resnet resnet50.pth backbone.pth     torchvision's ResNet as MODEL.WEIGHTS
-    python tools/convert_checkpoint.py efficientnet_lite0 IN OUT    ImageNet weights, see docs/components.md
-    python tools/convert_checkpoint.py auxdet auxdet_r50.pth published.pth --reverse
+    irstd convert-checkpoint auxdet best.pth auxdet_r50.pth
+    irstd convert-checkpoint bafe published.pth bafe_r50.pth
+    irstd convert-checkpoint cascade_rpn published.pth baseline.pth
+    irstd convert-checkpoint resnet resnet50.pth backbone.pth     torchvision's ResNet as MODEL.WEIGHTS
+    irstd convert-checkpoint efficientnet_lite0 IN OUT    ImageNet weights, see docs/components.md
+    irstd convert-checkpoint auxdet auxdet_r50.pth published.pth --reverse
 
 Every tensor is used, or reported with its size. Files are read as plain tensors; none can run code.
 """
@@ -15,32 +14,41 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import TYPE_CHECKING
 
-from auxdet_d2.checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
-from bafe_d2.checkpoint import BAFE_NAMES
-from irstd_d2.checkpoint import EFFICIENTNET_LITE0_NAMES, RESNET_NAMES, NameMap, read_state_dict, write_checkpoint
+from ..errors import ConfigError
+from .options import new_parser
 
-logger = logging.getLogger("convert_checkpoint")
+if TYPE_CHECKING:
+    from ..checkpoint import NameMap
 
-MODELS: dict[str, NameMap] = {
-    "auxdet": AUXDET_NAMES,
-    "bafe": BAFE_NAMES,
-    "cascade_rpn": CASCADE_RPN_NAMES,
-    "efficientnet_lite0": EFFICIENTNET_LITE0_NAMES,
-    "resnet": RESNET_NAMES,
-}
+logger = logging.getLogger(__name__)
+
+
+def known_names() -> dict[str, NameMap]:
+    """Names of tensors by model: of the backbones, and what the systems add."""
+    from ..checkpoint import EFFICIENTNET_LITE0_NAMES, RESNET_NAMES
+    from ..systems import registered_systems
+
+    known = {"efficientnet_lite0": EFFICIENTNET_LITE0_NAMES, "resnet": RESNET_NAMES}
+    return known | {model: names for system in registered_systems() for model, names in system.checkpoint_names.items()}
 
 
 def convert(model: str, source: str, target: str, *, reverse: bool = False) -> None:
     """Convert one file.
 
     Args:
-        model: a key of ``MODELS``.
+        model: a key of :func:`known_names`.
         source: file to read.
         target: file to write: ``{"model": ...}`` for detectron2, ``{"state_dict": ...}`` in reverse.
         reverse: from this project's names to the published ones.
     """
-    names = MODELS[model]
+    from ..checkpoint import read_state_dict, write_checkpoint
+
+    known = known_names()
+    if model not in known:
+        raise ConfigError(f"no names of {model!r} are known; use one of {', '.join(sorted(known))}")
+    names = known[model]
     state = read_state_dict(source)
     if reverse:
         # Not weights: the constants of pixel normalisation live in the configuration.
@@ -57,19 +65,19 @@ def convert(model: str, source: str, target: str, *, reverse: bool = False) -> N
     logger.info("%d tensors written to %s", len(renamed.values), target)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=sorted(MODELS))
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
+    parser.add_argument("model", help="e.g. resnet, efficientnet_lite0, or one of a detection system")
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
     parser.add_argument("--reverse", action="store_true", help="from this project's names to the published ones")
-    args = parser.parse_args()
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         convert(args.model, args.source, args.target, reverse=args.reverse)
-    except (KeyError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    except (KeyError, ValueError) as error:  # names the tensor
+        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
+    return 0

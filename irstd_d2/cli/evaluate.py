@@ -1,14 +1,13 @@
-#!/usr/bin/env python3
 """Judge saved predictions of any tool: every protocol, boxes and masks, broken down, with intervals, runs side by side.
 
 PREDICTIONS is the folder of a run, COCO results, a CSV file, or a folder of YOLO text files, VOC XML files with scores,
 or masks and probability maps (PNG, TIFF, NPY). They are matched with the images by name, classes by name. What numbers
 depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else from the first run's config.yaml.
 
-    tools/evaluate.py output/bafe --dataset densesirst_v2_test --group-by size contrast sky
-    tools/evaluate.py output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
-    tools/evaluate.py output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
-    tools/evaluate.py runs/detect/labels --dataset mine_val --config-file mine.yaml --rename drone=target
+    irstd evaluate output/bafe --dataset densesirst_v2_test --group-by size contrast sky
+    irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
+    irstd evaluate output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
+    irstd evaluate runs/detect/labels --dataset mine_val --config-file mine.yaml --rename drone=target
 """
 
 from __future__ import annotations
@@ -16,34 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.config import CfgNode
+from ..errors import ConfigError
+from .options import new_parser
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
-from irstd_d2 import get_config
-from irstd_d2.data.datasets import check_registered
-from irstd_d2.errors import ConfigError
-from irstd_d2.evaluation.predictions import holds_masks
-from irstd_d2.evaluation.rescoring import (
-    find_run_config,
-    protocol_differences,
-    protocol_of,
-    resample,
-    rescore,
-    to_json,
-    to_markdown,
-)
-from irstd_d2.files import write_atomically
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
-logger = logging.getLogger("evaluate")
+logger = logging.getLogger(__name__)
 EVALUATORS = ("coco", "voc", "voc_paper", "pd_fa", "centre")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
     parser.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="files or run folders")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="registered data set that they are of")
     parser.add_argument("--config-file", metavar="FILE", help="protocol, and the set if it is in its DATASETS.OWN")
@@ -67,18 +53,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--compare", action="store_true", help="test the others against the first; N is 1000 if not given"
     )
     parser.add_argument("--output", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    args = parser.parse_args(argv)
-    if args.compare and len(args.predictions) < 2:
-        parser.error("--compare needs at least two PREDICTIONS")
-    if args.bootstrap < 0:
-        parser.error("--bootstrap: give the number of draws")
-    if any("=" not in pair for pair in args.rename):
-        parser.error("--rename: write OLD=NEW")
-    return args
+    return parser
 
 
 def evaluation_config(args: argparse.Namespace) -> CfgNode:
     """The configuration of the file, else of the first run; options of the command line go above it."""
+    from ..config import get_config
+    from ..evaluation.predictions import holds_masks
+    from ..evaluation.rescoring import find_run_config, protocol_differences, protocol_of
+
     path = args.config_file or find_run_config(args.predictions[0])
     cfg = get_config(path)
     evaluators = args.evaluators or list(EVALUATORS)
@@ -102,17 +85,25 @@ def evaluation_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    from ..data.datasets import check_registered
+    from ..evaluation.rescoring import resample, rescore, to_json, to_markdown
+    from ..files import write_atomically
+
+    if args.compare and len(args.predictions) < 2:
+        raise ConfigError("--compare needs at least two PREDICTIONS")
+    if args.bootstrap < 0:
+        raise ConfigError("--bootstrap: give the number of draws")
+    if any("=" not in pair for pair in args.rename):
+        raise ConfigError("--rename: write OLD=NEW")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         cfg = evaluation_config(args)
         check_registered("--dataset", [args.dataset])
         aliases = dict(pair.split("=", 1) for pair in args.rename)
         runs = rescore(args.predictions, args.dataset, cfg, aliases=aliases)
-    except (ConfigError, KeyError, ValueError) as error:  # names the file or image, and what to do
-        print(f"Fault: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    except (KeyError, ValueError) as error:  # names the file or image, and what to do
+        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     resampled = None
     if args.compare or args.bootstrap:
         resampled = resample(
@@ -131,7 +122,3 @@ def main(argv: list[str] | None = None) -> int:
             write_atomically(path, lambda file, content=content: file.write(f"{content}\n".encode()))
             print(f"Wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Write a trained model as a file that runs without detectron2, and compare the two on images.
 
-    python tools/export_model.py --config-file configs/bafe/bafe_r18_fpn.yaml --weights model_best.pth \
+    irstd export --config-file configs/bafe/bafe_r18_fpn.yaml --weights model_best.pth \
         --format onnx --output bafe.onnx --check image.png other.png [--platform Air --band LWIR]
 
 `irstd_d2/export/runtime.py`, one file that needs numpy, Pillow and onnxruntime, runs the result on image files. How
@@ -12,34 +11,25 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detectron2.structures import Instances
+from .options import EXPORT_FORMATS, new_parser
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
-from irstd_d2 import get_config
-from irstd_d2.errors import ConfigError, DatasetError
-from irstd_d2.export import (
-    FORMATS,
-    Detections,
-    ExportedDetector,
-    FixedShape,
-    compare_detections,
-    export_model,
-    largest_shape,
-)
-from irstd_d2.inference import Predictor
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
-logger = logging.getLogger("export_model")
+    from ..export import Detections
+    from ..inference import Predictor
+
+logger = logging.getLogger(__name__)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--weights", required=True, help="checkpoint of that configuration")
-    parser.add_argument("--format", choices=FORMATS, default="onnx")
+    parser.add_argument("--format", choices=EXPORT_FORMATS, default="onnx")
     parser.add_argument("--output", required=True, type=Path, help="file to write, *.onnx for ONNX")
     parser.add_argument("--nms", action=argparse.BooleanOptionalAction, default=True, help="suppress inside the file")
     parser.add_argument(
@@ -56,15 +46,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--box-tolerance", type=float, default=0.02, help="pixels")
     parser.add_argument("--score-tolerance", type=float, default=1e-4)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
-    return parser.parse_args()
+    return parser
 
 
 def as_arrays(instances: Instances) -> Detections:
+    from ..export import Detections
+
     return Detections(instances.pred_boxes.tensor.numpy(), instances.scores.numpy(), instances.pred_classes.numpy())
 
 
 def check(predictor: Predictor, args: argparse.Namespace) -> bool:
     """Compare file and model on every image; say whether all are within the tolerances."""
+    from ..export import ExportedDetector, compare_detections
+
     detector = ExportedDetector(args.output)
     metadata = {key: value for key in ("platform", "band") if (value := getattr(args, key))}
     good = True
@@ -81,27 +75,20 @@ def check(predictor: Predictor, args: argparse.Namespace) -> bool:
     return good
 
 
-def main() -> int:
-    args = parse()
+def run(args: argparse.Namespace) -> int:
+    from ..config import get_config
+    from ..export import FixedShape, export_model, largest_shape
+    from ..inference import Predictor
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # exporters tell every step at INFO
     logger.setLevel(logging.INFO)
-    try:
-        cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
-        predictor = Predictor(cfg)
-        fixed = None
-        if not args.dynamic:
-            fixed = (
-                FixedShape(args.batch, tuple(args.size))
-                if args.size
-                else largest_shape(cfg, predictor.model, args.batch)
-            )
-        export_model(cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed)
-        logger.info("%s: %.1f MB", args.output, args.output.stat().st_size / 1e6)
-        return 0 if check(predictor, args) else 1
-    except (ConfigError, DatasetError) as error:
-        logger.error("error: %s", error)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
+    predictor = Predictor(cfg)
+    fixed = None
+    if not args.dynamic:
+        fixed = (
+            FixedShape(args.batch, tuple(args.size)) if args.size else largest_shape(cfg, predictor.model, args.batch)
+        )
+    export_model(cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed)
+    logger.info("%s: %.1f MB", args.output, args.output.stat().st_size / 1e6)
+    return 0 if check(predictor, args) else 1

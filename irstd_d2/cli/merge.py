@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Merge tables of imaging metadata and the tags of XML files into one table.
 
-    python tools/merge_metadata.py metadata.csv table.tsv mine/Annotations
-    python tools/merge_metadata.py metadata.csv first.csv second.csv --images mine/PNGImages
+    irstd merge metadata.csv table.tsv mine/Annotations
+    irstd merge metadata.csv first.csv second.csv --images mine/PNGImages
 
 Sources are side-car tables and folders of XML files, the most trusted first: its word counts where two disagree. Ends
 with code 1 and writes nothing when sources disagree, unless --accept-conflicts is given; conflicts and what is missing
@@ -15,18 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from irstd_d2.convert.metadata_tables import merge_metadata, read_metadata
-from irstd_d2.data.layout import FolderIndex
-from irstd_d2.data.sidecar import format_sidecar
-from irstd_d2.data.splits import read_split
-from irstd_d2.errors import DatasetError
-from irstd_d2.files import write_atomically
+from .options import new_parser
 
 LISTED = 20
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="table to write: .csv, or .tsv with tabs")
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="table or folder of XML files")
     parser.add_argument("--images", type=Path, metavar="PATH", help="folder or list of the images that it is for")
@@ -42,16 +36,17 @@ def print_list(title: str, lines: list[str]) -> None:
         print("\n  ".join([f"{title}: {len(lines)}", *lines[:LISTED], *more]))
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
-    try:
-        read = {source: read_metadata(source) for source in args.sources}
-        wanted = None
-        if args.images is not None:
-            wanted = FolderIndex(args.images).stems() if args.images.is_dir() else read_split(args.images)[0]
-    except DatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    from ..convert.metadata_tables import merge_metadata, read_metadata
+    from ..data.layout import FolderIndex
+    from ..data.sidecar import format_sidecar
+    from ..data.splits import read_split
+    from ..files import write_atomically
+
+    read = {source: read_metadata(source) for source in args.sources}
+    wanted = None
+    if args.images is not None:
+        wanted = FolderIndex(args.images).stems() if args.images.is_dir() else read_split(args.images)[0]
     faults = [str(fault) for _, found in read.values() for fault in found]
     merged = merge_metadata({source: entries for source, (entries, _) in read.items()}, wanted)
     print_list("Faults", faults)
@@ -66,14 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         print("error: correct the conflicts, or pass --accept-conflicts; nothing was written", file=sys.stderr)
         return 1
     table = format_sidecar(merged.entries, "\t" if args.output.suffix == ".tsv" else ",")
-    try:
-        write_atomically(args.output, lambda file: file.write(table))
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write_atomically(args.output, lambda file: file.write(table))
     print(f"Wrote {args.output}: {len(merged.entries)} images")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Split a data set by lot: the same shares of every platform and band, and no sequence in two splits.
 
-    python tools/split_dataset.py mine --ratio train=0.7 val=0.2 test=0.1
-    python tools/split_dataset.py mine --ratio train=8 val=2 --group-pattern '^(.+)_\\d+$'
-    python tools/split_dataset.py mine.json --ratio train=8 val=2 --group-column scene --table scenes.csv
+    irstd split mine --ratio train=0.7 val=0.2 test=0.1
+    irstd split mine --ratio train=8 val=2 --group-pattern '^(.+)_\\d+$'
+    irstd split mine.json --ratio train=8 val=2 --group-column scene --table scenes.csv
 
 SOURCE is a folder in a VOC, mask or YOLO layout, or a COCO file. The split files are written where the layout has
 them; of a COCO file, one file per split is written beside it, with everything that its images and annotations hold.
@@ -13,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
-from tabulate import tabulate
+from ..errors import ConfigError, DatasetError
+from .options import LAYOUTS, STRATA, new_parser
 
-from irstd_d2.convert import DetectionSet, detect_format, read_coco, read_masks, read_voc, read_yolo
-from irstd_d2.convert.splitting import STRATA, groups_by_pattern, make_splits, stratum_of
-from irstd_d2.data.layout import LAYOUTS, get_layout
-from irstd_d2.data.sidecar import read_column
-from irstd_d2.errors import ConfigError, DatasetError
-from irstd_d2.files import write_atomically
+if TYPE_CHECKING:
+    from ..convert import DetectionSet
 
 
 def parse_ratio(text: str) -> tuple[str, float]:
@@ -41,7 +36,7 @@ def parse_ratio(text: str) -> tuple[str, float]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("--ratio", nargs="+", type=parse_ratio, required=True, metavar="NAME=SHARE")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,6 +56,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
     """Read the source; return it and its format. All images count, whatever splits there are."""
+    from ..convert import detect_format, read_coco, read_masks, read_voc, read_yolo
+
     source_format = detect_format(args.source)
     if source_format == "coco":
         return read_coco(args.source, image_root=args.image_root), source_format
@@ -73,6 +70,9 @@ def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
 
 def find_groups(args: argparse.Namespace, names: list[str]) -> dict[str, str]:
     """Groups of images that stay together, by image."""
+    from ..convert.splitting import groups_by_pattern
+    from ..data.sidecar import read_column
+
     if args.group_pattern is not None:
         return groups_by_pattern(names, args.group_pattern)
     if args.group_column is None:
@@ -87,6 +87,8 @@ def find_groups(args: argparse.Namespace, names: list[str]) -> dict[str, str]:
 
 def split_files(args: argparse.Namespace, source_format: str, split: str) -> Path:
     """Where the list of one split is written."""
+    from ..data.layout import get_layout
+
     if source_format == "coco":
         return args.source.with_name(f"{args.source.stem}_{split}.json")
     if source_format == "voc":
@@ -112,6 +114,10 @@ def content_of(args: argparse.Namespace, source_format: str, names: list[str], f
 
 def describe_splits(source: Path, splits: list[str]) -> None:
     """Name the split files in the ``data.yaml`` of a YOLO folder."""
+    import yaml
+
+    from ..files import write_atomically
+
     path = source / "data.yaml"
     description = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"path": "."}
     text = yaml.safe_dump(description | {split: f"{split}.txt" for split in splits}, sort_keys=False)
@@ -120,6 +126,8 @@ def describe_splits(source: Path, splits: list[str]) -> None:
 
 def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dict[str, list[str]]) -> None:
     """Print the number of images of each stratum in each split."""
+    from tabulate import tabulate
+
     counts = {split: Counter(strata[name] for name in names) for split, names in splits.items()}
     rows = [[*stratum, *(counts[split][stratum] for split in splits)] for stratum in sorted(set(strata.values()))]
     if keys:
@@ -127,30 +135,28 @@ def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dic
     print(tabulate(rows, headers=[*keys, *splits], disable_numparse=True))
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
-    try:
-        found, source_format = read(args)
-        if source_format == "coco" and args.source.is_dir():
-            raise DatasetError(args.source, "folder", "holds splits already", "name one COCO file")
-        strata = {record.name: stratum_of(record, args.stratify) for record in found.records}
-        groups = find_groups(args, list(strata))
-        splits = make_splits(strata, dict(args.ratio), groups=groups, seed=args.seed)
-        empty = [split for split, names in splits.items() if not names]
-        if empty:
-            raise ConfigError(f"no image is left for {', '.join(empty)}: give fewer splits, or smaller groups")
-        files = {split: split_files(args, source_format, split) for split in splits}
-        present = [str(path) for path in files.values() if path.exists()]
-        if present and not args.overwrite:
-            raise DatasetError(present[0], "file", "exists", "choose other names, or pass --overwrite")
-        for split, names in splits.items():
-            content = content_of(args, source_format, names, found)
-            write_atomically(files[split], lambda file, content=content: file.write(content))
-        if source_format == "yolo":
-            describe_splits(args.source, list(splits))
-    except (DatasetError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    from ..convert.splitting import make_splits, stratum_of
+    from ..files import write_atomically
+
+    found, source_format = read(args)
+    if source_format == "coco" and args.source.is_dir():
+        raise DatasetError(args.source, "folder", "holds splits already", "name one COCO file")
+    strata = {record.name: stratum_of(record, args.stratify) for record in found.records}
+    groups = find_groups(args, list(strata))
+    splits = make_splits(strata, dict(args.ratio), groups=groups, seed=args.seed)
+    empty = [split for split, names in splits.items() if not names]
+    if empty:
+        raise ConfigError(f"no image is left for {', '.join(empty)}: give fewer splits, or smaller groups")
+    files = {split: split_files(args, source_format, split) for split in splits}
+    present = [str(path) for path in files.values() if path.exists()]
+    if present and not args.overwrite:
+        raise DatasetError(present[0], "file", "exists", "choose other names, or pass --overwrite")
+    for split, names in splits.items():
+        content = content_of(args, source_format, names, found)
+        write_atomically(files[split], lambda file, content=content: file.write(content))
+    if source_format == "yolo":
+        describe_splits(args.source, list(splits))
     print_table(args.stratify, strata, splits)
     if groups:
         alone = len(strata) - len(groups)
@@ -158,7 +164,3 @@ def main(argv: list[str] | None = None) -> int:
     for path in files.values():
         print(f"Wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

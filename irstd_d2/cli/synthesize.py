@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Make synthetic infrared sets: scenes of several platforms and bands, and clustered targets before a horizon.
 
-    python tools/make_synthetic.py --train 300 --val 100
-    python tools/make_synthetic.py --layout densesirst --size real --bits 16
+    irstd synthesize --train 300 --val 100
+    irstd synthesize --layout densesirst --size real --bits 16
 
 Writes ``OUTPUT/synthetic_omni`` (WideIRSTD's layout) and ``OUTPUT/synthetic_dense`` (DenseSIRST's layout), where the
 data sets ``synthetic_omni_{train,val}`` and ``synthetic_dense_{train,val}`` look for them when OUTPUT is
@@ -14,18 +13,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from irstd_d2.synthetic import (
-    SceneConfig,
-    SceneGenerator,
-    contact_sheet,
-    dense_config,
-    write_densesirst,
-    write_wideirstd,
-)
-from irstd_d2.synthetic.domains import Size
+from .options import new_parser
+
+if TYPE_CHECKING:
+    from ..synthetic.domains import Size
 
 
 def parse_size(text: str) -> Size:
@@ -41,7 +35,7 @@ def parse_size(text: str) -> Size:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     datasets = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--output", type=Path, default=Path(datasets), help="folder of the sets (%(default)s)")
     parser.add_argument("--layout", choices=("wideirstd", "densesirst", "both"), default="wideirstd")
@@ -73,8 +67,17 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    from ..errors import ConfigError
+    from ..synthetic import (
+        SceneConfig,
+        SceneGenerator,
+        contact_sheet,
+        dense_config,
+        write_densesirst,
+        write_wideirstd,
+    )
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     layouts = ("wideirstd", "densesirst") if args.layout == "both" else (args.layout,)
     try:
@@ -86,31 +89,26 @@ def main(argv: list[str] | None = None) -> int:
             bits=args.bits,
         )
         dense = dense_config(seed=args.seed, size=args.size, bits=args.bits)
-        configs = {"wideirstd": omni, "densesirst": dense}
-        if args.preview is not None:
-            scenes = [SceneGenerator(configs[layout]).scene(i) for layout in layouts for i in range(24 // len(layouts))]
-            contact_sheet(scenes).save(args.preview)
-            logging.info("%s: red = targets, blue = objects that are not, green = skyline", args.preview)
-            return 0
-        for layout in layouts:
-            write, name = {
-                "wideirstd": (write_wideirstd, "synthetic_omni"),
-                "densesirst": (write_densesirst, "synthetic_dense"),
-            }[layout]
-            folder = write(
-                args.output / name,
-                configs[layout],
-                train=args.train,
-                val=args.val,
-                overwrite=args.overwrite,
-                workers=args.workers,
-            )
-            logging.info("%s: %d training and %d validation images", folder, args.train, args.val)
-    except ValueError as error:  # ConfigError and DatasetError say what to do
-        logging.error("error: %s", error)
-        return 2
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    configs = {"wideirstd": omni, "densesirst": dense}
+    if args.preview is not None:
+        scenes = [SceneGenerator(configs[layout]).scene(i) for layout in layouts for i in range(24 // len(layouts))]
+        contact_sheet(scenes).save(args.preview)
+        logging.info("%s: red = targets, blue = objects that are not, green = skyline", args.preview)
+        return 0
+    for layout in layouts:
+        write, name = {
+            "wideirstd": (write_wideirstd, "synthetic_omni"),
+            "densesirst": (write_densesirst, "synthetic_dense"),
+        }[layout]
+        folder = write(
+            args.output / name,
+            configs[layout],
+            train=args.train,
+            val=args.val,
+            overwrite=args.overwrite,
+            workers=args.workers,
+        )
+        logging.info("%s: %d training and %d validation images", folder, args.train, args.val)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

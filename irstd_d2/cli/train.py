@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Train or evaluate any configuration of the project.
 
-python tools/train_net.py --config-file configs/bafe/fcos_r18_fpn.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
-python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+irstd train --config-file configs/bafe/fcos_r18_fpn.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
+irstd train --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
 
 With TEST.AUG.ENABLED True the model is also evaluated with test-time augmentation: ..._TTA beside the plain results.
@@ -13,28 +12,45 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, hooks, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from torch import nn
+from .options import new_parser
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
-from irstd_d2.engine import IRSTDCheckpointer, IRSTDTrainer, setup
-from irstd_d2.errors import ConfigError, DatasetError
-from irstd_d2.inference import DetectorWithTTA
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+    from torch import nn
 
-logger = logging.getLogger("irstd_d2.train_net")
+    from ..engine import IRSTDTrainer
+
+logger = logging.getLogger(__name__)
 
 
-def main(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
+def get_parser() -> argparse.ArgumentParser:
+    """The arguments of ``detectron2.engine.default_argument_parser``, without importing it."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config-file", default="", metavar="FILE")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument("--num-gpus", type=int, default=1, help="per machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="where the processes meet, e.g. tcp://127.0.0.1:29500")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration, after all options")
+    return parser
+
+
+def train(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
+    """Train or evaluate in this process, which may be a child that has imported nothing."""
+    from detectron2.engine import hooks
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+    from ..engine import IRSTDCheckpointer, IRSTDTrainer, setup
+    from . import load_systems
+
+    load_systems(args.systems)
     cfg = setup(args)
     if args.eval_only:
         model = IRSTDTrainer.build_model(cfg)
@@ -58,6 +74,9 @@ def test_with_tta(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
     Returns:
         As ``IRSTDTrainer.test``, with ``_TTA`` behind every name.
     """
+    from ..engine import IRSTDTrainer
+    from ..inference import DetectorWithTTA
+
     logger.info("Evaluating with test-time augmentation")
     folder = Path(cfg.OUTPUT_DIR) / "inference_TTA"
     evaluators = [IRSTDTrainer.build_evaluator(cfg, name, str(folder / name)) for name in cfg.DATASETS.TEST]
@@ -71,32 +90,34 @@ def test_trained_with_tta(trainer: IRSTDTrainer) -> OrderedDict[str, Any]:
         return test_with_tta(trainer.cfg, trainer.model)
 
 
-def main_under_torchrun(args: argparse.Namespace) -> None:
+def train_under_torchrun(args: argparse.Namespace) -> None:
     """Run in the process group that torchrun's environment describes."""
+    import torch
+    from detectron2.utils import comm
+
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(backend)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
-        main(args)
+        train(args)
     finally:
         torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser(__doc__).parse_args()
-    try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            main_under_torchrun(arguments)
-        else:
-            launch(
-                main,
-                arguments.num_gpus,
-                num_machines=arguments.num_machines,
-                machine_rank=arguments.machine_rank,
-                dist_url=arguments.dist_url,
-                args=(arguments,),
-            )
-    except (ConfigError, DatasetError) as error:  # they say what to do; where they were raised helps nobody
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+def run(args: argparse.Namespace) -> int:
+    from detectron2.engine import launch
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        train_under_torchrun(args)
+        return 0
+    launch(
+        train,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+    return 0

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Draw images of a registered data set with targets and, given a predictions file, detections.
 
-    python tools/visualize.py --dataset densesirst_v2_test --output sheet.png
-    python tools/visualize.py --dataset mine_val --config-file output/own/config.yaml --output sheet.png
-    python tools/visualize.py --dataset densesirst_v2_test --output pictures/ --images Misc_304 S2_26 \
+    irstd visualize --dataset densesirst_v2_test --output sheet.png
+    irstd visualize --dataset mine_val --config-file output/own/config.yaml --output sheet.png
+    irstd visualize --dataset densesirst_v2_test --output pictures/ --images Misc_304 S2_26 \
         --predictions output/bafe/inference/densesirst_v2_test/coco_instances_results.json
 
 An output that ends in .png is one sheet of all pictures; else it is a folder with one picture per image.
@@ -14,33 +13,20 @@ are shown below each image with every pixel, stretched to their own range of val
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from detectron2.data import DatasetCatalog
-from tqdm import tqdm
+from ..errors import ConfigError, DatasetError
+from .options import new_parser
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
-from irstd_d2 import get_config
-from irstd_d2.data import read_image
-from irstd_d2.data.datasets import check_registered
-from irstd_d2.data.image_io import read_sky_mask
-from irstd_d2.errors import DatasetError
-from irstd_d2.evaluation.ground_truth import GroundTruth
-from irstd_d2.evaluation.predictions import Predictions, read_any_predictions
-from irstd_d2.evaluation.rescoring import score_predictions
-from irstd_d2.visualization import INSET_PIXELS, contact_sheet, draw_detections, with_caption, write_picture
+if TYPE_CHECKING:
+    import numpy as np
 
 INSETS = 3
-logger = logging.getLogger("visualize")
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser() -> argparse.ArgumentParser:
+    parser = new_parser(__doc__)
     parser.add_argument("--dataset", required=True, help="registered name")
     parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
     parser.add_argument("--predictions", type=Path, help="COCO results as the evaluation saves them")
@@ -50,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.3, help="detections below this score are left out")
     parser.add_argument("--edge", type=int, default=588, help="width of a picture in pixels; 784 enlarges insets by 8")
     parser.add_argument("--columns", type=int, default=3, help="of a sheet")
-    return parser.parse_args()
+    return parser
 
 
 def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
@@ -59,6 +45,8 @@ def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
     Raises:
         DatasetError: the data set has no image of a given name.
     """
+    import numpy as np
+
     if not args.images:
         return np.unique(np.linspace(0, len(dicts) - 1, args.count).astype(int)).tolist() if dicts else []
     index = {Path(record["file_name"]).stem: i for i, record in enumerate(dicts)}
@@ -70,6 +58,16 @@ def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
 
 def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Pictures by the names of their images."""
+    from detectron2.data import DatasetCatalog
+    from tqdm import tqdm
+
+    from ..data import read_image
+    from ..data.image_io import read_sky_mask
+    from ..evaluation.ground_truth import GroundTruth
+    from ..evaluation.predictions import Predictions, read_any_predictions
+    from ..evaluation.rescoring import score_predictions
+    from ..visualization import INSET_PIXELS, draw_detections, with_caption
+
     dicts = DatasetCatalog.get(args.dataset)
     truth = GroundTruth.from_dataset(args.dataset)
     predictions = read_any_predictions(args.predictions, truth) if args.predictions else Predictions(Path(), "none")
@@ -100,16 +98,17 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     return pictures
 
 
-def main() -> int:
-    args = parse()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def run(args: argparse.Namespace) -> int:
+    from ..config import get_config
+    from ..data.datasets import check_registered
+    from ..visualization import contact_sheet, write_picture
+
+    get_config(args.config_file)
+    check_registered("--dataset", [args.dataset])
     try:
-        get_config(args.config_file)
-        check_registered("--dataset", [args.dataset])
         pictures = draw(args)
-    except (DatasetError, KeyError, ValueError) as error:
-        logger.error("error: %s", error.args[0] if isinstance(error, KeyError) else error)
-        return 2
+    except (KeyError, ValueError) as error:  # of a predictions file: names the image
+        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     if args.output.suffix.lower() == ".png":
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_picture(args.output, contact_sheet(list(pictures.values()), args.columns))
@@ -117,9 +116,5 @@ def main() -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             write_picture(args.output / f"{name}.png", picture)
-    logger.info("%s", args.output)
+    print(args.output)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

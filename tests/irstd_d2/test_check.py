@@ -187,8 +187,8 @@ def test_tool_ends_with_one_on_faults_unless_told_otherwise(folder, tool, capsys
 
 
 def test_tool_names_a_missing_set(tool, capsys, tmp_path):
-    assert tool.main([str(tmp_path / "none")]) == 1
-    assert "Fault: " in capsys.readouterr().err
+    assert tool.main([str(tmp_path / "none")]) == 2
+    assert "error: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Checkpoint conversion: both ways, strict, and deaf to code in files."""
 
 import os
-import runpy
-import sys
 
 import pytest
 import torch
@@ -15,14 +13,14 @@ from published import Published
 
 from irstd_d2 import get_config
 from irstd_d2.checkpoint import NameMap, NamingError, read_state_dict
+from irstd_d2.cli import main
 from irstd_d2.errors import DatasetError
 
 
 @pytest.fixture
-def convert(repo_root, monkeypatch):
+def convert():
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-        runpy.run_path(str(repo_root / "tools" / "convert_checkpoint.py"), run_name="__main__")
+        return main(["convert-checkpoint", *map(str, arguments)])
 
     return run
 
@@ -74,9 +72,10 @@ def test_torchvision_resnet_becomes_the_backbone(convert, repo_root, tmp_path, d
 
 def test_a_file_of_another_model_is_refused(convert, tmp_path, capsys):
     torch.save({"state_dict": {"encoder.weight": torch.zeros(2)}}, tmp_path / "in.pth")
-    with pytest.raises(SystemExit):
-        convert("bafe", tmp_path / "in.pth", tmp_path / "out.pth")
+    assert convert("bafe", tmp_path / "in.pth", tmp_path / "out.pth") == 2
     assert "1 tensors have no counterpart: encoder.weight" in capsys.readouterr().err
+    assert convert("berf", tmp_path / "in.pth", tmp_path / "out.pth") == 2
+    assert "use one of auxdet, bafe, cascade_rpn" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
 
 

@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode
 from programs import load_program
 
 from irstd_d2 import get_config
+from irstd_d2.cli.evaluate import EVALUATORS
 from irstd_d2.evaluation import build_evaluator
 from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.rescoring import rescore, to_json, to_markdown
@@ -93,7 +94,7 @@ def test_one_run_gives_the_evaluators_table_and_leaves_the_predictions_alone(too
     assert not (tmp_path / "output").exists()
     found = json.loads((tmp_path / "new" / "out.json").read_text())
     assert (tmp_path / "new" / "out.md").read_text() in printed + "\n"
-    cfg = get_config(opts=["TEST.EVALUATORS", tool.EVALUATORS, "TEST.GROUP_BY", keys])
+    cfg = get_config(opts=["TEST.EVALUATORS", EVALUATORS, "TEST.GROUP_BY", keys])
     expected = {}
     for evaluator in build_evaluator(cfg, NAME, str(tmp_path / "again"))._evaluators[1:]:
         add_predictions_file(evaluator, file)
@@ -161,9 +162,9 @@ def test_runs_of_the_same_name_and_plain_files_have_names(runs, dataset, tmp_pat
 def test_faulty_predictions_are_named(tool, dataset, tmp_path, capsys, content, message):
     path = tmp_path / "faulty.json"
     path.write_text(content)
-    assert tool.main([str(path), "--dataset", NAME]) == 1
+    assert tool.main([str(path), "--dataset", NAME]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("Fault: ")
+    assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.out == ""
 
@@ -173,21 +174,21 @@ def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path / "absent.json"), "--dataset", NAME], "absent.json: predictions: cannot be read"),
         ([str(tmp_path / "empty"), "--dataset", NAME], f"holds no inference/{NAME}/coco_instances_results.json"),
-        ([runs[0], "--dataset", "nonsense"], "Fault: --dataset has 'nonsense', which is not registered"),
+        ([runs[0], "--dataset", "nonsense"], "error: --dataset has 'nonsense', which is not registered"),
         (
             [runs[0], "--dataset", NAME, "--evaluators", "nonsense"],
-            "Fault: TEST.EVALUATORS has nonsense; known are centre, coco",
+            "error: TEST.EVALUATORS has nonsense; known are centre, coco",
         ),
-        ([runs[0], "--dataset", NAME, "--config-file", "absent.yaml"], "Fault: configuration absent.yaml: "),
+        ([runs[0], "--dataset", NAME, "--config-file", "absent.yaml"], "error: configuration absent.yaml: "),
         ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved predictions"),
     ):
-        assert tool.main(arguments) == 1
+        assert tool.main(arguments) == 2
         printed = capsys.readouterr().err
         assert message in printed
         assert printed.count("\n") == 1
     for arguments in ([runs[0], "--dataset", NAME, "--compare"], [runs[0], "--dataset", NAME, "--bootstrap", "-1"]):
-        with pytest.raises(SystemExit, match="2"):
-            tool.main(arguments)
+        assert tool.main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"error: {arguments[3]}")
 
 
 def test_a_data_sets_own_category_ids_are_saved_and_read(dataset, tmp_path):

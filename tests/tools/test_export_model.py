@@ -97,8 +97,8 @@ def test_a_difference_is_an_error(tool, weights, pictures, tmp_path, caplog):
         (["--output", "model.ts", "--format", "torchscript", "--weights", "absent.pth"], "absent.pth"),
     ],
 )
-def test_says_what_is_wrong(tool, weights, tmp_path, caplog, changes, message):
+def test_says_what_is_wrong(tool, weights, tmp_path, capsys, changes, message):
     changes = [str(tmp_path / part) if part.endswith((".ts", ".txt", ".pth")) else part for part in changes]
     assert tool("--config-file", CONFIG, "--weights", weights, *changes) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
     assert not Path(tmp_path, "model.ts").exists()

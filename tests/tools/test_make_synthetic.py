@@ -4,6 +4,8 @@ import pytest
 from PIL import Image
 from programs import load_program
 
+from irstd_d2.cli.synthesize import get_parser, parse_size
+
 
 @pytest.fixture(scope="module")
 def tool(repo_root):
@@ -33,22 +35,23 @@ def test_default_output_is_the_folder_of_the_data_sets(tool, tmp_path, monkeypat
     assert tool.main(["--train", "1", "--val", "0", "--size", "64x64"]) == 0
     assert (tmp_path / "synthetic_omni/VOC2007/ImageSets/Main/train.txt").exists()
     monkeypatch.delenv("DETECTRON2_DATASETS")
-    assert str(tool.get_parser().parse_args([]).output) == "datasets"
+    assert str(get_parser().parse_args([]).output) == "datasets"
 
 
-def test_second_run_with_other_parameters_says_what_to_do(tool, tmp_path, caplog):
+def test_second_run_with_other_parameters_says_what_to_do(tool, tmp_path, capsys):
     arguments = ["--output", str(tmp_path), "--train", "1", "--val", "0", "--size", "64x64"]
     assert tool.main(arguments) == 0
     assert tool.main([*arguments, "--seed", "1"]) == 2
-    assert "config.seed" in caplog.text
-    assert "--overwrite" in caplog.text
+    printed = capsys.readouterr().err
+    assert "config.seed" in printed
+    assert "--overwrite" in printed
     assert tool.main([*arguments, "--seed", "1", "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [["--domain-conflict", "2"], ["--size", "16x16"], ["--train", "-1"]])
-def test_bad_values(tool, tmp_path, arguments, caplog):
+def test_bad_values(tool, tmp_path, arguments, capsys):
     assert tool.main(["--output", str(tmp_path), *arguments]) == 2
-    assert "needed" in caplog.text
+    assert "needed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,4 +71,4 @@ def test_preview(tool, tmp_path, layout):
 
 
 def test_size_words(tool):
-    assert [tool.parse_size(text) for text in ("small", "real", "160x128")] == ["small", "real", (160, 128)]
+    assert [parse_size(text) for text in ("small", "real", "160x128")] == ["small", "real", (160, 128)]

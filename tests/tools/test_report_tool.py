@@ -79,6 +79,6 @@ def test_feature_maps_and_skies_of_both_systems(tool, tmp_path):
     assert "<b>bare</b>: No feature maps and sky masks: config.yaml is missing or cannot be read." in text
 
 
-def test_a_run_that_does_not_exist(tool, tmp_path, caplog):
+def test_a_run_that_does_not_exist(tool, tmp_path, capsys):
     assert tool(tmp_path / "nowhere") == 2
-    assert f"{tmp_path / 'nowhere'}: run: is not a folder" in caplog.text
+    assert f"{tmp_path / 'nowhere'}: run: is not a folder" in capsys.readouterr().err

@@ -80,9 +80,9 @@ def test_pictures_of_chosen_images_with_detections_and_skyline(tool, tmp_path):
         (["--dataset", TEST, "--predictions", "absent.json"], "absent.json: predictions: cannot be read"),
     ],
 )
-def test_what_is_wrong_is_said(tool, tmp_path, caplog, arguments, message):
+def test_what_is_wrong_is_said(tool, tmp_path, capsys, arguments, message):
     assert tool("--output", tmp_path / "a.png", *arguments) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
 
 

@@ -1,0 +1,117 @@
+"""The commands of the project: ``irstd NAME``, and the programs of ``tools/`` as doors to the same functions.
+
+Each command is a module of this package with ``get_parser()`` and ``run(args)``. Modules import what is heavy inside
+their functions, so that ``--help`` and wrong arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "detect": "detect targets in images, folders and videos",
+    "train": "train or evaluate a configuration",
+    "evaluate": "judge saved predictions again, compare runs",
+    "check": "check a data set, count and plot what it holds",
+    "convert": "convert a data set between VOC, COCO, masks and YOLO",
+    "split": "split a data set",
+    "merge": "merge tables of imaging metadata",
+    "visualize": "draw a data set and detections",
+    "report": "write an HTML report about runs",
+    "export": "write a model as an ONNX or TorchScript file",
+    "convert-checkpoint": "rename the tensors of published checkpoints",
+    "analyze": "count parameters and multiply-adds",
+    "synthesize": "make synthetic data sets",
+}
+DETECTRON2_MISSING = (
+    "detectron2 is not installed for {python}. From its repository: pip install --no-build-isolation "
+    "'git+https://github.com/facebookresearch/detectron2.git'; or as a wheel, without a compiler: tools/setup.sh in a "
+    "clone of this project"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``irstd NAME ...``.
+
+    Args:
+        argv: name of the command and its arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0 if all that was asked for is done.
+    """
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="irstd",
+        description="Infrared small-target detection.",
+        epilog=f"commands:\n{listing}\n\n`irstd NAME --help` explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="NAME", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    args = parser.parse_args(argv)
+    return run_command(args.command, args.arguments, prog=f"irstd {args.command}")
+
+
+def door(command: str, *systems: str) -> Callable[[Sequence[str] | None], int]:
+    """Main function of a program in ``tools/``.
+
+    Args:
+        command: a key of :data:`COMMANDS`.
+        systems: packages to import, for a clone that is not installed.
+    """
+
+    def door_main(argv: Sequence[str] | None = None) -> int:
+        return run_command(command, argv, systems=systems)
+
+    return door_main
+
+
+def run_command(
+    command: str, argv: Sequence[str] | None = None, *, prog: str | None = None, systems: Sequence[str] = ()
+) -> int:
+    """Parse arguments, import the detection systems, and run.
+
+    Args:
+        command: a key of :data:`COMMANDS`.
+        argv: its arguments; by default those of the process.
+        prog: how the help calls it.
+        systems: packages of detection systems beside those that are installed (entry points ``irstd_d2.systems``).
+
+    Returns:
+        The exit code. Errors that a user can mend are one line, the last on the screen, and code 2.
+    """
+    module = import_module(f".{command.replace('-', '_')}", __name__)
+    parser = module.get_parser()
+    parser.prog = prog or parser.prog
+    args = parser.parse_args(argv)
+    args.systems = systems
+    try:
+        load_systems(systems)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("detectron2", "torch"):
+            raise
+        print(f"error: {DETECTRON2_MISSING.format(python=sys.executable)}", file=sys.stderr)
+        return 2
+    from ..errors import ConfigError, DatasetError
+
+    try:
+        return module.run(args)
+    except (ConfigError, DatasetError, OSError) as error:
+        sys.stdout.flush()
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return 2
+
+
+def load_systems(names: Sequence[str] = ()) -> None:
+    """Import the packages of all detection systems, which registers them."""
+    import detectron2  # noqa: F401  absent: said in one line
+
+    from .. import systems
+
+    for name in names:
+        import_module(name)
+    systems.load_systems()

@@ -1,0 +1,89 @@
+"""The console script and the doors to it: what --help costs, how errors end, names that the options repeat."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import irstd_d2
+from irstd_d2 import cli
+from irstd_d2.cli import COMMANDS, main, options
+from irstd_d2.convert import FORMATS
+from irstd_d2.convert.splitting import STRATA
+from irstd_d2.data.image_io import HIGH_BIT_DEPTH_MODES
+from irstd_d2.data.layout import LAYOUTS
+from irstd_d2.data.target_masks import MASK_VALUES
+from irstd_d2.errors import DatasetError
+from irstd_d2.export import FORMATS as EXPORT_FORMATS
+
+TOOLS = Path(cli.__file__).resolve().parents[2] / "tools"
+# Counts modules in place of seconds, which depend on the machine.
+HELP_OF_ALL = """
+import sys
+from irstd_d2.cli import COMMANDS, main
+for command in ([], *([name] for name in COMMANDS)):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert not end.code
+heavy = {"torch", "detectron2", "numpy", "cv2", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_imports_nothing_heavy(repo_root):
+    done = subprocess.run([sys.executable, "-c", HELP_OF_ALL], cwd=repo_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert f"usage: irstd {command} [" in done.stdout
+        assert f"\n  {command} " in done.stdout
+
+
+def test_every_tool_runs_as_a_program_and_answers_help_from_anywhere(tmp_path):
+    for tool in sorted(TOOLS.glob("*.py")):
+        first = tool.read_text().split("\n", 1)[0]
+        assert first == "#!/usr/bin/env python3", tool
+        assert tool.stat().st_mode & 0o111, tool
+    doors = [tool for tool in TOOLS.glob("*.py") if "cli import door" in tool.read_text()]
+    assert len(doors) == len([name for name in COMMANDS if name != "zoo"])
+    done = subprocess.run(
+        [sys.executable, "-S", TOOLS / "demo.py", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage: demo.py"), done.stderr
+
+
+def test_without_detectron2_one_line_says_how_to_get_it(repo_root, tmp_path):
+    run = "from irstd_d2.cli import main; raise SystemExit(main(['check', 'x']))"
+    done = subprocess.run([sys.executable, "-S", "-c", run], cwd=repo_root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install" in done.stderr
+    assert "tools/setup.sh" in done.stderr
+
+
+def test_options_repeat_the_librarys_names():
+    assert tuple(LAYOUTS) == options.LAYOUTS
+    assert HIGH_BIT_DEPTH_MODES == options.HIGH_BIT_DEPTH_MODES
+    assert FORMATS == options.DATASET_FORMATS
+    assert STRATA == options.STRATA
+    assert MASK_VALUES == options.MASK_VALUES
+    assert EXPORT_FORMATS == options.EXPORT_FORMATS
+
+
+def test_an_error_is_one_last_line(monkeypatch, capsys):
+    error = DatasetError("a.xml", "object[0]", "has no box", "add one")
+    error.add_note("In the data set mine_train.")
+    monkeypatch.setattr("irstd_d2.data.check.collect", lambda *_, **__: (_ for _ in ()).throw(error))
+    assert main(["check", "mine"]) == 2
+    assert capsys.readouterr().err == (
+        "error: a.xml: object[0]: has no box. Fix: add one\nIn the data set mine_train.\n"
+    )
+
+
+def test_unknown_commands_and_names_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["dettect"])
+    assert "choose from" in capsys.readouterr().err
+    with pytest.raises(AttributeError, match="nothing"):
+        irstd_d2.nothing  # noqa: B018
