@@ -1,7 +1,8 @@
 """Inference: images, videos, images beyond the training size, and several views of each."""
 
+from .optimization import optimize
 from .predictor import Predictor
 from .test_time_augmentation import DetectorWithTTA
 from .tiling import TiledPredictor, tile_grid
 
-__all__ = ["DetectorWithTTA", "Predictor", "TiledPredictor", "tile_grid"]
+__all__ = ["DetectorWithTTA", "Predictor", "TiledPredictor", "optimize", "tile_grid"]

@@ -74,13 +74,13 @@ def without_resizing(detector):
     return detector
 
 
-def assert_equal(expected, found, boxes=1e-3, scores=1e-5):
+def assert_equal(expected, found, boxes=1e-3, scores=1e-5, sky=1e-5):
     assert max(len(reference.scores) for reference in expected) > 5
     for reference, result in zip(expected, found, strict=True):
         difference = compare_detections(reference, result)
         assert difference.within(boxes, scores), difference
         if reference.sky is not None:
-            np.testing.assert_allclose(result.sky, reference.sky, atol=1e-5)
+            np.testing.assert_allclose(result.sky, reference.sky, rtol=0, atol=sky)
 
 
 @pytest.mark.parametrize(
