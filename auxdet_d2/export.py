@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,13 +32,15 @@ from .modeling.meta_arch import AuxDet, MetadataConditionedModel
 
 @metadata_vocabulary.register(AuxDet)
 @metadata_vocabulary.register(MetadataConditionedModel)
-def _(model: AuxDet | MetadataConditionedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _(model: AuxDet | MetadataConditionedModel) -> dict[str, Any]:
     if extra := list(model.vocabulary.extra_sizes):
         raise ConfigError(
             f"an exported file takes platform, band and size, not {extra}; export a model whose "
             "MODEL.METADATA.EXTRA_NUMERIC and EXTRA_CATEGORICAL are empty"
         )
-    return model.vocabulary.platforms.names, model.vocabulary.bands.names
+    platforms, bands = model.vocabulary.platforms, model.vocabulary.bands
+    aliases = {**platforms.aliases, **bands.aliases}
+    return {"platforms": list(platforms.names), "bands": list(bands.names), "aliases": aliases}
 
 
 @conditioned.register(AuxDet)

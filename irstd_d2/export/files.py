@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import nn
 
+from ..data.classes import ClassTable
+from ..data.datasets import configured_classes
 from ..errors import ConfigError
 from ..files import write_atomically
+from ..inference.optimization import fold_batch_norms
 from .candidates import nms_mask_op
 from .graphs import DetectionGraph, build_graph, example_inputs, input_names, metadata_vocabulary
 from .runtime import FACTS_KEY
@@ -47,19 +48,22 @@ def export_model(
     format: str = "onnx",
     with_nms: bool = True,
     fixed: FixedShape | None = None,
+    classes: ClassTable | None = None,
 ) -> None:
     """Write a model to a file that ``irstd_d2.export.runtime`` runs.
 
     Args:
-        cfg: configuration of the model; says how images are prepared.
-        model: with its weights.
+        cfg: configuration of the model; says how images are prepared. One of plain detectron2 will do.
+        model: with its weights; it is left as it is.
         path: the file; ``.onnx`` for that format.
         format: "torchscript" or "onnx".
         with_nms: whether non-maximum suppression is part of the file.
         fixed: the only shape that an ONNX file takes; ``None`` leaves number and size of the images free.
+        classes: names and ids of what the model detects; by default those of the configuration's data sets.
 
     Raises:
-        ConfigError: for an unknown format, or a model or an option that cannot be exported.
+        ConfigError: for an unknown format, a model or an option that cannot be exported, or classes of another number
+            than the model's.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -68,39 +72,32 @@ def export_model(
         raise ConfigError(f"{path}: name ONNX files *.onnx, and only them, so that the runtime can tell them apart")
     if fixed and format != "onnx":
         raise ConfigError("a TorchScript file takes any number and size of images; leave the fixed shape out")
-    with _exporting(model):
+    model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+    fold_batch_norms(model)
+    with torch.no_grad():
         suppress = {"suppress": nms_mask_op} if format == "onnx" else {}
         graph = build_graph(model, with_nms=with_nms, **suppress)
-        facts = json.dumps(describe(cfg, graph, fixed), indent=1)
+        facts = json.dumps(describe(cfg, graph, fixed, classes), indent=1)
         if format == "onnx":
             _write_onnx(graph, path, facts, fixed)
         else:
             _write_torchscript(graph, path, facts)
 
 
-@contextmanager
-def _exporting(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, and back."""
-    was_training = model.training
-    with torch.no_grad():
-        try:
-            yield
-        finally:
-            model.train(was_training)
-
-
-def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None) -> dict[str, Any]:
-    """What a program must know to prepare inputs and read outputs."""
-    vocabulary = metadata_vocabulary(graph.model)
-    aliases = dict(entry.split("=", 1) for entry in cfg.MODEL.METADATA.ALIASES)
+def describe(
+    cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None, classes: ClassTable | None = None
+) -> dict[str, Any]:
+    """What a program must know to prepare inputs and read outputs; see ``export_model``."""
+    table = _class_table(cfg, graph.final.num_classes, classes)
     return {
         "architecture": cfg.MODEL.META_ARCHITECTURE,
-        "classes": _class_names(cfg, graph.final.num_classes),
+        "classes": list(table.names),
+        "category_ids": list(table.ids),
         "inputs": input_names(graph),
         "outputs": output_names(graph),
         "preprocessing": {
             "channel_order": cfg.INPUT.FORMAT,
-            "high_bit_depth": cfg.INPUT.HIGH_BIT_DEPTH,
+            "high_bit_depth": cfg.INPUT.get("HIGH_BIT_DEPTH", "full_range"),
             "resize": _resizing(cfg),
             "divisor": size_divisor(graph.model),
             "normalized_inside": True,
@@ -112,21 +109,20 @@ def describe(cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = Non
             "threshold": graph.final.threshold,
             "max_detections": graph.final.max_detections,
         },
-        "metadata": vocabulary and {"platforms": list(vocabulary[0]), "bands": list(vocabulary[1]), "aliases": aliases},
+        "metadata": metadata_vocabulary(graph.model),
         "fixed_shape": fixed and {"images": fixed.num_images, "size": list(fixed.size)},
     }
 
 
 def _resizing(cfg: CfgNode) -> dict[str, Any]:
-    mode = cfg.INPUT.RESIZE_MODE
-    values: dict[str, Any] = {
-        "fixed": {"size": list(cfg.INPUT.FIXED_SIZE)},
-        "scale": {"factor": cfg.INPUT.SCALE},
-        "shortest_edge": {"shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST},
-    }
-    if mode not in values:
-        raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; exported files know {', '.join(map(repr, values))}")
-    return {"mode": mode, **values[mode]}
+    mode = cfg.INPUT.get("RESIZE_MODE", "shortest_edge")  # detectron2 knows this one alone
+    if mode == "fixed":
+        return {"mode": mode, "size": list(cfg.INPUT.FIXED_SIZE)}
+    if mode == "scale":
+        return {"mode": mode, "factor": cfg.INPUT.SCALE}
+    if mode == "shortest_edge":
+        return {"mode": mode, "shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
+    raise ConfigError(f"INPUT.RESIZE_MODE is {mode!r}; exported files know 'fixed', 'scale', 'shortest_edge'")
 
 
 def output_names(graph: DetectionGraph) -> list[str]:
@@ -140,12 +136,18 @@ def size_divisor(model: nn.Module) -> int:
     return max(1, backbone.size_divisibility)
 
 
-def _class_names(cfg: CfgNode, num_classes: int) -> list[str]:
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        names = MetadataCatalog.get(name).get("thing_classes") or []
-        if len(names) == num_classes:
-            return list(names)
-    return ["target"] if num_classes == 1 else [f"class {i}" for i in range(num_classes)]
+def _class_table(cfg: CfgNode, num_classes: int, classes: ClassTable | None) -> ClassTable:
+    source = "the given table"
+    if classes is None and "CLASSES" in cfg.DATASETS:
+        classes, source = configured_classes(cfg), "the configuration's DATASETS"
+    if classes is None:
+        return ClassTable.from_names(["target"] if num_classes == 1 else [f"class {i}" for i in range(num_classes)])
+    if len(classes.names) != num_classes:
+        raise ConfigError(
+            f"the model has {num_classes} classes, but {source} has {len(classes.names)} "
+            f"({', '.join(classes.names)}); name the model's own in DATASETS.CLASSES"
+        )
+    return classes
 
 
 def _trace_size(graph: DetectionGraph) -> tuple[int, int]:

@@ -92,8 +92,11 @@ def extra_outputs(model: nn.Module) -> tuple[str, ...]:
 
 
 @singledispatch
-def metadata_vocabulary(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """The platforms and bands that a model tells apart; ``None`` for a model without metadata."""
+def metadata_vocabulary(model: nn.Module) -> dict[str, Any] | None:
+    """The names that a model tells apart, for the facts of a file; ``None`` for a model without metadata.
+
+    ``platforms`` and ``bands``, lists in the order of the indices, and ``aliases``, other spellings -> name.
+    """
     return None
 
 

@@ -69,6 +69,8 @@ class ExportedDetector:
             raise ValueError(f"{path}: holds no {FACTS_KEY}; export it with tools/export_model.py")
         self.facts: dict[str, Any] = json.loads(self._engine.facts)
         self.class_names: list[str] = self.facts["classes"]
+        # The ids that the training set's files give them; files of version 0.3 hold none.
+        self.category_ids: list[int | str] = self.facts.get("category_ids", list(range(len(self.class_names))))
 
     def __call__(
         self,
@@ -372,6 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "boxes": found.boxes[shown].round(3).tolist(),
             "scores": found.scores[shown].round(5).tolist(),
             "classes": [detector.class_names[i] for i in found.classes[shown]],
+            "category_ids": [detector.category_ids[i] for i in found.classes[shown]],
         }
         sys.stdout.write(json.dumps(row) + "\n")
     return 0

@@ -16,7 +16,8 @@ def nms_threshold_of(cfg: CfgNode, model: nn.Module) -> float:
     """IoU above which a detector itself takes two detections for one."""
     if hasattr(model, "roi_heads"):
         return cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
-    return cfg.MODEL.RETINANET.NMS_THRESH_TEST if isinstance(model, RetinaNet) else cfg.MODEL.FCOS.NMS_THRESH_TEST
+    inner = getattr(model, "model", model)  # of a model that is wrapped
+    return cfg.MODEL.RETINANET.NMS_THRESH_TEST if isinstance(inner, RetinaNet) else cfg.MODEL.FCOS.NMS_THRESH_TEST
 
 
 def merge_views(views: Sequence[Instances], threshold: float, *, vote: bool) -> Instances:

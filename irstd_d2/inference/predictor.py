@@ -19,6 +19,7 @@ from ..data.mapped_image import open_raw
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import IRSTDCheckpointer
 from .merging import nms_threshold_of
+from .optimization import optimize
 from .test_time_augmentation import DetectorWithTTA
 from .tiling import TiledPredictor, tile_grid
 
@@ -41,8 +42,9 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, *, tile: int | None = 0, overlap: int | None = None, batch_size: int = 4):
-        self.model = build_model(cfg).eval()
-        IRSTDCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        model = build_model(cfg)
+        IRSTDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        self.model = optimize(model)
         self._mapper = build_mapper(cfg, is_train=False)
         self._format, self._high_bit_depth = cfg.INPUT.FORMAT, cfg.INPUT.HIGH_BIT_DEPTH
         self.tile = _network_size(cfg) if tile is None else tile

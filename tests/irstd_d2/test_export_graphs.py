@@ -74,7 +74,7 @@ def without_resizing(detector):
     return detector
 
 
-def assert_equal(expected, found, boxes=1e-3, scores=1e-5, sky=1e-5):
+def assert_equal(expected, found, boxes=1e-3, scores=5e-5, sky=5e-5):  # folded norms round otherwise
     assert max(len(reference.scores) for reference in expected) > 5
     for reference, result in zip(expected, found, strict=True):
         difference = compare_detections(reference, result)
