@@ -23,7 +23,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", nargs="+", metavar="NAME", help="split files of a folder; all by default")
     parser.add_argument("--sidecar", metavar="FILE", help="metadata table (TSV or CSV) of a folder")
     parser.add_argument("--image-root", metavar="DIR", help="images of a COCO file; by default the folder it is in")
-    parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="full_range")
+    parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="auto")
     parser.add_argument("--output-dir", metavar="DIR", help="write the plots there")
     parser.add_argument("--skip-bad", action="store_true", help="end with code 0 although there are faults")
     parser.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
