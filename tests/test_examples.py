@@ -101,6 +101,13 @@ def test_evaluate_saved_predictions(run):
     assert "pd_fa" in result["table"]
 
 
+def test_train_unet(run):
+    result = run("train_unet")
+    maps = sorted(result["args"].output.glob("*.png"))
+    assert len(maps) == 2
+    assert torch.isfinite(result["loss"])
+
+
 def test_every_example_has_a_test():
     tests = {name.removeprefix("test_") for name in globals()}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} <= tests

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class GroundTruth:
         metadata: per image the dict ``{"platform": ..., "band": ..., "width": ..., "height": ...}``.
         class_names: names of the classes.
         files: per image, where its pixels are.
-        category_ids: class index -> the data set's own category id, which saved predictions bear.
+        category_index: the data set's own category ids, which saved predictions bear -> class indices.
     """
 
     image_ids: tuple[Any, ...]
@@ -39,21 +39,21 @@ class GroundTruth:
     metadata: tuple[dict[str, Any], ...]
     class_names: tuple[str, ...]
     files: tuple[ImageFiles, ...]
-    category_ids: tuple[int, ...]
+    category_index: Mapping[int, int]
 
     @classmethod
     def from_dicts(
         cls,
         dicts: Sequence[dict[str, Any]],
         class_names: Sequence[str] = ("target",),
-        category_ids: Sequence[int] | None = None,
+        category_index: Mapping[int, int] | None = None,
     ) -> GroundTruth:
         """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed.
 
         Args:
             dicts: the data set.
             class_names: by class index.
-            category_ids: by class index; the class indices themselves by default.
+            category_index: own category id -> class index; equal by default.
         """
         boxes, classes, ignored = [], [], []
         for record in dicts:
@@ -74,7 +74,7 @@ class GroundTruth:
             files=tuple(
                 ImageFiles(r.get("file_name"), r.get("sem_seg_file_name"), r["height"], r["width"]) for r in dicts
             ),
-            category_ids=tuple(range(len(class_names)) if category_ids is None else category_ids),
+            category_index=dict(enumerate(range(len(class_names)))) if category_index is None else category_index,
         )
 
     @classmethod
@@ -82,9 +82,13 @@ class GroundTruth:
         """Build from the name of a registered data set."""
         dicts = DatasetCatalog.get(name)  # some sets know their class names only once they are loaded
         catalog = MetadataCatalog.get(name)
-        index_of = catalog.get("thing_dataset_id_to_contiguous_id")
-        own_ids = None if index_of is None else sorted(index_of, key=index_of.__getitem__)
-        return cls.from_dicts(dicts, catalog.thing_classes, own_ids)
+        return cls.from_dicts(dicts, catalog.thing_classes, catalog.get("thing_dataset_id_to_contiguous_id"))
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own category id of each class; the first where several stand for one class."""
+        first = {index: own for own, index in reversed(self.category_index.items())}
+        return tuple(first.get(index, index) for index in range(len(self.class_names)))
 
     def image_groups(self, key: str) -> dict[str, np.ndarray]:
         """Sort the images into groups.

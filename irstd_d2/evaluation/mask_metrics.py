@@ -303,21 +303,32 @@ def level_counts(probability: np.ndarray, target: np.ndarray, levels: int = LEVE
     """
     edges = np.linspace(0, 1, levels)
     if probability.dtype == np.uint8:
-        values = np.arange(256) / 255
-        index = _level_of(values, edges).astype(np.uint8 if levels <= 257 else np.int32)[probability.reshape(-1)]
+        index = cv2.LUT(probability, _level_of(np.arange(256) / 255, edges).astype(_level_type(levels)))
     else:
-        index = _level_of(probability.reshape(-1), edges)
-    everything = np.bincount(index, minlength=levels - 1)
-    true = np.bincount(index[target.reshape(-1)], minlength=levels - 1)
+        index = _level_of(probability.reshape(-1), edges).astype(_level_type(levels)).reshape(probability.shape)
+    if index.dtype == np.uint8 and index.size < 1 << 24:  # OpenCV counts in single precision
+        everything = cv2.calcHist([index], [0], None, [256], [0, 256]).reshape(-1)[: levels - 1].astype(np.int64)
+    else:
+        everything = np.bincount(index.reshape(-1), minlength=levels - 1)
+    true = np.bincount(index[target], minlength=levels - 1)
     return np.cumsum(true[::-1]), np.cumsum((everything - true)[::-1])
+
+
+def _level_type(levels: int) -> type:
+    return np.uint8 if levels <= 257 else np.int32
 
 
 def _level_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Index of the interval of each value; the last one holds its upper end, 1, too."""
     last = len(edges) - 2
-    index = np.minimum((values * (last + 1)).astype(np.int32), last)
-    index -= values < edges[index]  # rounding may be off by one either way
-    return np.minimum(index + (values >= edges[index + 1]), last)
+    position = values * (last + 1)
+    index = position.astype(np.int32)
+    # Rounding may put a value that lies on an edge on its wrong side. Zero, the most common, is where it belongs.
+    position -= index
+    position -= 0.5
+    near = np.flatnonzero((np.abs(position, out=position) > 0.5 - 1e-6) & (values > 0))
+    index[near] = np.searchsorted(edges, values[near], side="right") - 1
+    return np.minimum(index, last, out=index)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class ClassNames:
         self._truth = truth
         self._index = {name.lower(): i for i, name in enumerate(truth.class_names)}
         self._aliases = {old.lower(): new.lower() for old, new in (aliases or {}).items()}
-        self._own = {own: index for index, own in enumerate(truth.category_ids)}
+        self._own = truth.category_index
 
     def by_name(self, name: str) -> int:
         key = name.strip().lower()
@@ -137,7 +137,7 @@ class ClassNames:
     def by_own_id(self, category_id: Any) -> int:
         """One of the set's own category ids, as in COCO files."""
         if category_id not in self._own:
-            known = ", ".join(f"{own} ({name})" for own, name in zip(self._own, self._truth.class_names))
+            known = ", ".join(f"{own} ({self._truth.class_names[index]})" for own, index in self._own.items())
             raise ValueError(
                 f"category {category_id!r} is none of the data set's, which are {known}",
                 "give the predictions of this data set, with its own category ids",

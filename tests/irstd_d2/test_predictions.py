@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ BOXES = {
 CLASSES = ("drone", "bird")
 
 
-def make_truth(class_names=CLASSES, category_ids=(7, 3), folder="set/images"):
+def make_truth(class_names=CLASSES, category_index=MappingProxyType({7: 0, 3: 1}), folder="set/images"):
     annotation = {"bbox": [3, 4, 6, 8], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
     dicts = [
         {
@@ -33,7 +34,7 @@ def make_truth(class_names=CLASSES, category_ids=(7, 3), folder="set/images"):
         }
         for image_id, stem, annotations in ((11, "a", [annotation]), (12, "0042", []), (13, "c", []))
     ]
-    return GroundTruth.from_dicts(dicts, class_names, category_ids)
+    return GroundTruth.from_dicts(dicts, class_names, category_index)
 
 
 IDS = {"a": 11, "0042": 12}

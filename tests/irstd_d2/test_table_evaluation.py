@@ -141,7 +141,7 @@ def test_a_saved_predictions_file_gives_the_same_numbers(truth, tmp_path):
     ]
     path = tmp_path / "results.json"
     path.write_text(json.dumps(rows))
-    again = VOCDetectionEvaluator(replace(truth, category_ids=(1,)))
+    again = VOCDetectionEvaluator(replace(truth, category_index={1: 0}))
     add_predictions_file(again, path)
     assert again.evaluate() == expected
     with pytest.raises(DatasetError, match=r"category 1 is none of the data set's, which are 0 \(target\)"):
