@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, new_parser
+from .options import BOX_CONVENTIONS, DATASET_FORMATS, LAYOUTS, MASK_VALUES, new_parser
 
 if TYPE_CHECKING:
     from ..convert import DetectionSet
@@ -42,8 +42,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     voc = parser.add_argument_group("reading VOC")
     voc.add_argument("--layout", choices=LAYOUTS, help="found out by default")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="of a VOC or COCO set; others are left out and counted"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty images out")
     parser.add_argument("--sidecar", metavar="FILE", help="metadata table; by default metadata.csv of the folder")
+    voc.add_argument(
+        "--box-convention",
+        choices=BOX_CONVENTIONS,
+        help="half_open: pixels from 0, xmax and ymax are the last ones plus one (default of most layouts); inclusive: "
+        "from 1, the last ones themselves (Pascal VOC, MATLAB); one_based: from 1, the last ones plus one (SIRST-V2)",
+    )
     coco = parser.add_argument_group("reading COCO")
     coco.add_argument("--image-root", metavar="DIR", help="of the file names; by default the folder of the file")
     masks = parser.add_argument_group("reading masks")
@@ -73,11 +82,18 @@ def read(args: argparse.Namespace) -> DetectionSet:
         return read_registered(args.source)
     source_format = args.source_format or detect_format(args.source)
     if source_format == "coco":
-        return read_coco(args.source, image_root=args.image_root, skip_bad=args.skip_bad)
+        return read_coco(args.source, image_root=args.image_root, skip_bad=args.skip_bad, class_names=args.classes)
     if source_format == "yolo":
-        return read_yolo(args.source, sidecar=args.sidecar)
+        return read_yolo(args.source, sidecar=args.sidecar, skip_bad=args.skip_bad)
     if source_format == "voc":
-        return read_voc(args.source, layout=args.layout, sidecar=args.sidecar, skip_bad=args.skip_bad)
+        return read_voc(
+            args.source,
+            layout=args.layout,
+            sidecar=args.sidecar,
+            skip_bad=args.skip_bad,
+            class_names=args.classes,
+            box_convention=args.box_convention,
+        )
     return read_masks(
         args.source,
         images=args.images,

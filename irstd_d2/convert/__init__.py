@@ -3,6 +3,7 @@
 from .conversion import (
     FORMATS,
     ConversionReport,
+    collect_converted,
     detect_format,
     read_coco,
     read_masks,
@@ -20,6 +21,7 @@ __all__ = [
     "DetectionSet",
     "ImageRecord",
     "TargetObject",
+    "collect_converted",
     "detect_format",
     "read_coco",
     "read_masks",

@@ -10,7 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import load_coco
+from ..data.classes import name_lookup
+from ..data.coco import scan_coco
+from ..data.faults import Fault
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, name_records, record_from_dict
 from .side_files import SKY_MASKS, place_image, place_sky_mask
@@ -34,6 +36,7 @@ def read_coco(
     *,
     image_root: str | PathLike | None = None,
     skip_bad: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> DetectionSet:
     """Read COCO files as one set; each file is a split, called by its stem without ``instances_``.
 
@@ -41,6 +44,7 @@ def read_coco(
         source: files, one file, or a folder with files ``instances_*.json``.
         image_root: folder that file names are relative to; ``None`` takes the folder of each file.
         skip_bad: leave faulty images out in place of raising.
+        class_names: classes to take; objects of others are left out and counted. ``None`` takes all.
 
     Raises:
         DatasetError: a file is faulty, or two describe the same image differently.
@@ -54,16 +58,20 @@ def read_coco(
     by_image: dict[Path, tuple[Path, ImageRecord]] = {}
     members: dict[str, list[Path]] = {}
     unread: Counter[str] = Counter()
-    class_names: list[str] = []
+    names: list[str] = []
+    faults: list[Fault] = []
     for file in files:
         root = file.parent if image_root is None else Path(image_root)
-        dicts, names = load_coco(file, root, skip_bad=skip_bad)
-        class_names += [name for name in names if name not in class_names]
+        scan = scan_coco(file, root, class_names=class_names)
+        dicts = scan.accept(str(file), skip_bad=skip_bad)
+        faults += scan.faults
+        unread.update({f"objects of class {name}": count for name, count in scan.left_out.items()})
+        names = list(name_lookup([*names, *scan.classes.names])[1])
         paths = [Path(sample["file_name"]) for sample in dicts]
         labels = name_records(paths, root / IMAGES if (root / IMAGES).is_dir() else root)
         members[file.stem.removeprefix(PREFIX)] = paths
         for path, sample in zip(paths, dicts):
-            record = record_from_dict(sample, labels[path], names)
+            record = record_from_dict(sample, labels[path], scan.classes.names)
             known = by_image.setdefault(path, (file, record))
             if known[1] != record:
                 problem = f"{path.name} is described otherwise in {known[0]}"
@@ -74,7 +82,8 @@ def read_coco(
     splits = {split: tuple(by_image[path][1].name for path in paths) for split, paths in members.items()}
     only_one_of_all = list(splits) == ["all"] or (len(files) == 1 and not files[0].stem.startswith(PREFIX))
     records = tuple(record for _, record in by_image.values())
-    return DetectionSet(records, tuple(class_names), {} if only_one_of_all else splits, unread)
+    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
+    return DetectionSet(records, tuple(names), {} if only_one_of_all else splits, unread, tuple(faults))
 
 
 def write_coco(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.check import Collection
 from ..errors import ConfigError, DatasetError
 from ..files import staged_folder
 from .coco_format import find_coco_files, read_coco, write_coco
-from .detection_set import DetectionSet, name_records, record_from_dict
+from .detection_set import DetectionSet, name_records, record_from_dict, record_to_dict
 from .mask_format import read_masks, write_masks
 from .voc_format import read_voc, write_voc
-from .yolo_format import read_yolo, write_yolo
+from .yolo_format import is_yolo, read_yolo, write_yolo
 
 FORMATS = ("voc", "coco", "mask", "yolo")
 _logger = logging.getLogger(__name__)
@@ -58,11 +59,9 @@ def detect_format(source: str | PathLike) -> str:
     path = Path(source)
     if path.is_file() or find_coco_files(path):
         return "coco"
-    if (path / "images").is_dir():
-        for folder, name in (("labels", "yolo"), ("masks", "mask")):
-            if (path / folder).is_dir():
-                return name
-    return "voc"
+    if is_yolo(path):
+        return "yolo"
+    return "mask" if (path / "images").is_dir() and (path / "masks").is_dir() else "voc"
 
 
 def read_registered(name: str) -> DetectionSet:
@@ -74,6 +73,25 @@ def read_registered(name: str) -> DetectionSet:
     names = name_records(paths, roots.pop() if len(roots) == 1 else Path())
     records = tuple(record_from_dict(sample, names[path], classes) for path, sample in zip(paths, dicts))
     return DetectionSet(records, classes, {name: tuple(record.name for record in records)})
+
+
+def collect_converted(source: str | PathLike, *, sidecar: str | PathLike | None = None) -> Collection | None:
+    """What there is to check in a folder of YOLO files or masks, ``None`` if it is neither.
+
+    Raises:
+        DatasetError: the folder as a whole cannot be read.
+    """
+    path = Path(source)
+    source_format = detect_format(path) if path.is_dir() else None
+    if source_format not in ("yolo", "mask"):
+        return None
+    found = (read_yolo if source_format == "yolo" else read_masks)(path, sidecar=sidecar, skip_bad=True)
+    indices = {name: index for index, name in enumerate(found.class_names)}
+    dicts = [record_to_dict(record, indices) for record in found.records]
+    notes = [f"{count} x {what}" for what, count in found.unread.items() if not what.startswith("left out as faulty")]
+    masks = {record.name: record.target_mask for record in found.records}
+    splits = {split: list(names) for split, names in found.splits.items()}
+    return Collection(str(path), dicts, splits, found.faults, notes, lambda sample: masks[sample["image_id"]])
 
 
 def with_metadata(detection_set: DetectionSet, platform: str | None, band: str | None) -> DetectionSet:
@@ -139,6 +157,7 @@ def write_set(
 __all__ = [
     "FORMATS",
     "ConversionReport",
+    "collect_converted",
     "detect_format",
     "read_coco",
     "read_masks",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
 
+from ..data.faults import Fault
 from ..data.image_io import IMAGE_SUFFIXES
 from ..errors import DatasetError
 
@@ -58,12 +59,14 @@ class DetectionSet:
         class_names: in the order of their ids.
         splits: names of images by split; empty when the set has none.
         unread: what the source says but no reader of this project takes, counted.
+        faults: of the images that were left out.
     """
 
     records: tuple[ImageRecord, ...]
     class_names: tuple[str, ...]
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
+    faults: tuple[Fault, ...] = ()
 
     @property
     def num_objects(self) -> int:
@@ -103,6 +106,29 @@ def record_from_dict(
     )
 
 
+def record_to_dict(record: ImageRecord, indices: Mapping[str, int]) -> dict[str, Any]:
+    """Turn a record into detectron2's dataset dict, with class indices by name."""
+    width, height = record.size
+    original = record.original_size or record.size
+    sample: dict[str, Any] = {
+        "file_name": str(record.image),
+        "image_id": record.name,
+        "width": width,
+        "height": height,
+        "metadata": {"platform": record.platform, "band": record.band, "width": original[0], "height": original[1]},
+        "annotations": [
+            {
+                "bbox": list(obj.box),
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": indices[obj.class_name],
+                "iscrowd": int(obj.difficult),
+            }
+            for obj in record.objects
+        ],
+    }
+    return sample if record.sky_mask is None else sample | {"sem_seg_file_name": str(record.sky_mask)}
+
+
 def _object_from_dict(obj: Mapping[str, Any], class_names: Sequence[str]) -> TargetObject:
     x1, y1, x2, y2 = BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS)
     return TargetObject(class_names[obj["category_id"]], (x1, y1, x2, y2), bool(obj.get("iscrowd", 0)))
@@ -126,14 +152,6 @@ def name_records(paths: Iterable[Path], root: Path) -> dict[Path, str]:
         taken[name] = path
         names[path] = name
     return names
-
-
-def find_class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in alphabetical order; of those that differ in upper and lower case only, the first is taken."""
-    first: dict[str, str] = {}
-    for name in names:
-        first.setdefault(name.lower(), name)
-    return tuple(sorted(first.values()))
 
 
 def count_targets(records: Iterable[ImageRecord], holds: Callable[[TargetObject], bool]) -> int:

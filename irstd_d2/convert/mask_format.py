@@ -97,7 +97,7 @@ def read_masks(
     unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
     present = {record.name for record in records}
     members = {split: tuple(name for name in lines if name in present) for split, lines in lists.items()}
-    return DetectionSet(tuple(records), (class_name,), members, +unread)
+    return DetectionSet(tuple(records), (class_name,), members, +unread, tuple(faults))
 
 
 def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,9 +16,9 @@ from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.splits import read_split
 from ..data.target_masks import compact_labels, read_target_labels
 from ..data.voc import scan_voc
-from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, read_annotations
+from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
 from ..errors import DatasetError
-from .detection_set import DetectionSet, find_class_names, record_from_dict
+from .detection_set import DetectionSet, record_from_dict
 from .side_files import place_image, place_sky_mask, write_mask, write_metadata_table, write_splits
 
 # Tags without information on the targets, and values that editors write where nobody said anything.
@@ -33,10 +33,12 @@ def read_voc(
     sidecar: str | PathLike | None = None,
     skip_bad: bool = False,
     use_splits: bool = True,
+    class_names: Sequence[str] | None = None,
+    box_convention: str | None = None,
 ) -> DetectionSet:
     """Read a folder in a VOC layout; where it has split files, the images that they name.
 
-    With ``use_splits`` off all images count.
+    With ``use_splits`` off all images count; other arguments as in :func:`irstd_d2.data.load_voc`.
 
     Raises:
         DatasetError: see :func:`irstd_d2.data.load_voc`.
@@ -51,10 +53,10 @@ def read_voc(
     named = list(dict.fromkeys(name for names in splits.values() for name in names)) if found else None
     images, annotations = FolderIndex(root / layout.images), FolderIndex(root / layout.annotations, (".xml",))
     files = [name for stem in (annotations.stems() if named is None else named) for name in annotations[stem]]
-    records, _ = read_annotations(annotations.folder, files)
-    class_names = find_class_names(obj.name for record in records.values() for obj in record.objects) or ("Target",)
-    scan = scan_voc(root, names=named, layout=layout, class_names=class_names, sidecar=sidecar)
-    scan = replace(scan, faults=faults + scan.faults)
+    scan = scan_voc(
+        root, names=named, layout=layout, class_names=class_names, sidecar=sidecar, box_convention=box_convention
+    )
+    scan, class_names = replace(scan, faults=faults + scan.faults), scan.classes.names
     dicts = scan.accept(str(root), skip_bad=skip_bad)
     find_mask = target_mask_finder(root, layout)
     present = {sample["image_id"] for sample in dicts}
@@ -64,7 +66,9 @@ def read_voc(
         splits={split: tuple(name for name in names if name in present) for split, names in splits.items()},
         unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present)
         + Counter({"images in no list": 0 if named is None else len(set(images.stems()) - set(named))})
+        + Counter({f"objects of class {name}": count for name, count in scan.left_out.items()})
         + Counter(f"left out as faulty: {fault.kind}" for fault in scan.faults),
+        faults=tuple(scan.faults),
     )
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from ..data.coco import is_contained
+from ..data.faults import Fault, FaultKind, refuse_or_skip
 from ..data.image_io import IMAGE_SUFFIXES
 from ..data.splits import read_lines
 from ..errors import DatasetError
+from ..files import list_files
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, count_targets, name_records
 from .side_files import (
     SKY_MASKS,
+    TARGET_MASKS,
     SideFiles,
     image_size,
     place_image,
@@ -27,49 +29,86 @@ from .side_files import (
 )
 
 IMAGES, LABELS, DESCRIPTION = "images", "labels", "data.yaml"
+_DESCRIPTIONS = (DESCRIPTION, "data.yml", "dataset.yaml")
+_CLASS_FILES = ("classes.txt", "labels/classes.txt", "images/classes.txt", "obj.names")
 _SPLITS = ("train", "val", "test")
+# Folders that stand for a split where no file says so.
+_SPLIT_FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
 # Fifteen decimals hold a coordinate of an image of 10,000 pixels to 1e-11; nine are read back.
 _DECIMALS_WRITTEN, _DECIMALS_READ = 15, 9
 # A set without names of classes gets as many as the highest number says.
 _CLASS_DIGITS = 4
 _MIN_DECIMALS_TO_SNAP, _MAX_SNAP = 4, 0.25
 
+Box = tuple[float, float, float, float]
 
-def read_yolo(root: str | PathLike, *, sidecar: str | PathLike | None = None, use_splits: bool = True) -> DetectionSet:
-    """Read a YOLO folder: ``images/**/NAME.*`` with ``labels/**/NAME.txt`` and, where there is one, ``data.yaml``.
 
-    Splits are the entries ``train``, ``val``, ``test`` of ``data.yaml`` (a folder below ``images`` or a list of
-    files); without ``data.yaml`` classes are called ``class0``, ``class1``... An image without text file has no
-    target. Files with rounded numbers are read to the whole pixel where the rounding allows for it.
-    With ``use_splits`` off all images count.
+def is_yolo(root: Path) -> bool:
+    """Whether a folder is in one of the layouts that :func:`read_yolo` reads."""
+    places = (root, *(root / folder for folder in _SPLIT_FOLDERS))
+    return (
+        any((place / IMAGES).is_dir() and (place / LABELS).is_dir() for place in places)
+        or any((root / name).is_file() for name in _DESCRIPTIONS)
+        or ((root / _CLASS_FILES[0]).is_file() and not (root / "Annotations").is_dir())
+    )
+
+
+def read_yolo(
+    root: str | PathLike,
+    *,
+    sidecar: str | PathLike | None = None,
+    use_splits: bool = True,
+    skip_bad: bool = False,
+) -> DetectionSet:
+    """Read a YOLO folder: images and, for each that has a target, a text file.
+
+    The text file of ``.../images/.../NAME.png`` is ``.../labels/.../NAME.txt``, or lies beside the image: ``images/``
+    with ``labels/``, ``train/images/`` with ``train/labels/`` (Roboflow), ``images/train/`` with ``labels/train/``
+    (ultralytics), or all in one folder (LabelImg, Darknet). An image without text file has no target. Classes are named
+    by ``data.yaml`` or ``classes.txt``, else ``class0``, ``class1``... Splits are the entries ``train``, ``val``,
+    ``test`` of ``data.yaml`` (folders or lists of files), else folders of these names. Files with rounded numbers are
+    read to the whole pixel where the rounding allows for it. With ``use_splits`` off all images count.
 
     Raises:
-        DatasetError: a file is missing or faulty.
+        DatasetError: a file is missing or faulty; with ``skip_bad`` only faults of the whole set, and images are left
+            out.
     """
     root = Path(root)
-    images = [path for path in sorted((root / IMAGES).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = _find_images(root)
     if not images:
-        raise DatasetError(root / IMAGES, "folder", "no image", f"a YOLO set has the folders {IMAGES} and {LABELS}")
-    description = _read_description(root / DESCRIPTION)
-    entries = _split_entries(description) if use_splits else {}
-    splits = {key: _split_members(root, entry, images) for key, entry in entries.items()}
+        raise DatasetError(root, "folder", "no image", f"a YOLO set has the folders {IMAGES} and {LABELS}")
+    description_file = next((root / name for name in _DESCRIPTIONS if (root / name).is_file()), root / DESCRIPTION)
+    description = _read_description(description_file)
+    class_names = _class_names(description, description_file) or _read_class_file(root)
+    unread: Counter[str] = Counter()
+    splits = _find_splits(root, description, description_file, images, unread) if use_splits else {}
     named = list(dict.fromkeys(path for members in splits.values() for path in members)) or images
-    class_names = _class_names(description.get("names"), root / DESCRIPTION)
-    names = name_records(named, root / IMAGES)
+    unread["images in no list"] += len(set(images) - set(named))
+    names = _name_images(named, root)
     side_files = SideFiles(root, sidecar)
-    records, highest = [], -1
+    records, faults, highest = [], [], -1
+    labels = {path: _label_file(path, root) for path in images}
     for path in named:
-        size = image_size(path)
-        label = root / LABELS / path.relative_to(root / IMAGES).with_suffix(".txt")
-        objects = []
-        for index, box in read_labels(label, size, None if class_names is None else len(class_names)):
-            highest = max(highest, index)
-            objects.append(TargetObject(f"class{index}" if class_names is None else class_names[index], box))
+        try:
+            size = image_size(path)
+        except DatasetError as error:
+            faults.append(Fault.from_error(FaultKind.BAD_IMAGE, error))
+            continue
+        targets, found = read_labels(labels[path], size, None if class_names is None else len(class_names))
+        if found:
+            faults += found
+            continue
+        highest = max([highest, *(index for index, _ in targets)])
+        objects = [TargetObject(f"class{i}" if class_names is None else class_names[i], box) for i, box in targets]
         records.append(side_files.record(names[path], path, size, objects))
+    refuse_or_skip(faults, skip_bad, str(root))
+    unread["text files without image"] += len(_find_labels(root) - set(labels.values()))
+    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
     if class_names is None:
         class_names = tuple(f"class{i}" for i in range(highest + 1))
-    members = {split: tuple(names[path] for path in paths) for split, paths in splits.items()}
-    return DetectionSet(tuple(records), class_names, members)
+    kept = {record.image for record in records}
+    members = {split: tuple(names[path] for path in paths if path in kept) for split, paths in splits.items()}
+    return DetectionSet(tuple(records), class_names, members, +unread, tuple(faults))
 
 
 def write_yolo(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:
@@ -108,36 +147,42 @@ def format_labels(record: ImageRecord, ids: dict[str, int]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def read_labels(path: Path, size: Size, num_classes: int | None) -> list[tuple[int, tuple[float, float, float, float]]]:
+def read_labels(path: Path, size: Size, num_classes: int | None) -> tuple[list[tuple[int, Box]], list[Fault]]:
     """Read the text file of one image; none means no target.
 
     Args:
         path: the file.
         size: (width, height) of the image.
-        num_classes: that ``data.yaml`` names, ``None`` unknown.
+        num_classes: that the set names, ``None`` unknown.
 
     Returns:
-        Class ids and XYXY boxes in pixels.
-
-    Raises:
-        DatasetError: the file is not UTF-8, a line is not a class and four fractions, or its box leaves the image.
+        Class ids with XYXY boxes in pixels, and the faults of the lines that have some: not a class and four fractions,
+        or a box that leaves the image.
     """
     if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            rows.append((f"line {number}", line, _parse_line(path, f"line {number}", line.split(), num_classes)))
+        return [], []
+    rows, faults, objects = [], [], []
+    try:
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                if line.strip():
+                    field = f"line {number}"
+                    rows.append((field, line, _parse_line(path, field, line.split(), num_classes)))
+            except DatasetError as error:
+                faults.append(Fault.from_error(FaultKind.BAD_RECORD, error))
+    except DatasetError as error:
+        return [], [Fault.from_error(FaultKind.BAD_RECORD, error)]
     decimals = max((-int(value.as_tuple().exponent) for _, _, (_, values) in rows for value in values), default=0)
-    objects = []
     for field, line, (index, values) in rows:
         box = _to_pixels([float(value) for value in values], size, decimals)
         x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):
-            problem = f"{line.strip()!r} has no area or leaves the image of {size[0]}x{size[1]}"
-            raise DatasetError(path, field, problem, "clip or delete the box")
-        objects.append((index, box))
-    return objects
+        if 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]:
+            objects.append((index, box))
+            continue
+        kind = FaultKind.BOX_OUTSIDE if x1 < x2 and y1 < y2 else FaultKind.BAD_BOX
+        problem = f"{line.strip()[:80]!r} has no area or leaves the image of {size[0]}x{size[1]}"
+        faults.append(Fault.of(kind, path, field, problem, "clip or delete the box"))
+    return objects, faults
 
 
 def _parse_line(path: Path, field: str, cells: list[str], num_classes: int | None) -> tuple[int, list[Decimal]]:
@@ -184,45 +229,143 @@ def _read_description(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(names: Any, path: Path) -> tuple[str, ...] | None:
+def _class_names(description: dict[str, Any], path: Path) -> tuple[str, ...] | None:
+    names = description.get("names")
     if names is None:
         return None
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise DatasetError(path, "names", f"{str(names)[:80]} does not name the classes 0, 1, ...", "write a list")
+    number = description.get("nc")
+    if isinstance(number, int) and number != len(names):
+        raise DatasetError(path, "nc", f"{number}, but {len(names)} names", "correct one of the two")
     return tuple(names)
 
 
-def _split_entries(description: dict[str, Any]) -> dict[str, Any]:
-    """The splits of ``data.yaml``; none when all are the whole folder, as in a set without splits."""
+def _read_class_file(root: Path) -> tuple[str, ...] | None:
+    """Names of ``classes.txt`` as LabelImg writes it: one a line, in the order of the class numbers."""
+    path = next((root / name for name in _CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        return None
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if not all(names):
+        raise DatasetError(path, f"line {names.index('') + 1}", "empty", "name every class number")
+    return tuple(names) or None
+
+
+def _find_images(root: Path) -> list[Path]:
+    """All images below folders called ``images``; where there is no such folder, all images but masks."""
+    found = [path for path in _files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+    inside = [path for path in found if IMAGES in path.relative_to(root).parts[:-1]]
+    return inside or [path for path in found if path.relative_to(root).parts[0] not in (SKY_MASKS, TARGET_MASKS)]
+
+
+def _find_labels(root: Path) -> set[Path]:
+    """All text files below folders called ``labels`` but lists of classes."""
+    return {
+        path
+        for path in _files(root)
+        if path.suffix == ".txt" and LABELS in path.relative_to(root).parts[:-1] and path.name != _CLASS_FILES[0]
+    }
+
+
+def _files(root: Path) -> list[Path]:
+    return list_files(root, recursive=True)
+
+
+def _label_file(image: Path, root: Path) -> Path:
+    """Where the targets of an image are: its last folder ``images`` called ``labels``, or beside it."""
+    parts = list(image.relative_to(root).with_suffix(".txt").parts)
+    places = [i for i, part in enumerate(parts[:-1]) if part == IMAGES]
+    if places:
+        parts[places[-1]] = LABELS
+        label = root.joinpath(*parts)
+        if label.is_file() or not image.with_suffix(".txt").is_file():
+            return label
+    return image.with_suffix(".txt")
+
+
+def _name_images(paths: Iterable[Path], root: Path) -> dict[Path, str]:
+    """Names by the path below ``root`` without the folder ``images``."""
+    short = {}
+    for path in paths:
+        parts = list(path.relative_to(root).parts)
+        if IMAGES in parts[:-1]:
+            parts.pop(max(i for i, part in enumerate(parts[:-1]) if part == IMAGES))
+        short[path] = Path(*parts)
+    names = name_records(short.values(), Path())
+    return {path: names[inside] for path, inside in short.items()}
+
+
+def _find_splits(
+    root: Path, description: dict[str, Any], file: Path, images: Sequence[Path], unread: Counter[str]
+) -> dict[str, list[Path]]:
     entries = {key: value for key, value in description.items() if key in _SPLITS or value == f"{key}.txt"}
     entries = {key: value for key, value in entries.items() if value}
-    return {} if all(value == IMAGES for value in entries.values()) else entries
+    if not entries:
+        return _splits_by_folder(root, images)
+    if all(value == IMAGES for value in entries.values()):
+        return {}  # as a set without splits is written
+    splits = {}
+    for key, value in entries.items():
+        places = {
+            str(entry): _place(root, str(entry), file) for entry in (value if isinstance(value, list) else [value])
+        }
+        missing = [entry for entry, place in places.items() if place is None]
+        if missing and (len(entries) == 1 or key == "train"):
+            raise DatasetError(file, key, f"no {missing[0]}", "name a folder of images or a list of files")
+        if missing:  # programs name a test split whether it was exported or not
+            unread[f"entries of {file.name} for which nothing is there ({key}: {', '.join(missing)})"] += len(missing)
+        splits[key] = [path for place in places.values() if place for path in _members(root, place, images)]
+    return {key: members for key, members in splits.items() if members}
 
 
-def _split_members(root: Path, entries: Any, images: Sequence[Path]) -> list[Path]:
-    """The images of one split: those of folders and of lists of files."""
+def _splits_by_folder(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
+    """Splits by folders called train, valid, val or test, where every image lies in one."""
+    splits: dict[str, list[Path]] = {}
+    for path in images:
+        split = next((_SPLIT_FOLDERS[part] for part in path.relative_to(root).parts if part in _SPLIT_FOLDERS), None)
+        if split is None:
+            return {}
+        splits.setdefault(split, []).append(path)
+    return splits
+
+
+def _place(root: Path, entry: str, file: Path) -> Path | None:
+    """What an entry of ``data.yaml`` means below ``root``, ``None`` if nothing is there.
+
+    Programs write paths from elsewhere: ``../train/images`` (Roboflow), ``/content/set/images``, ``set/images``. Of
+    these the longest end counts that exists below ``root``, and nothing outside of it.
+    """
+    parts = [part for part in PurePosixPath(entry.replace("\\", "/")).parts if part not in (".", "/")]
+    elsewhere = entry.startswith(("/", "..")) or ":" in entry
+    while parts and parts[0] == "..":
+        parts.pop(0)
+    if ".." in parts or "\0" in entry:
+        raise DatasetError(file, "splits", f"{entry[:80]!r} leads out of {root}", "write a path below it")
+    if not parts:
+        return root
+    shortest = 1 if elsewhere or len(parts) == 1 else 2  # the end of "images/test" is not "test"
+    places = (root.joinpath(*parts[i:]) for i in range(len(parts) - shortest + 1))
+    return next((place for place in places if place.exists()), None)
+
+
+def _members(root: Path, place: Path, images: Sequence[Path]) -> list[Path]:
+    """The images of a folder or of a list of files."""
+    if place.is_dir():
+        return [path for path in images if path.is_relative_to(place)]
     known = {path.resolve(): path for path in images}
     members = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        place = root / str(entry).removeprefix("./")
-        if not is_contained(str(entry)):
-            raise DatasetError(root / DESCRIPTION, "splits", f"{entry!r} leads out of {root}", "write a path below it")
-        if place.is_dir():
-            members += [path for path in images if path.is_relative_to(place)]
+    for number, line in enumerate(read_lines(place), start=1):
+        if not line.strip():
             continue
-        if not place.is_file():
-            raise DatasetError(
-                root / DESCRIPTION, "splits", f"no {entry}", "name a folder of images or a list of files"
-            )
-        for number, line in enumerate(read_lines(place), start=1):
-            if not line.strip():
-                continue
-            path = known.get((root / line.strip()).resolve())
-            if path is None:
-                raise DatasetError(
-                    place, f"line {number}", f"no image {line.strip()[:80]!r}", "add it or delete the line"
-                )
-            members.append(path)
+        found = _place(root, line.strip(), place)
+        path = known.get(found.resolve()) if found is not None else None
+        if path is None:
+            problem = f"no image {line.strip()[:80]!r}"
+            raise DatasetError(place, f"line {number}", problem, "add it or delete the line")
+        members.append(path)
     return members

@@ -89,6 +89,7 @@ def collect(
     sidecar: str | PathLike | None = None,
     image_root: str | PathLike | None = None,
     class_names: Sequence[str] | None = None,
+    box_convention: str | None = None,
 ) -> Collection:
     """Read the annotations of a set.
 
@@ -99,6 +100,7 @@ def collect(
         sidecar: metadata table of a folder.
         image_root: of a COCO file; ``None`` takes the folder it is in.
         class_names: classes to take from a folder or a file; ``None`` takes all.
+        box_convention: of a folder; ``None`` takes that of the layout.
 
     Raises:
         DatasetError: there is no such set.
@@ -109,11 +111,13 @@ def collect(
     if path.is_file():
         source = CocoSource(path, image_root if image_root is not None else path.parent, class_names)
         return _collect_coco(source, str(path))
-    return _collect_folder(path, get_layout(layout, path), splits, sidecar, class_names)
+    return _collect_folder(
+        path, get_layout(layout, path), splits, sidecar=sidecar, class_names=class_names, box_convention=box_convention
+    )
 
 
 def check_collection(
-    collection: Collection, *, high_bit_depth: str = "auto", workers: int = 1, progress: bool = False
+    collection: Collection, *, high_bit_depth: str = "full_range", workers: int = 1, progress: bool = False
 ) -> CheckReport:
     """Open every image and mask of a set and measure its targets.
 
@@ -174,13 +178,7 @@ def _collect_coco(source: CocoSource, title: str) -> Collection:
     return Collection(title, present, {}, faults, scan.remarks())
 
 
-def _collect_folder(
-    root: Path,
-    layout: VocLayout,
-    splits: Sequence[str] | None,
-    sidecar: str | PathLike | None,
-    class_names: Sequence[str] | None,
-) -> Collection:
+def _collect_folder(root: Path, layout: VocLayout, splits: Sequence[str] | None, **options: Any) -> Collection:
     found = list_splits(root, layout) if splits is None else splits
     named: dict[str, list[str]] = {}
     faults: list[Fault] = []
@@ -192,7 +190,7 @@ def _collect_folder(
             continue
         faults += line_faults
     names = list(dict.fromkeys(name for split in named.values() for name in split)) if named else None
-    scan = scan_voc(root, layout=layout, names=names, sidecar=sidecar, class_names=class_names)
+    scan = scan_voc(root, layout=layout, names=names, **options)
     notes = [*_split_overlaps(named), *scan.remarks()]
     if names is not None:
         unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))

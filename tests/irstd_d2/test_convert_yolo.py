@@ -6,6 +6,7 @@ from detection_sets import as_set, make_record
 
 from irstd_d2.convert import (
     TargetObject,
+    detect_format,
     read_yolo,
     write_set,
 )
@@ -26,12 +27,12 @@ def test_rounded_yolo_numbers_are_read_to_the_whole_pixel(tmp_path, decimals):
     ]
     path = tmp_path / "a.txt"
     path.write_text("\n".join(lines))
-    assert [box for _, box in read_labels(path, (width, height), 1)] == [tuple(box) for box in boxes]
+    assert [box for _, box in read_labels(path, (width, height), 1)[0]] == [tuple(box) for box in boxes]
 
 
 def test_coarse_yolo_numbers_are_taken_as_they_are(tmp_path):
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    assert read_labels(tmp_path / "a.txt", (101, 50), 1) == [(0, (25.25, 12.5, 75.75, 37.5))]
+    assert read_labels(tmp_path / "a.txt", (101, 50), 1) == ([(0, (25.25, 12.5, 75.75, 37.5))], [])
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,10 @@ def test_yolo_folders_of_other_projects(pixels, tmp_path):
     assert found.records[1].objects[0].class_name == "Plane"
     for text, message in (
         ("names: {1: Bird}", "names: {1: 'Bird'} does not name the classes"),
-        ("names: [Bird, Plane]\ntrain: images/test", "splits: no images/test"),
-        ("names: [Bird, Plane]\ntrain: ../other", "'../other' leads out of"),
+        ("names: [Bird, Plane]\ntrain: images/test", "train: no images/test"),
+        ("names: [Bird, Plane]\ntrain: ../other", "train: no ../other"),
+        ("names: [Bird, Plane]\ntrain: images/../../other", "'images/../../other' leads out of"),
+        ("names: [Bird, Plane]\nnc: 3", "nc: 3, but 2 names"),
         ("[1", "not YAML"),
         ("3", "not a list of keys"),
     ):
@@ -104,3 +107,98 @@ def test_yolo_folders_of_other_projects(pixels, tmp_path):
         read_yolo(tmp_path)
     with pytest.raises(DatasetError, match=r"no image\. Fix: a YOLO set has the folders"):
         read_yolo(tmp_path / "labels")
+
+
+LINE = "0 0.1875 0.1875 0.0625 0.0625\n"  # of an image of 60x40: (9.375, 6.25) to (13.125, 8.75)
+BOX = (9.375, 6.25, 13.125, 8.75)
+
+
+def put(pixels, image, label=None):
+    """Write an image, and its text file."""
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.write_bytes((pixels / "image.png").read_bytes())
+    if label is not None:
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(LINE)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n",
+        "path: /content/set\ntrain: /content/set/train/images\nval: /content/set/valid/images\ntest: test/images\n",
+        "train: set-1/train/images\nval: set-1/valid/images\ntest: set-1/test/images\n",
+        "",
+    ],
+)
+def test_roboflow_folders(pixels, tmp_path, entries):
+    for split in ("train", "valid", "test"):
+        put(pixels, tmp_path / split / "images" / "a.rf.01.png", tmp_path / split / "labels" / "a.rf.01.txt")
+    (tmp_path / "data.yaml").write_text(f"{entries}nc: 1\nnames: ['drone']\n")
+    assert detect_format(tmp_path) == "yolo"
+    found = read_yolo(tmp_path)
+    splits = {"train": ("train__a.rf.01",), "val": ("valid__a.rf.01",), "test": ("test__a.rf.01",)}
+    assert found.splits == splits
+    assert [record.objects for record in found.records] == [(TargetObject("drone", BOX),)] * 3
+
+
+def test_a_test_split_that_was_not_exported_is_counted(pixels, tmp_path):
+    for split in ("train", "valid"):
+        put(pixels, tmp_path / split / "images" / "a.png", tmp_path / split / "labels" / "a.txt")
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\ntest: ../test/images\n")
+    found = read_yolo(tmp_path)
+    assert list(found.splits) == ["train", "val"]
+    assert list(found.unread) == ["entries of data.yaml for which nothing is there (test: ../test/images)"]
+
+
+@pytest.mark.parametrize("path", ["../datasets/set", "set", "/home/me/datasets/set", "."])
+def test_ultralytics_folders(pixels, tmp_path, path):
+    for split in ("train", "val"):
+        put(pixels, tmp_path / "images" / split / f"{split}.png", tmp_path / "labels" / split / f"{split}.txt")
+    names = "names:\n  0: drone\n  1: bird\n"
+    (tmp_path / "data.yaml").write_text(f"path: {path}\ntrain: images/train\nval: images/val\ntest:\n{names}")
+    found = read_yolo(tmp_path)
+    assert found.splits == {"train": ("train__train",), "val": ("val__val",)}
+    assert (found.class_names, len(found.records[1].objects)) == (("drone", "bird"), 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "classes"),
+    [
+        ("images/a.png", "labels/a.txt", "labels/classes.txt"),
+        ("images/a.png", "labels/a.txt", "classes.txt"),
+        ("a.png", "a.txt", "classes.txt"),
+        ("images/a.png", "images/a.txt", "images/classes.txt"),
+        ("a.png", "a.txt", "obj.names"),
+    ],
+)
+def test_class_names_of_labelimg(pixels, tmp_path, image, label, classes):
+    put(pixels, tmp_path / image, tmp_path / label)
+    (tmp_path / classes).write_text("drone\nbird\n")
+    found = read_yolo(tmp_path)
+    assert found.class_names == ("drone", "bird")
+    assert found.records[0].objects == (TargetObject("drone", BOX),)
+    assert found.unread == {}
+    (tmp_path / classes).write_text("drone\n\nbird\n")
+    with pytest.raises(DatasetError, match=r"line 2: empty\. Fix: name every class number"):
+        read_yolo(tmp_path)
+
+
+def test_all_faults_are_found_and_can_be_left_out(pixels, tmp_path):
+    lines = {"a": "0 0.99 0.5 0.04 0.05", "b": "0 0.5 0.5 0.04 0.05", "c": "0 0.5 0.995 0.04 0.05", "d": "0 .5 .5 0 .1"}
+    for name, line in lines.items():
+        put(pixels, tmp_path / "images" / f"{name}.png", tmp_path / "labels" / f"{name}.txt")
+        (tmp_path / "labels" / f"{name}.txt").write_text(f"{line}\n")
+    (tmp_path / "labels" / "e.txt").write_text(LINE)
+    (tmp_path / "images" / "f.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"3 more faults"):
+        read_yolo(tmp_path)
+    found = read_yolo(tmp_path, skip_bad=True)
+    assert [record.name for record in found.records] == ["b"]
+    assert found.unread == {
+        "text files without image": 1,
+        "left out as faulty: box outside the image": 2,
+        "left out as faulty: box of zero size": 1,
+        "left out as faulty: unreadable image": 1,
+    }
+    assert len(found.faults) == 4
