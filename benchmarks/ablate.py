@@ -95,7 +95,8 @@ def count_parameters(table: Table) -> dict[str, int]:
     counts = {}
     for row in table.trainable(published):
         if not math.isnan(row.parameters):
-            model = build_model(resolve(table, row, published, options=["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
+            with torch.device("meta"):  # without memory
+                model = build_model(resolve(table, row, published, options=["MODEL.DEVICE", "meta"]))
             counts[row.name] = sum(parameter.numel() for parameter in model.parameters())
     return counts
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 from .data.config import add_data_config
 from .data.datasets import register_own_sets
@@ -135,7 +138,8 @@ def _faults_of(source: str) -> Iterator[None]:
         yield
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         problem = error.args[0] if isinstance(error, KeyError) else error
-        raise ConfigError(f"{source}: {problem}{_hint(str(problem))}") from error
+        hint = _new_name(error.filename) if isinstance(error, FileNotFoundError) else _hint(str(problem))
+        raise ConfigError(f"{source}: {problem}{hint}") from error
 
 
 def _hint(problem: str) -> str:
@@ -145,6 +149,20 @@ def _hint(problem: str) -> str:
     if not missing or "Non-existent" not in problem:
         return ""
     return f". Keys of {' and '.join(missing)} are known after `import {', '.join(missing)}`"
+
+
+def _new_name(missing: str) -> str:
+    """What ``renamed.tsv`` in a folder above a missing file says about it."""
+    path = Path(missing).resolve()
+    for folder in path.parents:
+        table = folder / "renamed.tsv"
+        if table.is_file():
+            for line in table.read_text(encoding="utf-8").splitlines():
+                pattern, _, now = line.partition("\t")
+                match = re.fullmatch(pattern, path.relative_to(folder).as_posix())
+                if now and match:
+                    return f". It is now {match.expand(now)}"
+    return ""
 
 
 def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> CfgNode:
@@ -167,6 +185,8 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
     for system in registered_systems():
         system.add_config(cfg)
     if path is not None:
+        if not PathManager.isfile(fspath(path)):
+            raise ConfigError(f"configuration {fspath(path)}: the file does not exist{_new_name(fspath(path))}")
         with _faults_of(f"configuration {fspath(path)}"):
             cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code
     with _faults_of("configuration keys"):

@@ -49,6 +49,11 @@ class Job:
     def folder(self) -> Path:
         return Path(self.cfg.OUTPUT_DIR)
 
+    @property
+    def identity(self) -> str:
+        """The fingerprint, equal for equal trainings."""
+        return self.folder.name.rpartition("-")[2]
+
 
 @dataclass
 class Outcome:
@@ -101,17 +106,17 @@ def run_jobs(jobs: Sequence[Job], train: Callable[[Job, float], None], limit: fl
         One outcome per job. A failed job does not stop the others.
     """
     end = time.monotonic() + limit
-    outcomes: dict[Path, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     for job in tqdm(jobs, desc="trainings", disable=None):
-        if job.folder in outcomes:
+        if job.identity in outcomes:
             continue
         outcome = finished(job)
         if outcome is None and time.monotonic() >= end:
             outcome = Outcome("pending", {}, reason="no time left")
-        outcomes[job.folder] = outcome or _run(job, train, end - time.monotonic())
-        state = outcomes[job.folder]
+        outcomes[job.identity] = outcome or _run(job, train, end - time.monotonic())
+        state = outcomes[job.identity]
         logger.info("%s %s, seed %d: %s %s", job.table.name, job.row.name, job.seed, state.state, state.reason)
-    return [outcomes[job.folder] for job in jobs]
+    return [outcomes[job.identity] for job in jobs]
 
 
 def _run(job: Job, train: Callable[[Job, float], None], seconds: float) -> Outcome:

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from ..export.graphs import DetectionGraph, build_graph, example_inputs
+from irstd_d2.export.graphs import DetectionGraph, build_graph, example_inputs
 
 SMALLEST_PROBE = 64  # pixels
 

@@ -1,35 +1,22 @@
 """Parameters and multiply-adds, counted by hand and by another way, and the page made from them."""
 
-import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from complexity import Complexity, analyze, build_on_cpu, count_parameters
 from detectron2.layers import ShapeSpec
 from fvcore.nn import FlopCountAnalysis
+from model_zoo import SECTIONS, configurations, line, lines, main, module_table, render, square_size
 from torch import nn
 
-import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
 from auxdet_d2.modeling.cascade_rpn import CascadeRPN
 from irstd_d2 import get_config
-from irstd_d2.analysis import (
-    Complexity,
-    ModelEntry,
-    analyze,
-    build_on_cpu,
-    count_parameters,
-    describe_model,
-    entries,
-    module_table,
-    render_zoo,
-)
-from irstd_d2.analysis.zoo import HEADER, configurations, square_size
 from irstd_d2.modeling import IRSTDFCOS, FCOSHead
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS, RESULTS = ROOT / "configs", ROOT / "benchmarks" / "results"
+CONFIGS = ROOT / "configs"
 
 
 class Stem(nn.Module):
@@ -110,41 +97,21 @@ def test_counts_are_linear_in_the_pixels(name):
     assert complexity.parameters == count_parameters(model)
 
 
-def entry(config="auxdet/a.yaml", **kwargs):
-    complexity = Complexity({"": 45_279_044}, {"": 1e9}, {"": 1000.0})
-    values = {"size": (100, 200), "parameters": math.nan, "giga": math.nan, "quality": "", **kwargs}
-    return ModelEntry(config, complexity, **values)
-
-
 def test_a_row_shows_the_paper_in_brackets():
-    row = entry(parameters=45.279, giga=0.5, quality="AP50 77.9", results=("mine.md",)).markdown()
+    known = Complexity({"": 45_279_044}, {"": 1e9}, {"": 1000.0})
+    row = line("auxdet/auxdet_r50_fpn.yaml", known, (100, 200))
     assert row == (
-        "| [auxdet/a.yaml](../configs/auxdet/a.yaml) | 45.279 (45.279) | 1.020 (0.5) | 200x100 | AP50 77.9 "
-        "| [mine](../benchmarks/results/mine.md) |"
+        "| [auxdet/auxdet_r50_fpn.yaml](../configs/auxdet/auxdet_r50_fpn.yaml) | 45.279 (45.279) | 1.020 (215) "
+        "| 200x100 | AP50 77.9, Recall 87.2 |"
     )
-    assert "(" not in entry().markdown().split("|", 2)[2]
+    assert "(" not in line("auxdet/tiny/auxdet_tiny.yaml", known, (8, 8)).split("|", 2)[2]
 
 
 def test_the_page_has_every_row_in_its_section():
-    names = ["auxdet/a.yaml", "auxdet/ablation/b.yaml", "bafe/c.yaml", "both.yaml", "baselines/d.yaml"]
-    page = render_zoo([entry(name) for name in names], "# Title\n")
-    assert page.startswith("# Title\n\n## AuxDet\n\n" + HEADER)
-    assert re.findall("^## (.*)", page, re.M) == [
-        "AuxDet", "AuxDet: the paper's tables", "BAFE-Net", "Both together", "Baselines",
-    ]  # fmt: skip
+    names = ["auxdet/a.yaml", "bafe/c.yaml", "both.yaml", "baselines/d.yaml"]
+    page = render({name: f"| [{name}] |" for name in names})
+    assert re.findall("^## (.*)", page, re.M) == ["AuxDet", "BAFE-Net", "Both together", "Baselines"]
     assert all(page.count(f"[{name}]") == 1 for name in names)
-
-
-def test_published_figures_and_results_find_their_configuration(tmp_path):
-    known = Complexity({"": 1}, {"": 0.0}, {"": 1.0})
-    (tmp_path / "run.md").write_text("`python tools/train_net.py --config-file configs/auxdet/auxdet_r50_fpn.yaml`")
-    (tmp_path / "other.md").write_text("configs/auxdet/auxdet_r18_fpn.yaml")
-    row = describe_model("auxdet/auxdet_r50_fpn.yaml", CONFIGS, tmp_path, lambda cfg: known)
-    assert (row.parameters, row.giga, row.quality, row.results) == (45.279, 215, "AP50 77.9, Recall 87.2", ("run.md",))
-    assert row.size == (1024, 1024)
-    row = describe_model("bafe/bafe_r50_fpn.yaml", CONFIGS, tmp_path, lambda cfg: known)
-    assert (row.parameters, row.giga, row.size) == (35.626, 71.639, (512, 512))
-    assert row.quality.startswith("mAP07 0.274") or "27.4" in row.quality
 
 
 def test_square_size():
@@ -154,19 +121,25 @@ def test_square_size():
     assert square_size(get_config(None, ["INPUT.MIN_SIZE_TEST", 640])) == (640, 640)
 
 
-# --- the committed page
-
-
 def test_the_page_is_up_to_date():
     page = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
-    advice = "run python tools/analyze_model.py --all --output docs/model_zoo.md"
-    for row in entries(["bafe/tiny/fcos_tiny.yaml", "baselines/tiny/retinanet_tiny.yaml"], CONFIGS, RESULTS):
-        # Links to results come and go with the files; the figures must be right.
-        assert row.markdown().rsplit(" | ", 1)[0] in page, advice
-    for name in re.findall(r"benchmarks/results/([\w.-]+)", page):
-        assert (RESULTS / name).is_file(), advice
-    listed = re.findall(r"^\| \[([^\]]+)\]", page, re.M)
-    assert len(listed) == len(set(listed))
-    assert set(listed) <= set(configurations(CONFIGS)), advice
-    missing = [name for name in configurations(CONFIGS) if "/ablation/" not in name and name not in listed]
-    assert not missing, f"{missing}: {advice}"
+    advice = "run python benchmarks/model_zoo.py --all --output docs/model_zoo.md"
+    for row in lines(["bafe/tiny/fcos_tiny.yaml", "baselines/tiny/retinanet_tiny.yaml"]).values():
+        assert row in page, advice
+    prefixes = {name: name.partition("/")[0] if "/" in name else "" for name in configurations()}
+    wanted = [name for _, part in SECTIONS for name, prefix in prefixes.items() if prefix == part.rstrip("/")]
+    assert re.findall(r"^\| \[([^\]]+)\]", page, re.M) == wanted, advice
+
+
+def test_prints_modules_and_refuses_what_is_no_configuration(capsys):
+    assert main(["configs/baselines/tiny/fcos_tiny.yaml", "--depth", "1", "--size", "64", "96"]) == 0
+    shown = capsys.readouterr().out
+    assert "At 96x64:" in shown
+    assert "| backbone | 110,928 |" in shown
+    assert "| head | 38,857 |" in shown
+    assert "backbone.bottom_up" not in shown
+    assert main(["configs/nothing.yaml"]) == 2
+    assert "configs/nothing.yaml is not a configuration" in capsys.readouterr().err
+    for arguments in ([], ["--all", "configs/baselines/tiny/fcos_tiny.yaml"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
