@@ -23,7 +23,6 @@ COMMANDS = {
     "report": "write an HTML report about runs",
     "export": "write a model as an ONNX or TorchScript file",
     "convert-checkpoint": "rename the tensors of published checkpoints",
-    "analyze": "count parameters and multiply-adds",
     "synthesize": "make synthetic data sets",
 }
 DETECTRON2_MISSING = (
