@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
-from irstd_d2.export.candidates import top_candidates
 from irstd_d2.export.graphs import (
     NMS,
     Candidates,
@@ -22,7 +21,7 @@ from irstd_d2.export.graphs import (
     proposals,
     suppression,
 )
-from irstd_d2.modeling.decoding import take
+from irstd_d2.modeling.decoding import take, top_candidates
 
 from .metadata import MetadataBatch
 from .modeling.backbone import conditioned_on

@@ -12,7 +12,6 @@ from irstd_d2.export.graphs import (
     Suppression,
     candidates,
     extra_outputs,
-    fcos_candidates,
     region_candidates,
     region_suppression,
 )
@@ -36,8 +35,8 @@ def _(model: nn.Module) -> tuple[str, ...]:  # noqa: ARG001
 @candidates.register
 def _(model: BAFENet, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:  # noqa: ARG001
     predictions = model.head([features[name] for name in model.head_in_features])
-    found = fcos_candidates(model, predictions, image_size)
-    return found._replace(extra={"sky": sky_probability(predictions["sky"][0], model.strides[0])})
+    sky = sky_probability(predictions["sky"][0], model.strides[0])
+    return Candidates(*model.decode(predictions, image_size), extra={"sky": sky})
 
 
 @region_candidates.register

@@ -79,7 +79,7 @@ def _add_fcos_keys(cfg: CfgNode) -> None:
     fcos.SCORE_THRESH_TEST = 0.05
     fcos.TOPK_CANDIDATES_TEST = 1000
     fcos.NMS_THRESH_TEST = 0.5
-    # Final score: class probability times centreness ("product", the papers' implementation) or its root ("sqrt").
+    # Final score: class probability times centerness ("product", the papers' implementation) or its root ("sqrt").
     fcos.SCORE_MODE = "product"
 
 

@@ -9,16 +9,16 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
-from irstd_d2.modeling.fcos_targets import Points
 
 from .background import add_sky, sky_loss, stack_sky_masks
 from .bafe_head import BAFEHead, ContextHead, cross_task_arguments
-from .context import ContextEncoder, context_sky_loss, sample_context, stack_context_masks
+from .context import Context, ContextEncoder, context_sky_loss, sample_context, stack_context_masks
 
 
 @META_ARCH_REGISTRY.register()
@@ -75,57 +75,78 @@ class BAFENet(IRSTDFCOS):
             learn_sky_score=context.LEARN_SKY_SCORE,
         )
 
-    def predict(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Predictions:
-        """As ``IRSTDFCOS``; with context also ``context`` and ``context_sky``, what it saw and its logits."""
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Return the losses in training, else one dict per image with ``instances`` and ``sem_seg``."""
+        images = self.preprocess_image(batched_inputs)
+        maps = self.backbone(images.tensor)
+        features = [maps[name] for name in self.head_in_features]
         if self.context is None:
-            return super().predict(images, batched_inputs)
-        context = self.context.batch(batched_inputs, images.tensor, images.image_sizes)
-        maps, sky = self.context(context)
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in self.head_in_features]
-        sizes = torch.tensor(images.image_sizes, dtype=torch.float32, device=maps.device)
-        places = [
-            (context.window, x.shape[-2:], stride, sizes, self.context.size) for x, stride in zip(levels, self.strides)
-        ]
-        predictions = self.head(
-            levels,
-            [sample_context(maps, *place) for place in places],
-            [sample_context(sky, *place) for place in places],
-        )
-        return {**predictions, "context_sky": sky, "context": context}
-
-    def losses(
-        self, points: Points, predictions: Predictions, batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor]:
-        """The losses of FCOS and ``loss_sky``."""
-        losses = super().losses(points, predictions, batched_inputs)
-        if self.context is None:
-            sky = stack_sky_masks(batched_inputs, self._covered(predictions), self.device)
-            loss_sky = sky_loss(predictions["sky"], sky)
+            context = None
+            predictions = self.head(features)
         else:
-            sky = stack_context_masks(batched_inputs, predictions["context"])
-            loss_sky = context_sky_loss(predictions["context_sky"], sky)
-        losses["loss_sky"] = self.sky_loss_weight * loss_sky
-        return losses
+            context = self.context.batch(batched_inputs, images.tensor, images.image_sizes)
+            sizes = torch.tensor(images.image_sizes, dtype=torch.float32, device=self.device)
+            predictions = self.predict_in_context(features, context, sizes)
+        if self.training:
+            instances = [sample["instances"].to(self.device) for sample in batched_inputs]
+            losses = self.forward_training(images, features, predictions, instances)
+            losses["loss_sky"] = self.sky_loss_weight * self.sky_loss(predictions, context, batched_inputs)
+            return losses
+        return self.postprocess(
+            self.forward_inference(images, features, predictions), predictions, images, batched_inputs
+        )
+
+    def postprocess(
+        self,
+        found: Sequence[Instances],
+        predictions: Predictions,
+        images: ImageList,
+        batched_inputs: Sequence[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Detections in network pixels and predictions to one dict per image, in original pixels."""
+        results: list[dict[str, Any]] = []
+        for instances, sample, size in zip(found, batched_inputs, images.image_sizes):
+            height, width = sample.get("height", size[0]), sample.get("width", size[1])
+            results.append({"instances": detector_postprocess(instances, height, width)})
+        add_sky(results, predictions["sky"][0], self._covered(predictions), images.image_sizes, batched_inputs)
+        return results
+
+    def predict_in_context(self, features: list[Tensor], context: Context, image_sizes: Tensor) -> Predictions:
+        """Apply the context network and the head.
+
+        Args:
+            features: per level (N, C, H, W).
+            context: of the batch.
+            image_sizes: (N, 2) height and width of the network's inputs without padding.
+
+        Returns:
+            The predictions of the head, and ``context_sky``, the logits of sky in the context (N, 1, a, b).
+        """
+        if self.context is None:
+            raise ConfigError("MODEL.BAFE.CONTEXT.ENABLED is False: the background is segmented on every level")
+        maps, sky = self.context(context)
+        both = torch.cat([maps, sky], dim=1)
+        sampled = [
+            sample_context(both, context.window, x.shape[-2:], stride, image_sizes, self.context.size)
+            for x, stride in zip(features, self.strides)
+        ]
+        predictions = self.head(features, [x[:, :-1] for x in sampled], [x[:, -1:] for x in sampled])
+        return {**predictions, "context_sky": [sky]}
+
+    def sky_loss(
+        self, predictions: Predictions, context: Context | None, batched_inputs: list[dict[str, Any]]
+    ) -> Tensor:
+        """Loss of the background, over the context if there is one, else over all levels."""
+        if context is not None:
+            return context_sky_loss(predictions["context_sky"][0], stack_context_masks(batched_inputs, context))
+        return sky_loss(predictions["sky"], stack_sky_masks(batched_inputs, self._covered(predictions), self.device))
 
     def quality(self, predictions: Predictions, level: int) -> Tensor:
-        """Centreness, times the power of the probability of sky, (N, H * W)."""
+        """Centerness, times the power of the probability of sky, (N, H * W)."""
         quality = super().quality(predictions, level)
         if not self.sky_score_power:
             return quality
         return quality * predictions["sky"][level].float().sigmoid().flatten(1) ** self.sky_score_power
-
-    def outputs(
-        self,
-        points: Points,
-        predictions: Predictions,
-        images: ImageList,
-        batched_inputs: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
-        """The results of FCOS, each with ``sem_seg``."""
-        results = super().outputs(points, predictions, images, batched_inputs)
-        add_sky(results, predictions["sky"][0], self._covered(predictions), images.image_sizes, batched_inputs)
-        return results
 
     def _covered(self, predictions: Predictions) -> tuple[int, int]:
         """Size of the padded batch, as the finest level covers it."""

@@ -12,27 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
-INVALID = -1.0  # the score of what is not there; below every probability
-
-
-def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the best (place, class) pairs of every image.
-
-    Args:
-        scores: (N, P, K), not below 0.
-        count: T; where there are fewer pairs, the rest has the score ``INVALID``.
-
-    Returns:
-        Scores (N, T) in descending order, places (N, T) and classes (N, T); place and class of an invalid entry are
-        those of some other pair.
-    """
-    num_classes = scores.shape[2]
-    flat = scores.flatten(1)
-    best, index = F.pad(flat, (0, count), value=INVALID).topk(count, dim=1)
-    # What was padded lies behind the pairs; it must not be looked up there.
-    index = torch.where(best >= 0, index, torch.zeros_like(index))
-    place = index.div(num_classes, rounding_mode="floor")
-    return best, place, index - place * num_classes
+from ..modeling.decoding import INVALID
 
 
 def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, threshold: float) -> Tensor:

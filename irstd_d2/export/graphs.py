@@ -30,11 +30,10 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..modeling.decoding import clip_boxes, take
-from ..modeling.fcos import IRSTDFCOS, flatten_level
-from ..modeling.fcos_targets import distances_to_boxes
+from ..modeling.decoding import INVALID, clip_boxes, take, top_candidates
+from ..modeling.fcos import IRSTDFCOS
 from ..systems import registered_systems
-from .candidates import INVALID, keep_best, nms_mask, top_candidates
+from .candidates import keep_best, nms_mask
 
 # Their windows and positions are numbers in Python, which a trace keeps as they were.
 _OF_ONE_SIZE = (SwinTransformer, ViT)
@@ -228,31 +227,12 @@ def build_graph(model: nn.Module, *, with_nms: bool = True, suppress: NMS = nms_
 
 @candidates.register
 def _(model: IRSTDFCOS, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:
-    return fcos_candidates(model, model.head([features[name] for name in model.head_in_features]), image_size)
-
-
-def fcos_candidates(model: IRSTDFCOS, predictions: dict[str, Any], image_size: Tensor) -> Candidates:
-    """Decode what an FCOS head predicts."""
-    points = model.points(predictions)
-    columns, start = [], 0
-    for level, (logits, distances) in enumerate(zip(predictions["logits"], predictions["distances"])):
-        class_scores = flatten_level(logits).float().sigmoid()
-        scores, place, classes = top_candidates(class_scores, model.topk_candidates)
-        end = start + class_scores.shape[1]
-        centre = points.centre[start:end][place]
-        boxes = distances_to_boxes(centre, take(flatten_level(distances), place))
-        ranked = scores * take(model.quality(predictions, level)[..., None], place)[..., 0]
-        if model.score_mode == "sqrt":
-            ranked = ranked.clamp(min=0).sqrt()
-        columns.append((boxes, _where_above(scores, model.score_threshold, ranked), classes))
-        start = end
-    boxes, scores, classes = (torch.cat(column, dim=1) for column in zip(*columns))
-    return Candidates(clip_boxes(boxes, image_size), scores, classes)
+    return Candidates(*model.decode(model.head([features[name] for name in model.head_in_features]), image_size))
 
 
 @suppression.register
 def _(model: IRSTDFCOS) -> Suppression:
-    return Suppression(model.num_classes, model.nms_threshold, model.max_detections)
+    return Suppression(model.num_classes, model.test_nms_thresh, model.max_detections_per_image)
 
 
 @candidates.register
@@ -374,9 +354,8 @@ def _of_regions(
     scores = _where_above(torch.where(finite, scores, INVALID), predictor.test_score_thresh, scores)
     boxes = torch.where(finite[..., None], boxes, 0.0)
     classes = torch.arange(num_classes, device=boxes.device).expand(present.shape[0], present.shape[1], -1)
-    return Candidates(
-        clip_boxes(boxes.reshape(num_images, -1, 4), image_size), scores.reshape(num_images, -1), classes.flatten(1)
-    )
+    clipped = clip_boxes(boxes.reshape(num_images, -1, 4), image_size)
+    return Candidates(clipped, scores.reshape(num_images, -1), classes.flatten(1))
 
 
 @region_suppression.register

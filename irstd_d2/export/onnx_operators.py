@@ -9,7 +9,7 @@ import onnx
 import torch
 from onnxscript import opset20
 
-from .candidates import INVALID
+from ..modeling.decoding import INVALID
 
 _ALL = 2**31 - 1
 op: Any = opset20  # its type hints know nothing of Python's own numbers

@@ -16,13 +16,13 @@ from detectron2.layers import Conv2d, ShapeSpec, batched_nms, get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .box_loss import BoxLoss
+from .decoding import INVALID, clip_boxes, take, top_candidates, without_empty
 from .fcos_targets import (
     Points,
     Targets,
@@ -75,7 +75,7 @@ def init_head(module: nn.Module) -> None:
 
 
 class FCOSHead(nn.Module):
-    """Two towers shared by all levels: classification with centreness, and side distances.
+    """Two towers shared by all levels: classification with centerness, and side distances.
 
     Args:
         in_channels: channels of every level.
@@ -121,18 +121,68 @@ class FCOSHead(nn.Module):
 
     def predict(self, cls_features: list[Tensor], features: list[Tensor]) -> Predictions:
         """Apply the predictors to the classification features and to the box tower of ``features``."""
+        # One convolution for both: of so few channels, each would cost as much.
+        weight = torch.cat([self.cls_logits.weight, self.centerness.weight])
+        bias = torch.cat([self.cls_logits.bias, self.centerness.bias])
+        both = [nn.functional.conv2d(x, weight, bias, padding=1).split([len(weight) - 1, 1], 1) for x in cls_features]
         return {
-            "logits": [self.cls_logits(x) for x in cls_features],
+            "logits": [logits for logits, _ in both],
             "distances": [
                 (scale * self.box_distances(self.box_tower(x))).float().exp() for x, scale in zip(features, self.scales)
             ],
-            "centerness": [self.centerness(x) for x in cls_features],
+            "centerness": [centerness for _, centerness in both],
         }
 
 
 def flatten_level(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H * W, C)"""
     return x.flatten(2).transpose(1, 2)
+
+
+def decode_fcos(
+    points: Points,
+    logits: Sequence[Tensor],
+    distances: Sequence[Tensor],
+    quality: Sequence[Tensor],
+    image_sizes: Tensor,
+    *,
+    score_thresh: float,
+    topk: int,
+    score_mode: str = "product",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the predictions of a batch to candidates for non-maximum suppression.
+
+    Letters in shapes: N images, K classes, (H, W) of a level, T candidates over all levels.
+
+    Args:
+        points: of all levels.
+        logits: per level (N, K, H, W).
+        distances: per level (N, 4, H, W) in network pixels.
+        quality: per level (N, H * W), what multiplies the class probability.
+        image_sizes: (N, 2) height and width without padding.
+        score_thresh: on the class probability.
+        topk: candidates per level, by class probability.
+        score_mode: see ``IRSTDFCOS``.
+
+    Returns:
+        Boxes (N, T, 4), clipped to the images, scores (N, T) and classes (N, T). The score is ``decoding.INVALID``
+        for what lies below the threshold and for boxes without area.
+    """
+    columns: list[tuple[Tensor, ...]] = []
+    start = 0
+    for level_logits, level_distances, level_quality in zip(logits, distances, quality):
+        probability = flatten_level(level_logits).float().sigmoid()
+        class_scores, place, classes = top_candidates(probability, topk)
+        end = start + probability.shape[1]
+        boxes = distances_to_boxes(points.center[start:end][place], take(flatten_level(level_distances), place))
+        scores = class_scores * level_quality.gather(1, place)
+        if score_mode == "sqrt":
+            scores = scores.clamp(min=0).sqrt()
+        columns.append((boxes, torch.where(class_scores > score_thresh, scores, INVALID), classes))
+        start = end
+    boxes, scores, classes = (torch.cat(column, dim=1) for column in zip(*columns))
+    boxes = clip_boxes(boxes, image_sizes.to(boxes.dtype))
+    return boxes, without_empty(boxes, scores), classes
 
 
 @META_ARCH_REGISTRY.register()
@@ -146,16 +196,16 @@ class IRSTDFCOS(DenseDetector):
         pixel_mean, pixel_std: in the channel order of the input.
         num_classes: K.
         regress_ranges: per level the smallest and largest side distance in network pixels.
-        centre_radius: centre sampling in strides; 0 for none.
+        center_sampling_radius: points within so many strides of a target's centre are positive; 0: all inside it.
         assigner: in place of the two above, gives points, boxes, classes and K their targets as ``assign_targets``
             does.
         box_loss: of predicted and of target side distances (..., 4) each: (...,).
-        focal_alpha, focal_gamma: of the classification loss.
-        score_threshold: on the class probability, at test time.
-        topk_candidates: per level, by class probability.
-        nms_threshold: IoU.
-        max_detections: per image.
-        score_mode: ``product`` of class probability and centreness (BAFE-Net) or its square root, ``sqrt``.
+        focal_loss_alpha, focal_loss_gamma: of the classification loss.
+        test_score_thresh: on the class probability.
+        test_topk_candidates: per level, by class probability.
+        test_nms_thresh: IoU.
+        max_detections_per_image: best first.
+        score_mode: ``product`` of class probability and centerness (BAFE-Net) or its square root, ``sqrt``.
     """
 
     @configurable
@@ -169,15 +219,15 @@ class IRSTDFCOS(DenseDetector):
         pixel_std: Sequence[float],
         num_classes: int,
         regress_ranges: Sequence[tuple[float, float]],
-        centre_radius: float = 0.0,
+        center_sampling_radius: float = 0.0,
         assigner: Callable[[Points, Tensor, Tensor, int], Targets] | None = None,
         box_loss: Callable[[Tensor, Tensor], Tensor] = log_iou_loss,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
-        score_threshold: float = 0.05,
-        topk_candidates: int = 1000,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        focal_loss_alpha: float = 0.25,
+        focal_loss_gamma: float = 2.0,
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.5,
+        max_detections_per_image: int = 100,
         score_mode: str = "product",
     ):
         super().__init__(backbone, head, list(head_in_features), pixel_mean=pixel_mean, pixel_std=pixel_std)
@@ -192,10 +242,11 @@ class IRSTDFCOS(DenseDetector):
         self.strides = [int(shapes[name].stride or 0) for name in head_in_features]
         self.num_classes = num_classes
         self.regress_ranges = [(float(low), float(high)) for low, high in regress_ranges]
-        self.centre_radius, self.assigner, self.box_loss = centre_radius, assigner, box_loss
-        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.score_threshold, self.topk_candidates = score_threshold, topk_candidates
-        self.nms_threshold, self.max_detections, self.score_mode = nms_threshold, max_detections, score_mode
+        self.center_sampling_radius, self.assigner, self.box_loss = center_sampling_radius, assigner, box_loss
+        self.focal_loss_alpha, self.focal_loss_gamma = focal_loss_alpha, focal_loss_gamma
+        self.test_score_thresh, self.test_topk_candidates = test_score_thresh, test_topk_candidates
+        self.test_nms_thresh, self.max_detections_per_image = test_nms_thresh, max_detections_per_image
+        self.score_mode = score_mode
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -212,15 +263,15 @@ class IRSTDFCOS(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_classes": fcos.NUM_CLASSES,
             "regress_ranges": fcos.REGRESS_RANGES,
-            "centre_radius": fcos.CENTER_SAMPLING_RADIUS,
+            "center_sampling_radius": fcos.CENTER_SAMPLING_RADIUS,
             "assigner": cls.build_assigner(cfg, backbone),
             "box_loss": BoxLoss(fcos.BBOX_REG_LOSS_TYPE, fcos.NWD_LOSS_SHARE, cfg.MODEL.NWD_SCALE),
-            "focal_alpha": fcos.FOCAL_LOSS_ALPHA,
-            "focal_gamma": fcos.FOCAL_LOSS_GAMMA,
-            "score_threshold": fcos.SCORE_THRESH_TEST,
-            "topk_candidates": fcos.TOPK_CANDIDATES_TEST,
-            "nms_threshold": fcos.NMS_THRESH_TEST,
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "focal_loss_alpha": fcos.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": fcos.FOCAL_LOSS_GAMMA,
+            "test_score_thresh": fcos.SCORE_THRESH_TEST,
+            "test_topk_candidates": fcos.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": fcos.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_mode": fcos.SCORE_MODE,
         }
 
@@ -249,33 +300,29 @@ class IRSTDFCOS(DenseDetector):
             )
         return ReceptiveFieldAssigner(fields, rfla.DISTANCE, tuple(rfla.TOPK), rfla.DECAY)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Return the losses in training, else one dict per image with ``instances`` in original pixels."""
-        images = self.preprocess_image(batched_inputs)
-        predictions = self.predict(images, batched_inputs)
-        points = self.points(predictions)
-        if self.training:
-            return self.losses(points, predictions, batched_inputs)
-        return self.outputs(points, predictions, images, batched_inputs)
-
-    def predict(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Predictions:  # noqa: ARG002
-        """Apply backbone and head; subclasses whose head needs more of the samples override it."""
-        features = self.backbone(images.tensor)
-        return self.head([features[name] for name in self.head_in_features])
-
     def points(self, predictions: Predictions) -> Points:
         """The points of these predictions, all levels."""
         sizes = [(x.shape[-2], x.shape[-1]) for x in predictions["logits"]]
         return all_points(sizes, self.strides, self.regress_ranges, predictions["logits"][0].device)
 
-    def losses(
-        self, points: Points, predictions: Predictions, batched_inputs: list[dict[str, Any]]
+    def forward_training(  # type: ignore[override]
+        self,
+        images: ImageList,  # noqa: ARG002
+        features: list[Tensor],  # noqa: ARG002
+        predictions: Predictions,
+        gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Compute the training losses; the samples carry ``instances`` with ``gt_boxes`` and ``gt_classes``."""
-        instances = [sample["instances"].to(self.device) for sample in batched_inputs]
-        boxes, classes = pad_instances(instances)
+        """Compute the training losses; see ``fcos_losses``.
+
+        Args:
+            images, features: as detectron2 hands them over; not used.
+            predictions: of the head.
+            gt_instances: per image ``gt_boxes`` and ``gt_classes``.
+        """
+        points = self.points(predictions)
+        boxes, classes = pad_instances(gt_instances)
         if self.assigner is None:
-            targets = assign_targets(points, boxes, classes, self.num_classes, self.centre_radius)
+            targets = assign_targets(points, boxes, classes, self.num_classes, self.center_sampling_radius)
         else:
             targets = self.assigner(points, boxes, classes, self.num_classes)
         logits, distances, centerness = (
@@ -287,75 +334,46 @@ class IRSTDFCOS(DenseDetector):
             distances,
             centerness.squeeze(-1),
             targets,
-            alpha=self.focal_alpha,
-            gamma=self.focal_gamma,
+            alpha=self.focal_loss_alpha,
+            gamma=self.focal_loss_gamma,
             box_loss=self.box_loss,
             mean_over_processes=comm.get_world_size() > 1,
         )
 
-    def outputs(
+    def forward_inference(  # type: ignore[override]
         self,
-        points: Points,
-        predictions: Predictions,
         images: ImageList,
-        batched_inputs: list[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
-        """Decode predictions into one dict per image."""
-        candidates = self.candidates(points, predictions)
+        features: list[Tensor],  # noqa: ARG002
+        predictions: Predictions,
+    ) -> list[Instances]:
+        """Decode predictions into the detections of each image, in network pixels, best first."""
+        sizes = torch.tensor(images.image_sizes, device=self.device)
         results = []
-        for i, (sample, size) in enumerate(zip(batched_inputs, images.image_sizes)):
-            instances = self.select(*(column[i] for column in candidates), image_size=size)
-            height, width = sample.get("height", size[0]), sample.get("width", size[1])
-            results.append({"instances": detector_postprocess(instances, height, width)})
+        for boxes, scores, classes, size in zip(*self.decode(predictions, sizes), images.image_sizes):
+            present = scores >= 0
+            boxes, scores, classes = boxes[present], scores[present], classes[present]
+            keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
+            results.append(
+                Instances(size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+            )
         return results
 
-    def candidates(self, points: Points, predictions: Predictions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take the best points of every level, for all images at once.
-
-        Returns:
-            boxes (N, T, 4), class scores (N, T), final scores (N, T), classes (N, T)
-        """
-        columns: list[tuple[Tensor, ...]] = []
-        start = 0
-        for level, (logits, distances) in enumerate(zip(predictions["logits"], predictions["distances"])):
-            class_scores = flatten_level(logits).float().sigmoid()
-            num_points = class_scores.shape[1]
-            count = min(self.topk_candidates, class_scores[0].numel())
-            scores, index = class_scores.flatten(1).topk(count)
-            point = index.div(self.num_classes, rounding_mode="floor")
-            quality = self.quality(predictions, level).gather(1, point)
-            box_distances = flatten_level(distances).gather(1, point[..., None].expand(-1, -1, 4))
-            boxes = distances_to_boxes(points.centre[start : start + num_points][point], box_distances)
-            final = scores * quality
-            columns.append((boxes, scores, final.sqrt() if self.score_mode == "sqrt" else final,
-                            index % self.num_classes))  # fmt: skip
-            start += num_points
-        boxes, class_scores, final, classes = (torch.cat(column, 1) for column in zip(*columns))
-        return boxes, class_scores, final, classes
+    def decode(self, predictions: Predictions, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From predictions to candidates, for a model and its exported form alike; see ``decode_fcos``."""
+        return decode_fcos(
+            self.points(predictions),
+            predictions["logits"],
+            predictions["distances"],
+            [self.quality(predictions, level) for level in range(len(self.strides))],
+            image_sizes,
+            score_thresh=self.test_score_thresh,
+            topk=self.test_topk_candidates,
+            score_mode=self.score_mode,
+        )
 
     def quality(self, predictions: Predictions, level: int) -> Tensor:
-        """What multiplies the class probability of every point of a level: centreness, (N, H * W)."""
+        """What multiplies the class probability of every point of a level: centerness, (N, H * W)."""
         return flatten_level(predictions["centerness"][level]).float().sigmoid().squeeze(-1)
-
-    def select(
-        self, boxes: Tensor, class_scores: Tensor, scores: Tensor, classes: Tensor, *, image_size: tuple[int, int]
-    ) -> Instances:
-        """Threshold, clip and suppress the candidates of one image.
-
-        Args:
-            boxes: (T, 4) in network pixels.
-            class_scores: (T,) compared with the threshold.
-            scores: (T,) rank the detections.
-            classes: (T,)
-            image_size: (height, width) without padding.
-        """
-        kept = class_scores > self.score_threshold
-        instances = Instances(image_size)
-        instances.pred_boxes = Boxes(boxes[kept])
-        instances.scores, instances.pred_classes = scores[kept], classes[kept]
-        instances.pred_boxes.clip(image_size)
-        keep = batched_nms(instances.pred_boxes.tensor, instances.scores, instances.pred_classes, self.nms_threshold)
-        return instances[keep[: self.max_detections]]
 
 
 def head_arguments(cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Letters in shapes: N images, P points over all levels, M targets (padded), K classes.
 Source: Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019), in the variant of BAFE-Net:
-no centre sampling, -log IoU weighted by centreness, no stride in the distances.
+no centre sampling, -log IoU weighted by centerness, no stride in the distances.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Points:
 
     Attributes:
         levels: the grids.
-        centre: (P, 2) x and y in network pixels.
+        center: (P, 2) x and y in network pixels.
     """
 
     levels: tuple[Level, ...]
-    centre: Tensor
+    center: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Targets:
     Attributes:
         labels: (N, P) class, or K for background.
         distances: (N, P, 4) left, top, right, bottom in pixels; 0 for background.
-        centreness: (N, P), 0 or above; ``None`` for that of the distances.
+        centerness: (N, P), 0 or above; ``None`` for that of the distances.
     """
 
     labels: Tensor
     distances: Tensor
-    centreness: Tensor | None = None
+    centerness: Tensor | None = None
 
 
 def all_points(
@@ -96,7 +96,7 @@ def pad_instances(instances: Sequence[Instances]) -> tuple[Tensor, Tensor]:
 
 
 def assign_targets(
-    points: Points, boxes: Tensor, classes: Tensor, num_classes: int, centre_radius: float = 0.0
+    points: Points, boxes: Tensor, classes: Tensor, num_classes: int, center_sampling_radius: float = 0.0
 ) -> Targets:
     """Give every point the smallest target that it lies inside and whose size fits its level.
 
@@ -105,11 +105,11 @@ def assign_targets(
         boxes: (N, M, 4) x1 y1 x2 y2 in network pixels; boxes without area are padding.
         classes: (N, M)
         num_classes: K, also the label of background.
-        centre_radius: above 0, points must also lie within so many strides of the target's centre.
+        center_sampling_radius: above 0, points must also lie within so many strides of the target's centre.
     """
     # Of the targets that fit a point, the first is the answer.
     boxes, classes = sort_by_area(boxes, classes)
-    firsts = [_first_fit(level, boxes, centre_radius) for level in points.levels]
+    firsts = [_first_fit(level, boxes, center_sampling_radius) for level in points.levels]
     positive, index = (torch.cat(column, dim=1) for column in zip(*firsts))
     return targets_of_points(points, boxes, classes, num_classes, positive, index)
 
@@ -137,18 +137,18 @@ def targets_of_points(
     """
     labels = torch.where(positive, classes.gather(1, index), num_classes)
     chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    distances = torch.cat([points.centre - chosen[..., :2], chosen[..., 2:] - points.centre], dim=-1)
+    distances = torch.cat([points.center - chosen[..., :2], chosen[..., 2:] - points.center], dim=-1)
     return Targets(labels, torch.where(positive[..., None], distances, 0.0))
 
 
-def _first_fit(level: Level, boxes: Tensor, centre_radius: float) -> tuple[Tensor, Tensor]:
+def _first_fit(level: Level, boxes: Tensor, center_sampling_radius: float) -> tuple[Tensor, Tensor]:
     """Find the first of the boxes (N, M, 4) that fits each point: whether there is one and its index, (N, P) each.
 
     A point's conditions are those of its row and of its column, so only their conjunction is formed for every point.
     """
     y, x = level.axes(boxes.device)
-    inside_x, long_x = _fit_axis(x, boxes[..., 0], boxes[..., 2], level, centre_radius)
-    inside_y, long_y = _fit_axis(y, boxes[..., 1], boxes[..., 3], level, centre_radius)
+    inside_x, long_x = _fit_axis(x, boxes[..., 0], boxes[..., 2], level, center_sampling_radius)
+    inside_y, long_y = _fit_axis(y, boxes[..., 1], boxes[..., 3], level, center_sampling_radius)
     found = boxes.new_zeros(len(boxes), level.height, level.width, dtype=torch.bool)
     index = torch.zeros_like(found, dtype=torch.long)
     step = max(1, _PAIRS // max(1, found.numel()))
@@ -163,7 +163,7 @@ def _first_fit(level: Level, boxes: Tensor, centre_radius: float) -> tuple[Tenso
 
 
 def _fit_axis(
-    position: Tensor, start: Tensor, end: Tensor, level: Level, centre_radius: float
+    position: Tensor, start: Tensor, end: Tensor, level: Level, center_sampling_radius: float
 ) -> tuple[Tensor, Tensor]:
     """Compare positions (L,) with the extents (N, M) of boxes along one axis.
 
@@ -173,12 +173,12 @@ def _fit_axis(
     """
     before, after = position[:, None] - start[:, None], end[:, None] - position[:, None]
     inside = (torch.minimum(before, after) > 0) & (torch.maximum(before, after) <= level.high)
-    if centre_radius > 0:
-        inside &= (before - after).abs() / 2 < centre_radius * level.stride
+    if center_sampling_radius > 0:
+        inside &= (before - after).abs() / 2 < center_sampling_radius * level.stride
     return inside, torch.maximum(before, after) >= level.low
 
 
-def centreness(distances: Tensor) -> Tensor:
+def centerness(distances: Tensor) -> Tensor:
     """sqrt(min / max of left and right x min / max of top and bottom) of (..., 4) distances: (...,)."""
     horizontal, vertical = distances[..., 0::2], distances[..., 1::2]
     ratio = horizontal.amin(-1) / horizontal.amax(-1) * vertical.amin(-1) / vertical.amax(-1)
@@ -207,7 +207,7 @@ def log_iou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def fcos_losses(
     logits: Tensor,
     distances: Tensor,
-    centreness_logits: Tensor,
+    centerness_logits: Tensor,
     targets: Targets,
     *,
     alpha: float = 0.25,
@@ -220,21 +220,21 @@ def fcos_losses(
     Args:
         logits: (N, P, K) class logits.
         distances: (N, P, 4) predicted side distances in pixels, positive.
-        centreness_logits: (N, P)
+        centerness_logits: (N, P)
         targets: of the same points.
         alpha, gamma: of the focal loss.
         box_loss: of predicted and of target side distances (..., 4) each: (...,).
         mean_over_processes: normalise by the mean of positives over all processes.
 
     Returns:
-        ``loss_cls`` focal loss / positives, ``loss_box_reg`` the box loss weighted by the centreness target / sum of
+        ``loss_cls`` focal loss / positives, ``loss_box_reg`` the box loss weighted by the centerness target / sum of
         the weights, ``loss_centerness`` binary cross entropy / positives.
     """
     positive = targets.labels != logits.shape[-1]
     one_hot = F.one_hot(targets.labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
     # Outside the positives ratios are 0/0; they are replaced before they can reach a loss.
     sides = torch.where(positive[..., None], targets.distances, 1.0)
-    weight = torch.where(positive, centreness(sides) if targets.centreness is None else targets.centreness, 0.0)
+    weight = torch.where(positive, centerness(sides) if targets.centerness is None else targets.centerness, 0.0)
     totals = torch.stack([positive.sum().to(logits.dtype), weight.sum()])
     processes = 1
     if mean_over_processes:
@@ -248,7 +248,7 @@ def fcos_losses(
     miss = probability + one_hot - 2 * probability * one_hot
     balance = alpha * one_hot + (1 - alpha) * (1 - one_hot)
     box = torch.where(positive, box_loss(distances, sides), 0.0) * weight
-    centre = F.binary_cross_entropy_with_logits(centreness_logits, weight, reduction="none")
+    centre = F.binary_cross_entropy_with_logits(centerness_logits, weight, reduction="none")
     return {
         "loss_cls": (balance * miss**gamma * cross_entropy).sum() / num_positive,
         "loss_box_reg": box.sum() / weight_sum,

@@ -121,20 +121,20 @@ class ReceptiveFieldAssigner:
             num_classes: K, also the label of background.
 
         Returns:
-            The targets. Points may lie outside of their target, so side distances may be negative, and the centreness
+            The targets. Points may lie outside of their target, so side distances may be negative, and the centerness
             to learn is that of the target widened to two strides.
         """
         boxes, classes = sort_by_area(boxes, classes)
         exists = (boxes[..., 2:] > boxes[..., :2]).all(-1)
         best = self._candidates(points, boxes, exists, max(_CHOICES, self.topk[0]), 1.0)
-        owners = Owners(exists, len(points.centre))
+        owners = Owners(exists, len(points.center))
         owners.give_each_one(best)
         owners.claim(best[..., : self.topk[0]])
         if self.topk[1]:
             owners.claim(self._candidates(points, boxes, exists, self.topk[1], self.decay))
         targets = targets_of_points(points, boxes, classes, num_classes, owners.positive, owners.target)
-        stride = torch.cat([points.centre.new_full((x.height * x.width,), x.stride) for x in points.levels])
-        return Targets(targets.labels, targets.distances, widened_centreness(targets.distances, 2 * stride))
+        stride = torch.cat([points.center.new_full((x.height * x.width,), x.stride) for x in points.levels])
+        return Targets(targets.labels, targets.distances, widened_centerness(targets.distances, 2 * stride))
 
     def _candidates(self, points: Points, boxes: Tensor, exists: Tensor, count: int, decay: float) -> Tensor:
         """The ``count`` best points of each target over all levels, best first, (N, M, up to count)."""
@@ -238,11 +238,11 @@ class Owners:
         return self.keys.gather(1, wanted.flatten(1)).view_as(wanted)
 
 
-def widened_centreness(distances: Tensor, least: Tensor) -> Tensor:
-    """Centreness in boxes that are widened, around their centre, to at least ``least`` along each axis.
+def widened_centerness(distances: Tensor, least: Tensor) -> Tensor:
+    """Centerness in boxes that are widened, around their centre, to at least ``least`` along each axis.
 
-    The centreness of a point outside of its box would be 0, and neither its box nor its score would learn. In a box of
-    two strides the nearest point has at least 1 / 3; boxes that are larger keep their own centreness.
+    The centerness of a point outside of its box would be 0, and neither its box nor its score would learn. In a box of
+    two strides the nearest point has at least 1 / 3; boxes that are larger keep their own centerness.
 
     Args:
         distances: (N, P, 4) side distances.

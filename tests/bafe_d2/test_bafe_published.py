@@ -178,13 +178,11 @@ def test_features_outputs_and_detections(model, published, oracle_dir):
     meta = published.manifest["meta"]
     sizes = [tuple(m["img_shape"]) for m in meta]
     images = ImageList(image, sizes)
-    points = model.points(predictions)
-    candidates = model.candidates(points, predictions)
-    for i, size in enumerate(sizes):
-        raw = model.select(*(column[i] for column in candidates), image_size=size)
+    detections = model.forward_inference(images, [], predictions)
+    for i, raw in enumerate(detections):
         assert_same_detections(raw.pred_boxes.tensor, raw.scores, arrays[f"det_raw{i}"])
     samples = [{"height": m["ori_shape"][0], "width": m["ori_shape"][1]} for m in meta]
-    for i, result in enumerate(model.outputs(points, predictions, images, samples)):
+    for i, result in enumerate(model.postprocess(detections, predictions, images, samples)):
         found = result["instances"]
         assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"], box_tolerance=0.05)
         assert result["sem_seg"].shape == (2, *meta[i]["ori_shape"])
@@ -229,7 +227,8 @@ def test_losses_targets_gradients_and_statistics(model, published, oracle_dir, n
         np.testing.assert_allclose(distances[positive], arrays[f"target_bbox{level}"][positive], atol=1e-4)
         start += count
 
-    losses = model.losses(points, predictions, samples)
+    losses = model.forward_training(None, [], predictions, [sample["instances"] for sample in samples])
+    losses["loss_sky"] = model.sky_loss(predictions, None, samples)
     names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_centerness": "loss_centerness"}
     for ours, theirs in (names | {"loss_sky": "loss_seg"}).items():
         assert losses[ours].item() == pytest.approx(float(arrays[f"loss.{theirs}"]), rel=1e-5), ours

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from irstd_d2.export.candidates import INVALID, keep_best, nms_mask, nms_mask_op, top_candidates
-from irstd_d2.modeling.decoding import clip_boxes, take
+from irstd_d2.export.candidates import keep_best, nms_mask, nms_mask_op
+from irstd_d2.modeling.decoding import INVALID, clip_boxes, take, top_candidates
 
 
 def random_boxes(generator, num_images, count, extent=40.0):

@@ -76,8 +76,7 @@ def written(maps, num_classes=2):
 
 def detect(model, predictions, image_size=(8, 12)):
     images = ImageList(torch.zeros(1, 3, 8, 16), [image_size])
-    (result,) = model.outputs(model.points(predictions), predictions, images, [{}])
-    return result["instances"]
+    return model.forward_inference(images, [], predictions)[0]
 
 
 def test_decoding_by_hand():
@@ -109,7 +108,7 @@ def test_the_threshold_is_on_the_class_probability():
         ("logits", 0, (0, 0, 1, 2), math.log(0.04 / 0.96)),
         ("centerness", 0, (0, 0, 1, 2), 5.0),
     ]
-    found = detect(make_model(score_threshold=0.05), written(entries))
+    found = detect(make_model(test_score_thresh=0.05), written(entries))
     assert found.scores.tolist() == pytest.approx([0.06 / (1 + math.exp(3))])
 
 
@@ -127,29 +126,29 @@ def test_overlaps_are_suppressed_by_the_final_score_within_a_class():
     found = detect(make_model(), written(entries))
     assert found.pred_boxes.tensor.tolist() == [[0, 0, 8, 7], [0, 0, 8, 8]]
     assert found.pred_classes.tolist() == [0, 1]
-    assert len(detect(make_model(max_detections=1), written(entries))) == 1
-    assert len(detect(make_model(nms_threshold=0.99), written(entries))) == 3
+    assert len(detect(make_model(max_detections_per_image=1), written(entries))) == 1
+    assert len(detect(make_model(test_nms_thresh=0.99), written(entries))) == 3
 
 
 def test_candidates_are_the_best_of_each_level():
-    model = make_model(topk_candidates=2)
+    model = make_model(test_topk_candidates=2, test_score_thresh=0.0)
     predictions = {k: [torch.randn(2, *x.shape[1:]) for x in v] for k, v in written([]).items()}
-    boxes, class_scores, final, classes = model.candidates(model.points(predictions), predictions)
+    predictions["distances"] = [x.abs() + 1 for x in predictions["distances"]]
+    boxes, final, classes = model.decode(predictions, torch.tensor([[8, 16], [8, 16]]))
     assert boxes.shape == (2, 4, 4)
     for image in range(2):
         for level in range(2):
             scores = predictions["logits"][level][image].sigmoid()
             best = scores.flatten().topk(2).values
-            torch.testing.assert_close(class_scores[image, 2 * level : 2 * level + 2], best)
-            for i in range(2 * level, 2 * level + 2):
-                cls, row, column = (scores == class_scores[image, i]).nonzero()[0].tolist()
+            for i, class_score in enumerate(best, start=2 * level):
+                cls, row, column = (scores == class_score).nonzero()[0].tolist()
                 assert classes[image, i] == cls
                 centre = predictions["centerness"][level][image, 0, row, column].sigmoid()
-                torch.testing.assert_close(final[image, i], class_scores[image, i] * centre)
+                torch.testing.assert_close(final[image, i], class_score * centre)
 
 
 def test_results_are_in_original_pixels():
-    model = make_model(score_threshold=0.0)
+    model = make_model(test_score_thresh=0.0)
     with torch.no_grad():
         small, large = model([sample()])[0], model([sample(height=80, width=168)])[0]
     scale = torch.tensor([3.0, 2, 3, 2])
@@ -158,7 +157,7 @@ def test_results_are_in_original_pixels():
 
 
 def test_an_image_gives_the_same_in_every_batch():
-    model = make_model(score_threshold=0.0)
+    model = make_model(test_score_thresh=0.0)
     samples = [sample(seed=1), sample(seed=2), sample((32, 48), seed=3)]
     with torch.no_grad():
         together = model(samples)
@@ -254,15 +253,56 @@ def test_levels_of_unequal_width_are_refused(repo_root):
         build_model(get_config(repo_root / "configs/bafe/tiny/fcos_tiny.yaml", opts))
 
 
-def test_selection_is_batched_nms_of_the_clipped_boxes():
-    model = make_model(score_threshold=0.3, max_detections=5)
-    boxes = torch.rand(50, 4) * 30
-    boxes[:, 2:] += boxes[:, :2]
-    class_scores, classes = torch.rand(50), torch.randint(0, 2, (50,))
-    final = class_scores * torch.rand(50)
-    found = model.select(boxes, class_scores, final, classes, image_size=(40, 40))
-    kept = class_scores > 0.3
-    clipped = boxes[kept].clamp(0, 40)
-    expected = batched_nms(clipped, final[kept], classes[kept], 0.5)[:5]
-    assert torch.equal(found.pred_boxes.tensor, clipped[expected])
-    assert torch.equal(found.scores, final[kept][expected])
+@pytest.mark.parametrize("image_size", [(8, 12), (8, 4), (3, 16), (5, 5)])
+def test_selection_is_batched_nms_of_the_boxes_inside_the_image(image_size):
+    """Against a plain loop. Images are padded below, on the right, and on both sides."""
+    model = make_model(test_score_thresh=0.3, max_detections_per_image=5)
+    generator = torch.Generator().manual_seed(1)
+    predictions = {k: [torch.randn(x.shape, generator=generator) for x in v] for k, v in written([]).items()}
+    predictions["distances"] = [x.abs() * 2 + 0.1 for x in predictions["distances"]]
+    found = detect(model, predictions, image_size)
+    rows = []
+    for level, logits in enumerate(predictions["logits"]):
+        for cls, row, column in (logits[0].sigmoid() > 0.3).nonzero().tolist():
+            left, top, right, bottom = predictions["distances"][level][0, :, row, column].tolist()
+            x, y = ((i + 0.5) * STRIDES[level] for i in (column, row))
+            box = [max(x - left, 0), max(y - top, 0), min(x + right, image_size[1]), min(y + bottom, image_size[0])]
+            score = (
+                logits[0, cls, row, column].sigmoid() * predictions["centerness"][level][0, 0, row, column].sigmoid()
+            )
+            if box[2] > box[0] and box[3] > box[1]:
+                rows.append([*box, score.item(), cls])
+    rows = torch.tensor(rows)
+    kept = rows[batched_nms(rows[:, :4], rows[:, 4], rows[:, 5].long(), 0.5)][:5]
+    torch.testing.assert_close(found.pred_boxes.tensor, kept[:, :4])
+    torch.testing.assert_close(found.scores, kept[:, 4])
+    assert found.pred_classes.tolist() == kept[:, 5].tolist()
+
+
+@pytest.mark.parametrize("image_size", [(40, 56), (24, 56), (40, 24), (24, 24)])
+@pytest.mark.parametrize("score_mode", ["product", "sqrt"])
+def test_boxes_in_the_padding_take_no_place_among_the_detections(image_size, score_mode):
+    """Points in the padding have the best scores; all 20 places still go to boxes of the image."""
+    model = make_model(
+        1, test_score_thresh=0.05, test_nms_thresh=1.0, max_detections_per_image=20, score_mode=score_mode
+    )
+    sizes = [(10, 14), (5, 7)]
+    predictions = {
+        "logits": [torch.zeros(1, 1, *size) for size in sizes],
+        "distances": [torch.ones(1, 4, *size) for size in sizes],
+        "centerness": [torch.zeros(1, 1, *size) for size in sizes],
+    }
+    for level, stride in enumerate(STRIDES):
+        rows, columns = (-(-edge // stride) for edge in image_size)
+        predictions["logits"][level][..., rows:, :] = 5.0
+        predictions["logits"][level][..., columns:] = 5.0
+    images = ImageList(torch.zeros(1, 3, 40, 56), [image_size])
+    (found,) = model.forward_inference(images, [], predictions)
+    assert len(found) == 20
+    assert found.pred_boxes.nonempty().all()
+    boxes, scores, _ = model.decode(predictions, torch.tensor([image_size]))
+    empty = ~(boxes[0, :, 2:] > boxes[0, :, :2]).all(1)
+    assert empty.sum() == sum(
+        h * w - (-(-image_size[0] // s)) * (-(-image_size[1] // s)) for (h, w), s in zip(sizes, STRIDES)
+    )
+    assert (scores[0, empty] == -1).all()

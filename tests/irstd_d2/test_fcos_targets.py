@@ -14,7 +14,7 @@ from irstd_d2.modeling.fcos_targets import (
     Targets,
     all_points,
     assign_targets,
-    centreness,
+    centerness,
     distances_to_boxes,
     fcos_losses,
     iou_of_distances,
@@ -41,7 +41,7 @@ def batch(*images):
 def test_points_lie_in_the_middle_of_their_cells_in_row_order():
     points = points_of([(2, 3), (1, 1)], [4, 8], [(-1, 8), (8, 16)])
     expected = [[2, 2], [6, 2], [10, 2], [2, 6], [6, 6], [10, 6], [4, 4]]
-    assert points.centre.tolist() == expected
+    assert points.center.tolist() == expected
 
 
 def test_the_smallest_target_that_a_point_lies_strictly_inside_wins():
@@ -81,7 +81,7 @@ def assign_slowly(points, rows, ranges, strides, radius):
     """The rule, point by point and target by target."""
     labels, distances = [], []
     levels = [i for i, level in enumerate(points.levels) for _ in range(level.height * level.width)]
-    for level, (x, y) in zip(levels, points.centre.tolist()):
+    for level, (x, y) in zip(levels, points.center.tolist()):
         best = None
         for x1, y1, x2, y2, cls in rows:
             sides = (x - x1, y - y1, x2 - x, y2 - y)
@@ -139,8 +139,8 @@ def test_a_dense_scene_needs_little_memory():
     assert largest < 160e6
 
 
-def test_centreness_is_one_in_the_middle_and_zero_at_the_side():
-    values = centreness(torch.tensor([[3.0, 5, 3, 5], [1, 2, 3, 2], [0, 1, 4, 1], [1, 1, 4, 4]]))
+def test_centerness_is_one_in_the_middle_and_zero_at_the_side():
+    values = centerness(torch.tensor([[3.0, 5, 3, 5], [1, 2, 3, 2], [0, 1, 4, 1], [1, 1, 4, 4]]))
     assert values.tolist() == pytest.approx([1, math.sqrt(1 / 3), 0, 1 / 4])
 
 
@@ -226,7 +226,7 @@ def test_processes_share_their_normalisers(monkeypatch):
     sums = []
     for part in parts:
         positive = part.labels != K
-        sums.append(torch.stack([positive.sum(), centreness(part.distances[positive]).sum()]))
+        sums.append(torch.stack([positive.sum(), centerness(part.distances[positive]).sum()]))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda totals: totals.copy_(sum(sums)))
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     apart = [

@@ -15,13 +15,13 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling import receptive_field
-from irstd_d2.modeling.fcos_targets import all_points, assign_targets, centreness, fcos_losses, pad_instances
+from irstd_d2.modeling.fcos_targets import all_points, assign_targets, centerness, fcos_losses, pad_instances
 from irstd_d2.modeling.receptive_field import (
     DISTANCES,
     ReceptiveFieldAssigner,
     axis_distance,
     theoretical_fields,
-    widened_centreness,
+    widened_centerness,
 )
 from irstd_d2.modeling.resnet import build_irstd_resnet_backbone
 
@@ -137,7 +137,7 @@ def assign_slowly(points, rows, assigner):
             for rank, point in enumerate(lists[m][:k]):
                 asks.setdefault(point, []).append((rank, order.index(m), m))
         owner = {**{point: min(askers)[2] for point, askers in asks.items()}, **owner}
-    return [owner.get(point) for point in range(len(points.centre))]
+    return [owner.get(point) for point in range(len(points.center))]
 
 
 # Eighths of a pixel; also outside of the image, without area, and equal to each other.
@@ -169,7 +169,7 @@ def test_targets_equal_the_slow_version(images, distance, topk, decay, at_a_time
         owners = assign_slowly(points, rows, assigner)
         assert targets.labels[i].tolist() == [K if m is None else rows[m][4] for m in owners]
         for point, m in enumerate(owners):
-            x, y = points.centre[point].tolist()
+            x, y = points.center[point].tolist()
             expected = (0,) * 4 if m is None else (x - rows[m][0], y - rows[m][1], rows[m][2] - x, rows[m][3] - y)
             assert targets.distances[i, point].tolist() == list(expected)
 
@@ -230,12 +230,12 @@ def test_a_dense_scene_needs_little_memory():
     assert max(event.cpu_memory_usage for event in profile.events()) < 60e6
 
 
-def test_centreness_of_small_targets_is_that_of_two_strides():
+def test_centerness_of_small_targets_is_that_of_two_strides():
     distances = torch.tensor([[[6.0, 5, 10, 5], [0.5, 0.5, 0.5, 0.5], [2.5, 0.5, -1.5, 0.5], [4.5, 0.5, -3.5, 0.5]]])
-    found = widened_centreness(distances, torch.full((4,), 8.0))
+    found = widened_centerness(distances, torch.full((4,), 8.0))
     # Wider than two strides: its own; a point in the middle; two and four pixels beside it in a width of eight.
     assert found[0].tolist() == pytest.approx([math.sqrt(6 / 10), 1, math.sqrt(2 / 6), 0.01])
-    assert found[0, 0] == centreness(distances)[0, 0]
+    assert found[0, 0] == centerness(distances)[0, 0]
 
 
 def test_a_target_of_one_pixel_between_the_points_trains_its_box():
