@@ -7,6 +7,8 @@ depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else fro
     irstd evaluate output/bafe --dataset densesirst_v2_test --group-by size contrast sky
     irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
     irstd evaluate output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
+    irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test sirstv2_test --bootstrap 1000
+    irstd evaluate output/bafe --dataset densesirst_v2_test --errors
     irstd evaluate runs/detect/labels --dataset mine_val --config-file mine.yaml --rename drone=target
 """
 
@@ -18,11 +20,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from .options import new_parser
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
+
+    from ..evaluation.rescoring import Resampled, Rescored
 
 logger = logging.getLogger(__name__)
 EVALUATORS = ("coco", "voc", "voc_paper", "pd_fa", "centre")
@@ -31,7 +35,13 @@ EVALUATORS = ("coco", "voc", "voc_paper", "pd_fa", "centre")
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     parser.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="files or run folders")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="registered data set that they are of")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help="registered data sets; several give a matrix",
+    )
     parser.add_argument("--config-file", metavar="FILE", help="protocol, and the set if it is in its DATASETS.OWN")
     parser.add_argument(
         "--evaluators",
@@ -52,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", action="store_true", help="test the others against the first; N is 1000 if not given"
     )
+    parser.add_argument("--errors", action="store_true", help="classes of false alarms and misses, and what they cost")
     parser.add_argument("--output", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
     return parser
 
@@ -85,9 +96,41 @@ def evaluation_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[Rescored], Resampled | None]:
+    """All runs on one data set, with intervals where they are asked for."""
+    from ..data.datasets import prepare_classes
+    from ..evaluation.rescoring import find_predictions, resample, rescore
+
+    if cfg.DATASETS.CLASSES:
+        cfg.DATASETS.TEST = (name,)
+        prepare_classes(cfg, train=False)
+    paths = []
+    for path in args.predictions:
+        try:
+            find_predictions(path, name)
+            paths.append(path)
+        except DatasetError as error:
+            if len(args.dataset) == 1:
+                raise
+            logger.warning("left out on %s: %s", name, error)
+    if not paths:
+        raise ConfigError(f"no run has predictions on {name}; run irstd train --eval-only on it first")
+    aliases = dict(pair.split("=", 1) for pair in args.rename)
+    runs = rescore(paths, name, cfg, aliases=aliases)
+    if not (args.compare or args.bootstrap):
+        return runs, None
+    return runs, resample(
+        runs,
+        draws=args.bootstrap or 1000,
+        compare=args.compare,
+        score_threshold=cfg.TEST.SCORE_THRESHOLD,
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     from ..data.datasets import check_registered
-    from ..evaluation.rescoring import resample, rescore, to_json, to_markdown
+    from ..evaluation.rescoring import errors_to_markdown, matrix_to_markdown, to_json, to_markdown
     from ..files import write_atomically
 
     if args.compare and len(args.predictions) < 2:
@@ -99,24 +142,22 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         cfg = evaluation_config(args)
-        check_registered("--dataset", [args.dataset])
-        aliases = dict(pair.split("=", 1) for pair in args.rename)
-        runs = rescore(args.predictions, args.dataset, cfg, aliases=aliases)
+        check_registered("--dataset", args.dataset)
+        results = {name: judge_set(args, cfg, name) for name in args.dataset}
     except (KeyError, ValueError) as error:  # names the file or image, and what to do
         raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
-    resampled = None
-    if args.compare or args.bootstrap:
-        resampled = resample(
-            runs,
-            draws=args.bootstrap or 1000,
-            compare=args.compare,
-            score_threshold=cfg.TEST.SCORE_THRESHOLD,
-            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
-    text = to_markdown(runs, resampled)
+    parts = [] if len(results) == 1 else [matrix_to_markdown(results)]
+    for name, (runs, resampled) in results.items():
+        parts += [f"## {name}"] if len(results) > 1 else []
+        parts.append(to_markdown(runs, resampled))
+        parts += [errors_to_markdown(runs)] if args.errors else []
+    text = "\n\n".join(parts)
     print(text)
+    documents = {name: to_json(name, *result) for name, result in results.items()}
     if args.output:
-        document = json.dumps(to_json(args.dataset, runs, resampled), indent=1, allow_nan=False)
+        document = json.dumps(
+            documents if len(documents) > 1 else documents[args.dataset[0]], indent=1, allow_nan=False
+        )
         for suffix, content in ((".json", document), (".md", text)):
             path = args.output.with_name(args.output.name + suffix)
             write_atomically(path, lambda file, content=content: file.write(f"{content}\n".encode()))

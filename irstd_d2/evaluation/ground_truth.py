@@ -87,7 +87,7 @@ class GroundTruth:
     @property
     def category_ids(self) -> tuple[int, ...]:
         """The data set's own category id of each class; the first where several stand for one class."""
-        first = {index: own for own, index in reversed(self.category_index.items())}
+        first = {index: own for own, index in reversed(list(self.category_index.items()))}
         return tuple(first.get(index, index) for index in range(len(self.class_names)))
 
     def image_groups(self, key: str) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from .bootstrap import Comparison, Interval, compare_metric, metric_interval, re
 from .build import EVALUATOR_REGISTRY, check_evaluators
 from .collection import DetectionCollector, add_predictions
 from .detection_probability import OperatingCurve, centre_verdicts, operating_curve
+from .error_analysis import ErrorAnalysis, analyse_errors
 from .ground_truth import GroundTruth
 from .mask_evaluation import MaskEvaluator, MaskTable, compare_masks, mask_intervals
 from .masks_and_boxes import mask_to_boxes
@@ -79,6 +80,17 @@ class Rescored:
     def verdicts(self) -> Verdicts:
         """What became of each detection by the distance of centres; a cut at any score changes none above it."""
         return centre_verdicts(self.detections, self.truth.targets)
+
+    @property
+    def threshold(self) -> float:
+        """The score threshold of the best F1; 0, which keeps all, where nothing was found at any."""
+        f1, score = self.curve.best_f1()
+        return score if f1 else 0.0
+
+    @cached_property
+    def errors(self) -> ErrorAnalysis:
+        """Classes of false alarms and misses, counted from ``threshold`` on."""
+        return analyse_errors(self.detections, self.truth, threshold=self.threshold)
 
 
 def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
@@ -331,6 +343,52 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
     if rows:
         parts.append(format_table(rows, ["metric", "runs", "difference", "95 % interval, paired", "p, permutation"]))
     return "\n\n".join(parts)
+
+
+def errors_to_markdown(runs: Sequence[Rescored]) -> str:
+    """What went wrong in each run (``error_analysis``), one table per run."""
+    parts = []
+    for run in runs:
+        rows = [
+            [row.name, str(row.false_alarms), str(row.misses), format_number(row.ap_gain, signed=True)]
+            for row in run.errors.rows
+        ]
+        title = (
+            f"{run.name}: AP50 {format_number(run.errors.average_precision)}, errors from score {run.threshold:.2f} on"
+        )
+        parts.append(f"{title}\n\n{format_table(rows, ['error', 'false alarms', 'misses', 'AP50 if mended'])}")
+    return "\n\n".join(parts)
+
+
+# What a matrix of models and data sets shows unless told otherwise.
+MATRIX_METRICS = ("voc_exact/AP50_area", "pd_fa/F1", "pd_fa/Pd@FAPI1", "mask/IoU")
+
+
+def matrix_to_markdown(
+    results: Mapping[str, tuple[Sequence[Rescored], Resampled | None]], metrics: Sequence[str] = MATRIX_METRICS
+) -> str:
+    """Models by data sets, one table per metric.
+
+    Args:
+        results: data set -> its runs, and their intervals.
+        metrics: ``EVALUATOR/METRIC``; those that no run has are left out.
+    """
+    names = list(dict.fromkeys(run.name for runs, _ in results.values() for run in runs))
+    parts = []
+    for metric in metrics:
+        rows = [[name, *(_matrix_cell(name, metric, *result) for result in results.values())] for name in names]
+        if any(cell != "-" for row in rows for cell in row[1:]):
+            parts.append(format_table(rows, [metric, *results]))
+    return "\n\n".join(parts)
+
+
+def _matrix_cell(name: str, metric: str, runs: Sequence[Rescored], resampled: Resampled | None) -> str:
+    evaluator, _, key = metric.partition("/")
+    values = [run.results.get(evaluator, {}).get(key, math.nan) for run in runs if run.name == name]
+    if not values:
+        return "-"
+    intervals = {} if resampled is None else resampled.intervals.get(name, {})
+    return format_number(values[0]) + (f" ({_range(intervals[metric])})" if metric in intervals else "")
 
 
 def _range(interval: Interval, *, signed: bool = False) -> str:

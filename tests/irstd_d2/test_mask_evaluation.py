@@ -163,7 +163,7 @@ def test_the_command_judges_masks(data_set, tmp_path, repo_root, capsys):
     assert "| mask/IoU" in printed
     MetadataCatalog.remove(NAME)
     MetadataCatalog.get(NAME).set(thing_classes=["target", "bird"])
-    assert tool.main([str(folder), "--dataset", NAME, "--masks", str(tmp_path / "truth")]) == 1
+    assert tool.main([str(folder), "--dataset", NAME, "--masks", str(tmp_path / "truth")]) == 2
     assert "masks: have no class, the data set has 2: target, bird" in capsys.readouterr().err
 
 

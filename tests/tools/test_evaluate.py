@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import cv2
 import numpy as np
@@ -207,3 +208,58 @@ def test_a_data_sets_own_category_ids_are_saved_and_read(dataset, tmp_path):
     assert json.dumps(again.results) == json.dumps(results)
     assert results["voc_exact"]["recall25"] == pytest.approx(200 / 3)
     assert "recall75" in results["voc_exact"]
+
+
+def test_runs_by_data_sets_are_a_matrix_with_intervals(tool, runs, dataset, tmp_path, capsys):
+    other = f"{NAME}_other"
+    DatasetCatalog.register(other, lambda: dataset[:6])
+    MetadataCatalog.get(other).set(thing_classes=["target"])
+    try:
+        write_run(tmp_path / "both", dataset, 0.6)
+        rows = json.loads((tmp_path / "both" / "inference" / NAME / "coco_instances_results.json").read_text())
+        path = tmp_path / "both" / "inference" / other / "coco_instances_results.json"
+        path.parent.mkdir()
+        kept = {record["image_id"] for record in dataset[:6]}
+        path.write_text(json.dumps([row for row in rows if row["image_id"] in kept]))
+        arguments = [runs[1], str(tmp_path / "both"), "--dataset", NAME, other, "--bootstrap", "50"]
+        output = tmp_path / "matrix"
+        assert tool.main([*arguments, "--evaluators", "voc", "pd_fa", "--errors", "--output", str(output)]) == 0
+    finally:
+        DatasetCatalog.remove(other)
+        MetadataCatalog.remove(other)
+    printed = capsys.readouterr().out
+    table = printed.split("\n\n")[0].splitlines()
+    assert cells(table[0]) == ["voc_exact/AP50_area", NAME, other]
+    assert [cells(line)[0] for line in table[2:]] == ["strong", "both"]
+    assert cells(table[2])[2] == "-"  # no predictions on the second set
+    value, low, high = map(float, re.findall(r"[\d.]+", cells(table[3])[1]))
+    assert low <= value <= high
+    assert f"## {other}" in printed
+    assert "AP50 if mended" in printed
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert found[NAME]["runs"]["both"]["results"]["voc_exact"]["AP50_area"] == pytest.approx(value, abs=0.005)
+
+
+def test_the_protocol_comes_from_the_runs_configuration_unless_given(tool, runs, dataset, tmp_path, capsys, caplog):
+    weak, strong = (tmp_path / name for name in ("weak", "strong"))
+    (weak / "config.yaml").write_text("TEST: {SCORE_THRESHOLD: 0.9, DETECTIONS_PER_IMAGE: 1}\n")
+
+    def metrics(*arguments):
+        output = tmp_path / "found"
+        assert tool.main([*arguments, "--dataset", NAME, "--output", str(output)]) == 0
+        results = json.loads(output.with_suffix(".json").read_text())["runs"]
+        return {name: (run["results"]["pd_fa"]["Pd"], run["results"]["bbox"]["AR"]) for name, run in results.items()}
+
+    own = metrics(str(weak), str(strong))
+    file = str(strong / "inference" / NAME / "coco_instances_results.json")
+    given = metrics(file, "--score-threshold", "0.9", "--max-detections", "1")
+    default = metrics(file)
+    assert own["strong"] == given["strong"] != default["strong"]
+    assert (
+        metrics(str(weak), str(strong), "--score-threshold", "0.5", "--max-detections", "100")["strong"]
+        == (default["strong"])
+    )
+    caplog.clear()
+    (strong / "config.yaml").write_text("TEST: {SCORE_THRESHOLD: 0.5, DETECTIONS_PER_IMAGE: 1}\n")
+    assert metrics(str(weak), str(strong)) == own
+    assert "TEST.SCORE_THRESHOLD 0.9 in place of its own 0.5" in caplog.text
