@@ -13,6 +13,7 @@ from auxdet_d2 import collate_metadata
 from auxdet_d2.checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
 from auxdet_d2.modeling import anchor_targets
 from irstd_d2 import get_config
+from irstd_d2.inference import optimize
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,18 @@ def test_box_head_on_the_published_proposals(model, published, metadata, images,
         assert_same_detections(final.pred_boxes.tensor, final.scores, arrays[f"det{i}"], box_tolerance=0.08)
         compared += len(found)
     assert compared == 89 + 100 + 85 + 100
+
+
+def test_the_optimised_model_detects_what_the_published_one_does(model, published, metadata, images, oracle_dir):
+    arrays = np.load(oracle_dir / "auxdet_full_eval.npz")
+    model = optimize(model)
+    with torch.no_grad():
+        features = model.backbone(images.tensor, metadata)
+        proposals, _ = model.proposal_generator(images, features)
+        detections, _ = model.roi_heads(images, features, proposals)
+    for i, (found, p) in enumerate(zip(detections, proposals)):
+        assert_same_detections(p.proposal_boxes.tensor, p.objectness_logits, arrays[f"proposals{i}"])
+        assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det_raw{i}"])
 
 
 # LEEM's normalisation cancels its gate, and the normalisation of the pooled hint a bias before it.

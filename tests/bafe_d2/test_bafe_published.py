@@ -11,6 +11,7 @@ from bafe_d2.checkpoint import BAFE_NAMES, NEVER_RUN, large_kernel_rules
 from bafe_d2.modeling import FeatureExchange, LargeSelectiveKernel
 from irstd_d2 import get_config
 from irstd_d2.checkpoint import NameMap
+from irstd_d2.inference import optimize
 from irstd_d2.modeling.fcos_targets import assign_targets, pad_instances
 
 LEVELS = ("p3", "p4", "p5")
@@ -187,6 +188,21 @@ def test_features_outputs_and_detections(model, published, oracle_dir):
         assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"], box_tolerance=0.05)
         assert result["sem_seg"].shape == (2, *meta[i]["ori_shape"])
         torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(meta[i]["ori_shape"]))
+
+
+def test_the_optimised_model_detects_what_the_published_one_does(model, published, oracle_dir):
+    arrays = np.load(oracle_dir / "bafe_full_eval.npz")
+    model = optimize(model)
+    image, meta = published.image(2, (2, 3, 256, 256)), published.manifest["meta"]
+    samples = [{"height": m["ori_shape"][0], "width": m["ori_shape"][1]} for m in meta]
+    with torch.no_grad():
+        pyramid = model.backbone(image)
+        predictions = model.head([pyramid[name] for name in LEVELS])
+        images = ImageList(image, [tuple(m["img_shape"]) for m in meta])
+        results = model.outputs(model.points(predictions), predictions, images, samples)
+    for i, result in enumerate(results):
+        found = result["instances"]
+        assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"], box_tolerance=0.05)
 
 
 def test_head_alone(model, published, oracle_dir):
