@@ -90,7 +90,7 @@ class Bench:
         self,
         case: str,
         ours: tuple[str, Work],
-        *others: tuple[str, Work | float, float | None],
+        *others: tuple[str, Work, float | None],
         other_seldom: int = 1,
         per_second: str = "",
         rounds: int = 3,
@@ -100,8 +100,7 @@ class Bench:
         Args:
             case: what is compared.
             ours: a name and the work.
-            others: each a name, the work, and the target for the ratio ours / other or ``None``. A number in place of
-                the work stands for a time in seconds that was measured elsewhere.
+            others: each a name, the work, and the target for the ratio ours / other or ``None``.
             other_seldom: slow others run once for so many runs of ours, whose median is their counterpart.
             per_second: see ``Row``.
             rounds: least number of rounds.
@@ -110,7 +109,7 @@ class Bench:
             return
         works = [work for _, work, _ in others]
         my_calls = self._calls(ours[1])
-        calls = [1 if isinstance(work, float) else self._calls(work) for work in works]
+        calls = [self._calls(work) for work in works]
         mine: list[float] = []
         times: list[list[float]] = [[] for _ in others]
         ratios: list[list[float]] = [[] for _ in others]
@@ -119,7 +118,7 @@ class Bench:
             own = [timed(ours[1], self.device, my_calls) for _ in range(other_seldom)]
             mine += own
             for number, work in enumerate(works):
-                times[number].append(work if isinstance(work, float) else timed(work, self.device, calls[number]))
+                times[number].append(timed(work, self.device, calls[number]))
                 ratios[number].append(statistics.median(own) / times[number][-1])
         for (name, _, at_most), seconds, ratio in zip(others, times, ratios):
             low, high = np.quantile(ratio, [0.1, 0.9])

@@ -1,4 +1,4 @@
-"""Whole detectors at inference and in training: the published implementation, detectron2's own, the baselines."""
+"""Whole detectors at inference and in training, beside detectron2's own and the baselines; see also published.py."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import nn
 import auxdet_d2  # noqa: F401
 import bafe_d2  # noqa: F401
 from irstd_d2 import get_config
+from irstd_d2.inference import optimize
 
-from .published import INFERENCE, NAME, TRAINING
 from .scenes import sample
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -77,35 +77,33 @@ def run(bench: Bench) -> None:
     fcos = build("bafe/tiny/fcos_tiny.yaml" if tiny else "bafe/fcos_r50_fpn.yaml", device)
     theirs = {"detectron2's FCOS": detectron2_fcos(device), "detectron2's Faster R-CNN": detectron2_faster_rcnn(device)}
 
-    for name, model, baseline, baseline_name, bounds, published_bounds in (
-        ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3), (1 / 2, 1 / 3)),
-        ("BAFE-Net", bafe, fcos, "our FCOS", (None, None), (0.6, None)),
+    for name, model, baseline, baseline_name, bounds in (
+        ("AuxDet", auxdet, cascade, "Cascade RPN without M2DM and LEEM", (1.25, 1.3)),
+        ("BAFE-Net", bafe, fcos, "our FCOS", (None, None)),
     ):
-        for kind, make, inputs, seconds, bound, published_bound in (
-            ("inference", inference, samples[:1], INFERENCE[name, 512], bounds[0], published_bounds[0]),
-            ("training step of 2", training_step, samples, TRAINING[name], bounds[1], published_bounds[1]),
+        for kind, make, inputs, bound in (
+            ("inference", inference, samples[:1], bounds[0]),
+            ("training step of 2", training_step, samples, bounds[1]),
         ):
             bench.compare(
                 f"{name} R50, {size}x{size}, {kind}",
                 (name, make(model, inputs)),
                 (baseline_name, make(baseline, inputs), bound),
                 *((other, make(other_model, inputs), None) for other, other_model in theirs.items()),
-                *(() if tiny else ((NAME, seconds, published_bound),)),
                 rounds=5,
             )
             bench.memory(f"{kind}, {size}x{size}", name, make(model, inputs))
-    if not tiny:
-        bench.compare(
-            "AuxDet R50, 1024x1024, inference",
-            ("AuxDet", inference(auxdet, [sample(1024)])),
-            (NAME, INFERENCE["AuxDet", 1024], None),
-        )
     bench.compare(
         f"our FCOS R50, {size}x{size}, inference",
         ("our FCOS", inference(fcos, samples[:1])),
         ("detectron2's FCOS", inference(theirs["detectron2's FCOS"], samples[:1]), None),
     )
     for name, model in (("AuxDet", auxdet), ("BAFE-Net", bafe)):
+        bench.compare(
+            f"{name} R50, {size}x{size}, inference, optimised",
+            ("irstd_d2.inference.optimize", inference(optimize(model), samples[:1])),
+            ("as built", inference(model, samples[:1]), None),
+        )
         bench.compare(
             f"{name} R50, {size}x{size}, inference, settings",
             ("bfloat16, channels-last" + (", compiled" if device.type == "cuda" else ""), fast(model, samples[:1])),
