@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-root", metavar="DIR", help="images of a COCO file; by default the folder it is in")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="to take; others are left out and counted")
     parser.add_argument("--box-convention", choices=BOX_CONVENTIONS, help="of a VOC folder (see irstd convert --help)")
-    parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="full_range")
+    parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="auto")
     parser.add_argument("--output-dir", metavar="DIR", help="write the plots there")
     parser.add_argument("--skip-bad", action="store_true", help="end with code 0 although there are faults")
     parser.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")

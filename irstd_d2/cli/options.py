@@ -6,7 +6,7 @@ import argparse
 
 # Names of the library, here again so that --help need not import it.
 LAYOUTS = ("densesirst", "sirstv2", "wideirstd", "voc", "voc_png")
-HIGH_BIT_DEPTH_MODES = ("full_range", "minmax", "percentile")
+HIGH_BIT_DEPTH_MODES = ("auto", "full_range", "minmax", "percentile")
 DATASET_FORMATS = ("voc", "coco", "mask", "yolo")
 STRATA = ("platform", "band", "resolution", "empty")
 BOX_CONVENTIONS = ("half_open", "one_based", "inclusive", "paper")

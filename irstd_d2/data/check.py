@@ -117,7 +117,7 @@ def collect(
 
 
 def check_collection(
-    collection: Collection, *, high_bit_depth: str = "full_range", workers: int = 1, progress: bool = False
+    collection: Collection, *, high_bit_depth: str = "auto", workers: int = 1, progress: bool = False
 ) -> CheckReport:
     """Open every image and mask of a set and measure its targets.
 

@@ -25,8 +25,9 @@ def add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.INVERT_PROB = 0.0
     # Share of the training crops (detectron2's INPUT.CROP) that hold a whole target, in images that have one.
     cfg.INPUT.CROP.TARGET_PROB = 0.0
-    # How pixels of more than 8 bits become [0, 255]: "full_range", "minmax" or "percentile" (irstd_d2.data.read_image).
-    cfg.INPUT.HIGH_BIT_DEPTH = "full_range"
+    # How pixels of more than 8 bits become [0, 255]: "auto", "full_range", "minmax" or "percentile"
+    # (irstd_d2.data.read_image). "auto" leaves images that fill their number type as "full_range" does.
+    cfg.INPUT.HIGH_BIT_DEPTH = "auto"
     # Whether training samples carry `sem_seg` where the data set has sky masks.
     cfg.INPUT.LOAD_SEM_SEG = True
     # Leave faulty images out, with one counted summary, in place of stopping at the first.

@@ -91,7 +91,7 @@ class IRSTDDatasetMapper:
         *,
         augmentations: list[T.Augmentation | T.Transform],
         image_format: str = "RGB",
-        high_bit_depth: str = "full_range",
+        high_bit_depth: str = "auto",
         load_sem_seg: bool = True,
         skip_bad: bool = False,
     ):

@@ -5,20 +5,27 @@ Every image becomes ``(H, W, 3)`` float32 in ``[0, 255]``, whatever its file hol
 * 8-bit gray, palette, RGB and RGBA keep their values; gray is repeated three times, alpha is dropped.
 * Deeper integers and floats are mapped to ``[0, 255]`` by ``high_bit_depth`` (see :func:`read_image`).
 * The EXIF orientation of a JPEG is applied, as detectron2 does; boxes refer to the upright image. PNG, TIFF and BMP
-  are read as stored.
-* Of a file with several pages or frames the first is read.
+  are read as stored; a TIFF whose 0 is white is inverted, and integers of 9 to 15 bits fill 16.
+* Of a file with several pages or frames the first is read, with a warning.
+
+``irstd_d2/export/runtime.py`` reads the same without this project; one table of cases tests both.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import re
 import struct
 from os import PathLike
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
+import tifffile
+from detectron2.utils.logger import log_first_n
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin
 
@@ -26,7 +33,7 @@ from ..errors import ConfigError, DatasetError
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _IMAGE_SUFFIX = re.compile("(?:" + "|".join(map(re.escape, IMAGE_SUFFIXES)) + ")$", re.IGNORECASE)
-HIGH_BIT_DEPTH_MODES = ("full_range", "minmax", "percentile")
+HIGH_BIT_DEPTH_MODES = ("auto", "full_range", "minmax", "percentile")
 SKY, OTHER, IGNORE = 1, 0, 255
 
 MAX_SIDE = 1 << 20  # pixels; of what annotations say about images
@@ -40,10 +47,16 @@ _JPEG_SIGNATURE, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 # Of single precision: 64-bit floats beyond it are no pixels, and differences below it are none.
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _PERCENTILES = (0.1, 99.9)
+# "auto" stretches images whose values span less than the first share of their type's range, and most of them less than
+# the second: counts of sensors, but none of 600 real images that fill their type (docs/own_data.md).
+_PART, _SMALL_PART = 1 / 4, 1 / 16
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_CMYK = 5
+_TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_CMYK = 0, 1, 2, 5
+_TIFF_UNSIGNED = 1
+_MAX_PAGES = 100_000
+_logger = logging.getLogger(__name__)
 _INVALID = 2
 _BINARY_TO_LABEL = np.full(256, _INVALID, np.uint8)
 _BINARY_TO_LABEL[[0, 255]] = OTHER, SKY
@@ -58,7 +71,7 @@ def strip_image_suffix(name: str) -> str:
     return _IMAGE_SUFFIX.sub("", name)
 
 
-def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = "full_range") -> np.ndarray:
+def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = "auto") -> np.ndarray:
     """Read an image of any supported kind as three float channels.
 
     Args:
@@ -66,7 +79,9 @@ def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = 
         format: order of the channels, ``"RGB"`` or ``"BGR"``.
         high_bit_depth: how values of more than 8 bits become ``[0, 255]``: ``"full_range"`` maps the whole range of an
             integer type (16 bits: divided by 257) and takes floats as ``[0, 1]``; ``"minmax"`` maps the lowest and
-            highest value of the image; ``"percentile"`` its 0.1 % and 99.9 % quantiles, clipping the rest.
+            highest value of the image; ``"percentile"`` its 0.1 % and 99.9 % quantiles, clipping the rest; ``"auto"``
+            is ``"percentile"`` for images that use a small part of their range, as counts of a sensor do, and for
+            floats beyond ``[0, 1]``, else ``"full_range"``.
 
     Returns:
         ``(H, W, 3)`` float32 array, C-contiguous, values in ``[0, 255]``.
@@ -82,7 +97,7 @@ def to_float_image(
     raw: np.ndarray,
     path: str | PathLike,
     format: str = "RGB",
-    high_bit_depth: str = "full_range",
+    high_bit_depth: str = "auto",
     limits: tuple[float, float] | None = None,
     keep_gray: bool = False,
 ) -> np.ndarray:
@@ -102,7 +117,7 @@ def to_float_image(
     return np.ascontiguousarray(image, dtype=np.float32)
 
 
-def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "full_range") -> tuple[float, float]:
+def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "auto") -> tuple[float, float]:
     """The values of an image that become 0 and 255.
 
     Args:
@@ -119,27 +134,89 @@ def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "f
     is_float = image.dtype.kind == "f"
     if is_float and not max(-float(image.min()), float(image.max())) <= _LARGEST:  # NaN is never below
         raise DatasetError(path, "pixels", "NaN or infinite values", "replace them before saving the image")
-    if high_bit_depth == "full_range" and is_float:
-        if image.min() < 0 or image.max() > 1:
+    lowest, highest = float(image.min()), float(image.max())
+    if high_bit_depth == "minmax":
+        return lowest, highest
+    whole = type_range(image.dtype)
+    if high_bit_depth == "full_range":
+        if lowest < whole[0] or highest > whole[1]:
             raise DatasetError(
                 path,
                 "pixels",
-                f"floats from {image.min():g} to {image.max():g}, expected 0 to 1",
-                "set INPUT.HIGH_BIT_DEPTH to minmax or percentile, or rescale the file",
+                f"floats from {lowest:g} to {highest:g}, expected 0 to 1",
+                "set INPUT.HIGH_BIT_DEPTH to auto, minmax or percentile, or rescale the file",
             )
-        return 0.0, 1.0
-    if high_bit_depth == "full_range":
-        return float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max)
-    if high_bit_depth == "minmax":
-        return float(image.min()), float(image.max())
+        if uses_small_part(image):
+            log_first_n(
+                logging.WARNING,
+                f"{path}: values from {lowest:g} to {highest:g}, a small part of {image.dtype}, are mapped by all of "
+                "its range: targets may be too faint; INPUT.HIGH_BIT_DEPTH auto stretches them",
+            )
+        return whole
+    if high_bit_depth == "auto" and whole[0] <= lowest and highest <= whole[1] and not uses_small_part(image):
+        return whole
     low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+    if high_bit_depth == "auto":
+        log_first_n(
+            logging.WARNING,
+            f"{path}: values from {lowest:g} to {highest:g}, a part of the range of {image.dtype}: {low:g} to {high:g} "
+            "(0.1 % and 99.9 % quantiles) become 0 to 255, and so for other images like it (INPUT.HIGH_BIT_DEPTH)",
+        )
     return low, high
+
+
+def type_range(dtype: np.dtype) -> tuple[float, float]:
+    """The values of a number type that ``"full_range"`` maps to 0 and 255."""
+    if dtype.kind == "f":
+        return 0.0, 1.0
+    return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+
+
+def uses_small_part(image: np.ndarray) -> bool:
+    """Whether the values of an image fill so little of their type, as counts of a sensor do, that ``"auto"`` stretches.
+
+    Images of 8 bits never do.
+    """
+    if image.dtype == np.uint8:
+        return False
+    low, high = type_range(image.dtype)
+    if float(image.max()) - float(image.min()) > _PART * (high - low):
+        return False
+    inner = np.percentile(image, _PERCENTILES)
+    return float(inner[1] - inner[0]) < _SMALL_PART * (high - low)
 
 
 def read_raw(path: str | PathLike) -> np.ndarray:
     """Read an image in its own number type: gray ``(H, W)``, or BGR or BGRA ``(H, W, 3 | 4)``."""
     path = Path(path)
     return _decode(_read_bytes(path), path)
+
+
+def open_raw(path: str | PathLike) -> np.ndarray:
+    """Read an image as :func:`read_raw` does, but map it where the file allows it.
+
+    An uncompressed TIFF of gray or RGB pixels in one piece is mapped: memory holds the parts in use only, and there is
+    no bound on its size. Other files are read as a whole.
+
+    Returns:
+        Gray ``(H, W)``, or BGR ``(H, W, 3)``, read-only where mapped.
+
+    Raises:
+        DatasetError: see :func:`read_image`.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        if not file.read(4).startswith(_TIFF_SIGNATURES):
+            return read_raw(path)
+        head = _read_tiff_head(file, path)
+    if not head.is_plain:
+        return read_raw(path)
+    try:
+        pixels = tifffile.memmap(path, page=0, mode="r")
+    except Exception:  # compressed, or damaged in one of many ways: then read_raw says how
+        return read_raw(path)
+    _warn_of_pages(path, head.pages)
+    return pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
 
 
 def read_sky_mask(path: str | PathLike) -> np.ndarray:
@@ -220,9 +297,12 @@ def _decode(data: bytes, path: Path) -> np.ndarray:
         if not _has_all_chunks(data):
             raise DatasetError(path, "pixels", "a truncated PNG", _REWRITE)
         return _decode_with_opencv(data, path)
-    # Pillow has no 16-bit colour; OpenCV multiplies 8-bit colour by its alpha.
-    if data.startswith(_TIFF_SIGNATURES) and _check_tiff(data, path) > 8:
-        return _decode_with_opencv(data, path)
+    if data.startswith(_TIFF_SIGNATURES):
+        head = _read_tiff_head(io.BytesIO(data), path)
+        _check_pixel_count(head.height, head.width, path, len(data))
+        _warn_of_pages(path, head.pages)
+        if head.bits > 8 or head.sample_format != _TIFF_UNSIGNED:
+            return _decode_with_tifffile(data, path, head)
     if data.startswith(_JPEG_SIGNATURE) and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
         raise DatasetError(path, "header", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "save it again")
     image = _decode_with_pillow(data, path)
@@ -282,21 +362,97 @@ def _has_all_chunks(data: bytes) -> bool:
     return False
 
 
-def _check_tiff(data: bytes, path: Path) -> int:
-    """Refuse what would be misread or allocate without bound; return the bits per channel."""
+class _TiffHead(NamedTuple):
+    """What the first directory of a TIFF says, and the number of its pages (thumbnails do not count)."""
+
+    width: int
+    height: int
+    bits: int
+    sample_format: int
+    colours: int
+    channels: int
+    interleaved: bool
+    pages: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pixels as they are stored are gray or RGB in the range of their type."""
+        whole_bytes = self.bits in (8, 16, 32, 64)
+        kinds = ((_TIFF_BLACK_IS_ZERO, 1), (_TIFF_RGB, 3))
+        return whole_bytes and self.interleaved and (self.colours, self.channels) in kinds
+
+
+def _read_tiff_head(file: IO[bytes], path: Path) -> _TiffHead:
+    """Read the directories of a TIFF, and refuse what would be misread."""
     try:
-        directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-        stream = io.BytesIO(data)
-        stream.seek(directory.next)
-        directory.load(stream)
-        width, height, colours = int(directory[256]), int(directory[257]), directory.get(262)
-        bits = int(max(directory.get(258, (1,))))
+        file.seek(0)
+        header = file.read(8)
+        big = b"+" in header[:4]
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header + file.read(8) if big else header)
+        file.seek(directory.next)
+        directory.load(file)
+        width, height = int(directory[256]), int(directory[257])
+        bits, sample_format = int(max(directory.get(258, (1,)))), int(max(directory.get(339, (_TIFF_UNSIGNED,))))
+        colours, channels = int(directory.get(262, _TIFF_BLACK_IS_ZERO)), int(directory.get(277, 1))
+        interleaved = int(directory.get(284, 1)) == 1
+        pages, seen = 1, {0}
+        while directory.next not in seen and len(seen) < _MAX_PAGES:
+            seen.add(directory.next)
+            file.seek(directory.next)
+            directory.reset()
+            directory.load(file)
+            pages += not int(directory.get(254, 0)) & 1
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
         raise DatasetError(path, "header", "a damaged TIFF directory", _REWRITE) from None
-    _check_pixel_count(height, width, path, len(data))
     if colours == _TIFF_CMYK:
         raise DatasetError(path, "header", "a CMYK image", "convert it to gray or RGB")
-    return bits
+    return _TiffHead(width, height, bits, sample_format, colours, channels, interleaved, pages)
+
+
+def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarray:
+    """Decode a TIFF of more than 8 bits, or of numbers with a sign."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+            if max(ends, default=0) > len(data):
+                raise DatasetError(path, "pixels", "a truncated TIFF", _REWRITE)
+            pixels, axes = page.asarray(), page.axes
+    except DatasetError:
+        raise
+    except Exception as error:  # tifffile lets whatever it stumbles over through
+        raise DatasetError(path, "pixels", f"a damaged TIFF ({error})", _REWRITE) from None
+    if axes == "SYX":
+        pixels, axes = np.moveaxis(pixels, 0, 2), "YXS"
+    if axes not in ("YX", "YXS") or pixels.dtype.kind not in "uif" or head.colours > _TIFF_RGB:
+        problem = f"a TIFF of {pixels.dtype} with axes {axes} and colour space {head.colours}"
+        raise DatasetError(path, "header", problem, "store it as gray or RGB")
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.dtype.kind == "u" and head.bits < 8 * pixels.dtype.itemsize:
+        pixels = _fill_bits(pixels, head.bits)
+    if head.colours != _TIFF_RGB:  # further channels of a gray image are no colours
+        pixels = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, 0])
+        return _invert(pixels) if head.colours == _TIFF_WHITE_IS_ZERO else pixels
+    return np.ascontiguousarray(np.concatenate([pixels[:, :, 2::-1], pixels[:, :, 3:4]], axis=2))
+
+
+def _fill_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Scale integers of a number of bits to the whole range of their type: 4095 of 12 bits becomes 65535 of 16."""
+    whole = int(np.iinfo(pixels.dtype).max)
+    return np.rint(pixels.astype(np.float64) * (whole / (2**bits - 1))).astype(pixels.dtype)
+
+
+def _invert(pixels: np.ndarray) -> np.ndarray:
+    """Exchange black and white: the ends of an integer type, 0 and 1 of floats."""
+    return 1 - pixels if pixels.dtype.kind == "f" else ~pixels
+
+
+@functools.lru_cache(maxsize=1024)  # once for each file, not in every epoch
+def _warn_of_pages(path: Path, pages: int) -> None:
+    if pages > 1:
+        _logger.warning(
+            "%s holds %d pages: the first is read, %d are left out; save them as files", path, pages, pages - 1
+        )
 
 
 def _check_pixel_count(height: int, width: int, path: Path, file_size: int) -> None:

@@ -2,8 +2,9 @@
 
     python runtime.py model.onnx image.png folder/*.png --platform Air --band LWIR
 
-It needs numpy, Pillow, and onnxruntime for an .onnx file or torch and torchvision for a TorchScript file. What a model
-expects (size, channel order, names of classes, platforms and bands) is stored inside the file.
+It needs numpy, Pillow, and onnxruntime for an .onnx file or torch and torchvision for a TorchScript file; tifffile for
+TIFF files, opencv-python-headless for PNG files of 16-bit colour. What a model expects (size, channel order, names of
+classes, platforms and bands) is stored inside the file.
 
 Letters in shapes: D detections, (h, w) size of an image file.
 """
@@ -28,6 +29,8 @@ from PIL import Image, ImageOps
 FACTS_KEY = "irstd_d2.json"
 _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})
 _PERCENTILES = (0.1, 99.9)
+_PART, _SMALL_PART = 1 / 4, 1 / 16  # of the range of a type; see irstd_d2/data/image_io.py
+_SMALLEST = float(np.finfo(np.float32).tiny)
 logger = logging.getLogger(__name__)
 
 
@@ -227,28 +230,34 @@ class _TorchEngine:
 
 
 def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.ndarray:
-    """Read an 8-bit image of any kind, or a deeper gray one, as (h, w, 3) float32 RGB in 0..255.
+    """Read an image as (h, w, 3) float32 RGB in 0..255, as ``irstd_d2.data.read_image`` does.
 
     Args:
-        path: PNG, TIFF, BMP or JPEG.
+        path: PNG, TIFF, BMP or JPEG; of a TIFF with several pages the first.
         high_bit_depth: how values of more than 8 bits become 0..255: "full_range" maps the whole range of the type and
             takes floats as 0..1; "minmax" the lowest and highest value of the image; "percentile" its 0.1 % and 99.9 %
-            quantiles.
+            quantiles; "auto" is "percentile" for images that use a small part of their range, else "full_range".
 
     Raises:
-        ValueError: for colour of more than 8 bits.
+        ValueError: for NaN, floats beyond 0..1 with "full_range", and what is neither gray nor RGB.
+        ImportError: for a TIFF without the package tifffile, 16-bit colour without OpenCV.
         OSError: for a file that cannot be read.
     """
-    with Image.open(path, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
-        if file.format == "PNG" and _png_is_deep_colour(path):
-            raise ValueError(f"{path}: colour of 16 bits; store it as 16-bit gray or 8-bit colour")
-        image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
-        deep = image.mode[0] in "IF"
-        array = np.array(image if deep or image.mode in ("L", "RGB") else image.convert(_plain_mode(image.mode)))
-        if deep and file.format == "PNG":
-            array = array.astype(np.uint16)  # some versions of Pillow widen it
-    if deep:
-        array = _to_byte_range(array, high_bit_depth)
+    with Path(path).open("rb") as file:
+        head = file.read(26)
+    array = None
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        array = _read_deep_tiff(path)
+    elif head[:4] == b"\x89PNG" and len(head) == 26 and head[24] == 16 and head[25] != 0:
+        array = _read_deep_colour(path)
+    if array is None:
+        with Image.open(path, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
+            image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
+            deep = image.mode[0] == "I"
+            array = np.array(image if deep or image.mode in ("L", "RGB") else image.convert(_plain_mode(image.mode)))
+            array = array.astype(np.uint16) if deep else array  # some versions of Pillow widen it
+    if array.dtype != np.uint8:
+        array = _to_byte_range(array, high_bit_depth, path)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     return np.ascontiguousarray(array, dtype=np.float32)
@@ -258,20 +267,59 @@ def _plain_mode(mode: str) -> str:
     return "L" if mode == "1" else "RGB"
 
 
-def _png_is_deep_colour(path: str | PathLike) -> bool:
-    with Path(path).open("rb") as file:
-        head = file.read(26)
-    return len(head) == 26 and head[24] == 16 and head[25] != 0
+def _read_deep_tiff(path: str | PathLike) -> np.ndarray | None:
+    """Gray (h, w) or RGB (h, w, 3) of more than 8 bits or with a sign, 0 black; ``None`` for a TIFF of plain bytes."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page, pages = file.pages[0], sum(not page.is_reduced for page in file.pages)
+        if pages > 1:
+            logger.warning("%s holds %d pages: the first is read, %d are left out", path, pages, pages - 1)
+        if page.bitspersample <= 8 and page.sampleformat == 1:
+            return None
+        pixels = np.moveaxis(page.asarray(), 0, 2) if page.axes == "SYX" else page.asarray()
+    colours = int(page.photometric)
+    if page.axes not in ("YX", "YXS", "SYX") or pixels.dtype.kind not in "uif" or colours > 2:
+        raise ValueError(f"{path}: {pixels.dtype} with axes {page.axes}; store it as gray or RGB")
+    if pixels.dtype.kind == "u" and page.bitspersample < 8 * pixels.dtype.itemsize:
+        scale = np.iinfo(pixels.dtype).max / (2**page.bitspersample - 1)
+        pixels = np.rint(pixels.astype(np.float64) * scale).astype(pixels.dtype)
+    if colours == 2:
+        return pixels[:, :, :3]
+    gray = pixels if pixels.ndim == 2 else pixels[:, :, 0]
+    if colours == 0:  # 0 is white
+        return 1 - gray if gray.dtype.kind == "f" else ~gray
+    return gray
 
 
-def _to_byte_range(image: np.ndarray, mode: str) -> np.ndarray:
+def _read_deep_colour(path: str | PathLike) -> np.ndarray:
+    """RGB (h, w, 3) of a PNG of 16 bits per channel, which Pillow would cut to 8."""
+    import cv2
+
+    image = cv2.imread(fspath(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise OSError(f"{path}: not a PNG that OpenCV can read")
+    return image[:, :, 2::-1]
+
+
+def _to_byte_range(image: np.ndarray, mode: str, path: str | PathLike) -> np.ndarray:
+    is_float = image.dtype.kind == "f"
+    if is_float and not np.isfinite(image).all():
+        raise ValueError(f"{path}: NaN or infinite values; replace them before saving the image")
+    lowest, highest = (0.0, 1.0) if is_float else (float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max))
+    low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+    if mode == "auto":
+        used = float(image.max()) - float(image.min())
+        outside = image.min() < lowest or image.max() > highest
+        is_part = used <= _PART * (highest - lowest) and high - low < _SMALL_PART * (highest - lowest)
+        mode = "percentile" if outside or is_part else "full_range"
     if mode == "full_range":
-        is_float = image.dtype.kind == "f"
-        low, high = (0.0, 1.0) if is_float else (float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max))
-    else:
-        low, high = np.percentile(image, _PERCENTILES) if mode == "percentile" else (image.min(), image.max())
-        low, high = float(low), float(high)
-    scale = 255.0 / (high - low) if high > low else 0.0
+        if image.min() < lowest or image.max() > highest:
+            raise ValueError(f"{path}: floats from {image.min():g} to {image.max():g}, expected 0 to 1")
+        low, high = lowest, highest
+    elif mode == "minmax":
+        low, high = float(image.min()), float(image.max())
+    scale = 255.0 / (high - low) if high - low > _SMALLEST else 0.0
     return np.clip((image.astype(np.float64) - low) * scale, 0.0, 255.0).astype(np.float32)
 
 

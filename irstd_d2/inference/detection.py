@@ -18,8 +18,8 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..config import get_config
+from ..data.image_io import open_raw
 from ..data.layout_writer import png_bytes
-from ..data.mapped_image import open_raw
 from ..errors import DatasetError
 from ..files import write_atomically
 from ..memory import keep_freed_memory

@@ -15,7 +15,7 @@ INSET_EDGE = 256
 
 
 def draw_result(
-    raw: np.ndarray, path: Path, instances: Instances, *, high_bit_depth: str = "full_range", insets: int = 3
+    raw: np.ndarray, path: Path, instances: Instances, *, high_bit_depth: str = "auto", insets: int = 3
 ) -> np.ndarray:
     """Draw detections in an image, with zoomed parts beside it.
 

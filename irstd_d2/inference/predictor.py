@@ -14,8 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from ..data import build_mapper
-from ..data.image_io import to_float_image, value_limits
-from ..data.mapped_image import open_raw
+from ..data.image_io import open_raw, to_float_image, value_limits
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import IRSTDCheckpointer
 from .merging import nms_threshold_of

@@ -43,7 +43,7 @@ def write_images(folder):
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("mode", ["full_range", "minmax", "percentile"])
+@pytest.mark.parametrize("mode", ["auto", "full_range", "minmax", "percentile"])
 def test_images_are_read_as_in_training(tmp_path, mode):
     paths = write_images(tmp_path)
     assert len(paths) == 10
@@ -54,11 +54,9 @@ def test_images_are_read_as_in_training(tmp_path, mode):
         np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=str(path))
 
 
-def test_deep_colour_and_damage_are_refused(tmp_path):
+def test_damage_is_refused(tmp_path):
     path = tmp_path / "deep.png"
     cv2.imwrite(str(path), np.zeros((4, 4, 3), np.uint16))
-    with pytest.raises(ValueError, match=r"deep\.png: colour of 16 bits"):
-        runtime.read_image(path)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises((OSError, ValueError)):
         runtime.read_image(path)

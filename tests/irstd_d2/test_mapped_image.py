@@ -3,32 +3,17 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from irstd_d2.data.image_io import read_raw, to_float_image, value_limits
-from irstd_d2.data.mapped_image import open_raw
+from irstd_d2.data.image_io import open_raw, read_raw, to_float_image, value_limits
 from irstd_d2.errors import DatasetError
 
 PLAIN = [cv2.IMWRITE_TIFF_COMPRESSION, 1]
 
 
 def write_big_endian(path, pixels):
-    """A TIFF of Motorola order in one piece, which the libraries at hand do not write."""
-    height, width = pixels.shape
-    entries = [
-        (256, width),
-        (257, height),
-        (258, 16),
-        (259, 1),
-        (262, 1),
-        (273, 200),
-        (277, 1),
-        (279, 2 * height * width),
-    ]
-    head = b"MM\0*" + (8).to_bytes(4, "big") + len(entries).to_bytes(2, "big")
-    for tag, value in entries:
-        head += tag.to_bytes(2, "big") + (4).to_bytes(2, "big") + (1).to_bytes(4, "big") + value.to_bytes(4, "big")
-    path.write_bytes(head.ljust(200, b"\0") + pixels.astype(">u2").tobytes())
+    tifffile.imwrite(path, pixels, byteorder=">")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

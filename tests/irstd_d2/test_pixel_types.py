@@ -1,0 +1,177 @@
+"""One table of pixel types for all readers: training and demo (read_image, open_raw) and the exported runtime."""
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from irstd_d2.data.image_io import open_raw, read_image, to_float_image
+from irstd_d2.errors import DatasetError
+from irstd_d2.export import runtime
+
+# Values as shares of white; files hold them in their own type.
+SHARES = np.linspace(0, 1, 12).reshape(3, 4)
+BYTES = np.rint(SHARES * 255).astype(np.uint8)
+COLOUR = np.stack([SHARES, 1 - SHARES, SHARES[::-1]], axis=2)
+COLOUR_BYTES = np.rint(COLOUR * 255).astype(np.uint8)
+
+
+def of_type(dtype, shares=SHARES):
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return shares.astype(dtype)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return (
+        np.rint(low + shares * (float(high) - low)).clip(low, float(high) - (dtype.itemsize > 4) * 2**12).astype(dtype)
+    )
+
+
+def tiff(pixels, **options):
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def pillow(image, **options):
+    return lambda path: image.save(path, **options)
+
+
+def palette():
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).convert("P")
+    image.putpalette(COLOUR_BYTES.reshape(-1).tolist())
+    return image
+
+
+GRAY, RGB = SHARES * 255, COLOUR * 255
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+CASES = {
+    **{f"{dtype}.tif": (tiff(of_type(dtype)), GRAY) for dtype in DTYPES},
+    **{f"white_{t}.tif": (tiff(of_type(t, 1 - SHARES), photometric="miniswhite"), GRAY) for t in DTYPES if t != "int8"},
+    **{f"colour_{t}.tif": (tiff(of_type(t, COLOUR), photometric="rgb"), RGB) for t in ("uint8", "uint16", "float32")},
+    "12bit.tif": (tiff(np.rint(SHARES * 4095).astype(np.uint16), bitspersample=12), GRAY),
+    "white_12bit.tif": (
+        tiff(np.rint((1 - SHARES) * 4095).astype(np.uint16), bitspersample=12, photometric="miniswhite"),
+        GRAY,
+    ),
+    "1bit.tif": (pillow(Image.fromarray(SHARES > 0.5)), (SHARES > 0.5) * 255.0),
+    "white_1bit.tif": (tiff(SHARES < 0.5, photometric="miniswhite"), (SHARES > 0.5) * 255.0),
+    "big_endian.tif": (tiff(of_type("uint16"), byteorder=">"), GRAY),
+    "bigtiff.tif": (tiff(of_type("uint16"), bigtiff=True), GRAY),
+    "lzw.tif": (tiff(of_type("uint16"), compression="lzw", predictor=True), GRAY),
+    "deflate_float.tif": (tiff(of_type("float32"), compression="deflate", predictor=True), GRAY),
+    "tiles.tif": (tiff(of_type("uint16"), tile=(16, 16)), GRAY),
+    "planes.tif": (tiff(np.moveaxis(of_type("uint16", COLOUR), 2, 0), planarconfig="separate", photometric="rgb"), RGB),
+    "alpha16.tif": (
+        tiff(np.dstack([of_type("uint16", COLOUR), of_type("uint16")]), photometric="rgb", extrasamples=["unassalpha"]),
+        RGB,
+    ),
+    "gray_alpha16.tif": (
+        tiff(
+            np.dstack([of_type("uint16"), of_type("uint16", 1 - SHARES)]),
+            photometric="minisblack",
+            planarconfig="contig",
+            extrasamples=["unassalpha"],
+        ),
+        GRAY,
+    ),
+    "alpha8.tif": (pillow(Image.fromarray(np.dstack([COLOUR_BYTES, BYTES]))), RGB),
+    "palette.tif": (pillow(palette()), RGB),
+    "palette.png": (pillow(palette()), RGB),
+    "transparent.png": (pillow(palette(), transparency=3), RGB),
+    "gray8.png": (pillow(Image.fromarray(BYTES)), GRAY),
+    "gray_alpha.png": (pillow(Image.merge("LA", [Image.fromarray(BYTES)] * 2)), GRAY),
+    "1bit.png": (pillow(Image.fromarray(SHARES > 0.5)), (SHARES > 0.5) * 255.0),
+    "gray16.png": (lambda path: cv2.imwrite(str(path), of_type("uint16")), GRAY),
+    "colour16.png": (lambda path: cv2.imwrite(str(path), of_type("uint16", COLOUR)[:, :, ::-1]), RGB),
+    "alpha16.png": (
+        lambda path: cv2.imwrite(str(path), np.dstack([of_type("uint16", COLOUR)[:, :, ::-1], of_type("uint16")])),
+        RGB,
+    ),
+    "gray.bmp": (pillow(Image.fromarray(BYTES)), GRAY),
+    "colour.bmp": (pillow(Image.fromarray(COLOUR_BYTES)), RGB),
+}
+
+
+def read_mapped(path, mode="auto"):
+    return to_float_image(open_raw(path), path, high_bit_depth=mode)
+
+
+def read_runtime(path, mode="auto"):
+    return runtime.read_image(path, mode)
+
+
+def read_training(path, mode="auto"):
+    return read_image(path, high_bit_depth=mode)
+
+
+READERS = (read_training, read_mapped, read_runtime)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_reader_gives_the_same_light(tmp_path, name):
+    write, expected = CASES[name]
+    path = tmp_path / name
+    write(path)
+    expected = np.repeat(expected[:, :, None], 3, axis=2) if expected.ndim == 2 else expected
+    coarse = path.suffix == ".bmp" or any(word in name for word in ("8", "palette", "transparent", "gray_alpha", "t16"))
+    tolerance = 0.51 if coarse else 0.07  # of values that their file rounds
+    images = [reader(path) for reader in READERS]
+    for reader, image in zip(READERS, images):
+        assert image.dtype == np.float32
+        np.testing.assert_allclose(image, expected, atol=tolerance, err_msg=reader.__name__)
+        np.testing.assert_allclose(image, images[0], atol=1e-4, err_msg=reader.__name__)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("mode", ["auto", "full_range", "minmax", "percentile"])
+def test_what_is_no_number_is_refused_by_all(tmp_path, value, mode):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, value, 1]], np.float32))
+    for reader in READERS:
+        with pytest.raises((DatasetError, ValueError), match="NaN or infinite"):
+            reader(tmp_path / "a.tif", mode)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_further_pages_are_named(tmp_path, caplog, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((3, 20, 30), 7, dtype), photometric="minisblack")
+    for reader in READERS:
+        caplog.clear()
+        assert reader(tmp_path / "a.tif").shape == (20, 30, 3)
+        if reader is not read_mapped:  # the same warning, once for each file
+            assert "a.tif holds 3 pages: the first is read, 2 are left out" in caplog.text
+    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
+        file.write(np.zeros((20, 30), dtype))
+        file.write(np.zeros((5, 8), dtype), subfiletype=1)
+    caplog.clear()
+    for reader in READERS:
+        assert reader(tmp_path / "thumbnail.tif").shape == (20, 30, 3)
+    assert "pages" not in caplog.text
+
+
+class TestCountsOfASensor:
+    @pytest.mark.parametrize(
+        ("counts", "stretched"),
+        [
+            (np.linspace(7329, 7882, 600).astype(np.uint16), True),  # 14 bits of 16
+            (np.append(np.linspace(7329, 7882, 5999), 16383).astype(np.uint16), True),  # with a hot pixel
+            (np.arange(256, dtype=np.uint16).repeat(3), True),  # 8 bits in a file of 16
+            (np.linspace(-200, 900, 600).astype(np.int16), True),  # tenths of a degree
+            (np.linspace(280, 310, 600, dtype=np.float32), True),  # kelvin
+            (np.linspace(0, 65535, 600).astype(np.uint16), False),
+            (np.linspace(30000, 38000, 600).astype(np.uint16), False),  # faint, but not raw: an eighth of the range
+            (np.linspace(0, 1, 600, dtype=np.float32), False),
+        ],
+    )
+    def test_small_parts_of_a_range_are_stretched(self, tmp_path, counts, stretched):
+        counts = counts.reshape(12, -1)
+        tifffile.imwrite(tmp_path / "a.tif", counts)
+        mode = "percentile" if stretched else "full_range"
+        for reader in READERS:
+            np.testing.assert_allclose(reader(tmp_path / "a.tif"), reader(tmp_path / "a.tif", mode), atol=1e-3)
+            assert (reader(tmp_path / "a.tif").max() > 250) == (stretched or counts.max() in (1, 65535))
+
+    def test_bytes_stay_as_they_are(self, tmp_path):
+        pixels = np.full((20, 30), 100, np.uint8)
+        pixels[3, 4] = 103
+        cv2.imwrite(str(tmp_path / "a.png"), pixels)
+        for reader in READERS:
+            assert (reader(tmp_path / "a.png")[:, :, 0] == pixels).all()
