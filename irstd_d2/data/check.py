@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..errors import DatasetError
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
-from .image_io import read_raw, read_sky_mask, to_float_image
+from .image_io import read_raw, read_sky_mask, to_float_image, uses_small_part
 from .layout import FolderIndex, VocLayout, get_layout, list_splits
 from .splits import read_split
 from .statistics import (
@@ -28,8 +28,9 @@ from .statistics import (
     ImageStatistics,
     histogram_rows,
     measure_image,
+    range_notes,
 )
-from .target_masks import component_boxes
+from .target_masks import label_boxes, read_target_labels
 from .voc import scan_voc
 
 # Splits of one version that must not share images.
@@ -143,6 +144,7 @@ def check_collection(
                 shifted[result.statistics.name] = len(result.notes)
     if any(shifted.values()):
         notes.append(_mismatch_summary(shifted, collection.splits))
+    notes += range_notes(images)
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):
         notes.append(
@@ -244,11 +246,15 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
     if "sem_seg_file_name" in sample:
         faults += _mask_faults(sample["sem_seg_file_name"], size)
     if target_mask is not None:
-        mask_faults = _mask_faults(target_mask, size)
-        faults += mask_faults
-        if not mask_faults:
-            notes = _compare_boxes(sample, read_sky_mask(target_mask))
-    return _Inspection(measure_image(sample, image, _pixel_kind(raw)), faults, notes)
+        try:
+            targets = read_target_labels(target_mask, size[::-1])
+            notes = _compare_boxes(sample, label_boxes(targets.labels))
+        except DatasetError as error:
+            kind = FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_MASK
+            faults.append(Fault.from_error(kind, error))
+    kind_of_pixels = _pixel_kind(raw)
+    levels = (float(raw.min()), float(raw.max()), uses_small_part(raw))
+    return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, notes)
 
 
 def _size_faults(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> list[Fault]:
@@ -267,17 +273,27 @@ def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
         return [Fault.from_error(FaultKind.BAD_MASK, error)]
 
 
-def _compare_boxes(sample: dict[str, Any], mask: np.ndarray) -> list[str]:
-    """Remarks on boxes that are not the bounds of a connected component of the target mask.
+def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray) -> list[str]:
+    """Remarks on boxes that are not the bounds of a target in the mask, and on targets in the mask without a box.
 
-    Boxes inside a larger component are left alone: targets that touch share one.
+    Several boxes that fill one target of the mask are left alone: targets that touch share one component.
+
+    Args:
+        sample: dataset dict.
+        bounds: ``(M, 4)`` of the targets in the mask.
     """
-    bounds = component_boxes(mask == 1)
+    boxes = np.array([obj["bbox"] for obj in sample["annotations"]], dtype=np.float64).reshape(-1, 4)
+    low, high = bounds[None, :, :2] <= boxes[:, None, :2], bounds[None, :, 2:] >= boxes[:, None, 2:]
+    inside = (low & high).all(axis=2)  # box, target of the mask
+    filled = np.zeros(len(bounds), bool)
+    for j in range(len(bounds)):
+        own = boxes[inside[:, j]]
+        filled[j] = (
+            len(own) > 0 and (own[:, :2].min(0) == bounds[j, :2]).all() and (own[:, 2:].max(0) == bounds[j, 2:]).all()
+        )
     notes = []
-    for i, obj in enumerate(sample["annotations"]):
-        box = np.array(obj["bbox"])
-        inside = ((bounds[:, :2] <= box[:2]) & (bounds[:, 2:] >= box[2:])).all(axis=1)
-        if inside.any():
+    for i, box in enumerate(boxes):
+        if (inside[i] & filled).any():
             continue
         field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(box)}"
         overlap = _iou(box, bounds)
@@ -290,6 +306,13 @@ def _compare_boxes(sample: dict[str, Any], mask: np.ndarray) -> list[str]:
             notes.append(
                 f"{field_name} {manner} its mask {_coordinates(best)}, IoU {overlap.max():.2f}; kept as written"
             )
+    touched = (np.minimum(boxes[:, None, 2:], bounds[:, 2:]) > np.maximum(boxes[:, None, :2], bounds[:, :2])).all(
+        axis=2
+    )
+    missing = bounds[~touched.any(axis=0)]
+    if len(missing):
+        places = _some([_coordinates(box) for box in missing])
+        notes.append(f"{sample['image_id']}: {len(missing)} targets of the mask have no box: {places}")
     return notes
 
 
@@ -297,7 +320,7 @@ def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> s
     """One line on how many boxes :func:`_compare_boxes` remarked on, in all and by split."""
     by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
     shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
-    return f"{sum(counts.values())} boxes are not the bounds of their target mask{f' ({shares})' if shares else ''}"
+    return f"{sum(counts.values())} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}"
 
 
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:

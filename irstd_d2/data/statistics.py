@@ -41,6 +41,8 @@ class ImageStatistics:
         contrast: ``(N,)`` local contrasts.
         brightness: ``(N,)`` in ``[0, 1]``.
         pixel_kind: such as ``"gray, 8 bits"``.
+        levels: lowest and highest value in the file, and whether they fill a small part of their type only
+            (:func:`irstd_d2.data.image_io.uses_small_part`); ``None`` where nobody looked.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ImageStatistics:
     contrast: np.ndarray
     brightness: np.ndarray
     pixel_kind: str
+    levels: tuple[float, float, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,16 @@ class DatasetStatistics:
         return Counter(image.pixel_kind for image in self.images)
 
 
-def measure_image(sample: dict[str, Any], image: np.ndarray, pixel_kind: str) -> ImageStatistics:
+def measure_image(
+    sample: dict[str, Any], image: np.ndarray, pixel_kind: str, levels: tuple[float, float, bool] | None = None
+) -> ImageStatistics:
     """Measure the targets of one image.
 
     Args:
         sample: its dataset dict.
         image: ``(H, W, 3)`` float32 in ``[0, 255]``.
         pixel_kind: of its file.
+        levels: of its file, see :class:`ImageStatistics`.
     """
     boxes = np.array([obj["bbox"] for obj in sample["annotations"]], dtype=np.float64).reshape(-1, 4)
     gray = image.mean(axis=2)
@@ -142,7 +148,29 @@ def measure_image(sample: dict[str, Any], image: np.ndarray, pixel_kind: str) ->
         contrast=local_contrast(gray, boxes),
         brightness=relative_brightness(gray, boxes),
         pixel_kind=pixel_kind,
+        levels=levels,
     )
+
+
+def range_notes(images: Sequence[ImageStatistics]) -> list[str]:
+    """Remarks on what a detector would see differently from image to image: depths, and counts of a sensor."""
+    notes = []
+    advice = "INPUT.HIGH_BIT_DEPTH decides how they become 0 to 255 (datasets/README.md)"
+    depths = Counter(image.pixel_kind.split(", ")[-1] for image in images)
+    if len(depths) > 1:
+        mixture = ", ".join(f"{count} of {depth}" for depth, count in depths.most_common())
+        notes.append(f"images of different depths: {mixture}; {advice}")
+    known = [(image.pixel_kind, *image.levels) for image in images if image.levels is not None]
+    for kind in sorted({kind for kind, _, _, small in known if small}):
+        low = min(low for own, low, _, small in known if small and own == kind)
+        high = max(high for own, _, high, small in known if small and own == kind)
+        same = [small for own, _, _, small in known if own == kind]
+        others = f"; the other {len(same) - sum(same)} are not" if not all(same) else ""
+        notes.append(
+            f"{sum(same)} images of {kind} hold values from {low:g} to {high:g} only, a small part of what the type "
+            f"holds: the default (auto) stretches each of them{others}; {advice}"
+        )
+    return notes
 
 
 def local_contrast(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -272,7 +272,8 @@ def _read_deep_tiff(path: str | PathLike) -> np.ndarray | None:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page, pages = file.pages[0], sum(not page.is_reduced for page in file.pages)
+        page: Any = file.pages[0]
+        pages = sum(not further.is_reduced for further in file.pages if isinstance(further, tifffile.TiffPage))
         if pages > 1:
             logger.warning("%s holds %d pages: the first is read, %d are left out", path, pages, pages - 1)
         if page.bitspersample <= 8 and page.sampleformat == 1:

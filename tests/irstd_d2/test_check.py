@@ -104,9 +104,48 @@ def test_boxes_beside_their_masks_are_noted(folder):
     assert report.notes[1:] == [
         "a: object[0].bndbox (4, 5, 7, 9) shifted by (1, 1) from its mask (3, 4, 6, 8), IoU 0.33; kept as written",
         "a: object[1].bndbox (20, 20, 22, 22) holds no pixel of the target mask",
+        "a: object[2].bndbox (3, 4, 6, 7) differs from its mask (3, 4, 6, 8), IoU 0.75; kept as written",
         "a: object[3].bndbox (2, 4, 6, 8) differs from its mask (3, 4, 6, 8), IoU 0.75; kept as written",
-        "3 boxes are not the bounds of their target mask (train_v2: 3)",
+        "4 boxes or targets of masks contradict each other (train_v2: 4)",
     ]
+
+
+def test_targets_of_the_mask_without_a_box_are_noted(folder):
+    path = str(folder.root / "SIRST/BinaryMask/a_pixels0.png")
+    mask = cv2.imread(path, 0)
+    mask[20, 20:24], mask[10:12, 1] = 255, 255
+    cv2.imwrite(path, mask)
+    assert "a: 2 targets of the mask have no box: (1, 10, 2, 12), (20, 20, 24, 21)" in check(folder.root).notes
+    folder.xml("a").write_text(voc_xml(boxes=[]))
+    assert any(note.startswith("a: 3 targets of the mask have no box: ") for note in check(folder.root).notes)
+
+
+def test_masks_with_numbers_of_touching_targets(folder):
+    mask = np.zeros((24, 32), np.uint8)
+    mask[4:8, 3:6], mask[4:8, 6:9] = 1, 2
+    cv2.imwrite(str(folder.root / "SIRST/BinaryMask/a_pixels0.png"), mask)
+    folder.xml("a").write_text(voc_xml(boxes=[(3, 4, 6, 8), (6, 4, 9, 8)]))
+    report = check(folder.root)
+    assert (report.faults, report.notes) == ([], ["1 images are in no split: d"])
+    cv2.imwrite(str(folder.root / "SIRST/BinaryMask/a_pixels0.png"), 255 * (mask > 0).astype(np.uint8))
+    assert check(folder.root).notes == ["1 images are in no split: d"]  # two boxes fill one component
+
+
+def test_mixed_depths_and_counts_of_a_sensor_are_noted(folder):
+    counts = np.full((24, 32), 500, np.uint16)
+    counts[4:8, 3:6] = 2000
+    cv2.imwrite(str(folder.image("b")), counts)
+    notes = check(folder.root).notes
+    assert any(
+        note.startswith("images of different depths: 2 of 8 bits, 1 of 16 bits; INPUT.HIGH_BIT_DEPTH") for note in notes
+    )
+    assert any(note.startswith("1 images of gray, 16 bits hold values from 500 to 2000 only") for note in notes)
+    for name in "ac":
+        counts[0, 0] = 65535 if name == "a" else 0
+        cv2.imwrite(str(folder.image(name)), counts)
+    (note,) = (note for note in check(folder.root).notes if "hold values" in note)
+    assert note.startswith("2 images of gray, 16 bits hold values from 0 to 2000 only")
+    assert "the other 1 are not" in note
 
 
 def test_colour_images_and_shared_splits_are_noted(folder):
@@ -122,7 +161,8 @@ def test_colour_images_and_shared_splits_are_noted(folder):
 def test_high_bit_depth_is_passed_on(folder):
     Image.fromarray(np.full((24, 32), 900, np.float32)).save(folder.image("a", ".tif"))
     folder.image("a").unlink()
-    assert [fault.kind for fault in check(folder.root).faults] == [FaultKind.BAD_IMAGE]
+    report = check_collection(collect(folder.root), high_bit_depth="full_range")
+    assert [fault.kind for fault in report.faults] == [FaultKind.BAD_IMAGE]
     report = check_collection(collect(folder.root), high_bit_depth="minmax", workers=2, progress=True)
     assert report.faults == []
     assert report.statistics.pixel_kinds()["gray, 32 bits float"] == 1
@@ -200,7 +240,7 @@ def test_real_densesirst(real_densesirst):
     assert rows["test_v2"] == (256, 3454, 0)
     assert report.statistics.sizes().most_common(1) == [((3, 3), 3681)]
     assert report.statistics.pixel_kinds() == {"gray, 8 bits": 1017, "RGB, 8 bits": 7}
-    summary = next(note for note in report.notes if "not the bounds" in note)
+    summary = next(note for note in report.notes if "contradict each other" in note)
     assert summary.startswith("21 boxes")
     assert "test_v2: 5," in summary
     assert len(report.notes) == 23
