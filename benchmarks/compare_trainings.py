@@ -84,8 +84,8 @@ def train(row: Row, seed: int, output: Path, options: Sequence[str]) -> tuple[Pa
         str(ROOT / "tools" / "train_net.py"),
         "--config-file",
         str(ROOT / row.config),
-        "--resume",
     ]
+    command += ["--resume"] if any(folder.glob("model_*.pth")) else []
     command += [*options, *row.options, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
     before = os.times()
     with (folder / "console.txt").open("a") as console:
