@@ -13,8 +13,10 @@ from typing import Any
 from ..data.classes import name_lookup
 from ..data.coco import scan_coco
 from ..data.faults import Fault
+from ..data.segmentation import decode
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, name_records, record_from_dict
+from .mask_format import with_outlines
 from .side_files import SKY_MASKS, place_image, place_sky_mask
 
 IMAGES = "images"
@@ -22,7 +24,7 @@ PREFIX = "instances_"
 _READ = {
     "images": {"id", "file_name", "width", "height", "platform", "view", "band", "band_type", "sem_seg_file_name",
                "original_width", "original_height"},
-    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"},
 }  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def read_coco(
     faults: list[Fault] = []
     for file in files:
         root = file.parent if image_root is None else Path(image_root)
-        scan = scan_coco(file, root, class_names=class_names)
+        scan = scan_coco(file, root, class_names=class_names, outlines=True)
         dicts = scan.accept(str(file), skip_bad=skip_bad)
         faults += scan.faults
         unread.update({f"objects of class {name}": count for name, count in scan.left_out.items()})
@@ -99,7 +101,9 @@ def write_coco(detection_set: DetectionSet, folder: Path, *, link: bool = False)
     for image_id, record in enumerate(detection_set.records, start=1):
         file_name = f"{IMAGES}/{place_image(record, folder / IMAGES, link=link)}"
         place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
-        lost["target masks (their boxes are kept)"] += record.target_mask is not None
+        record = with_outlines(record)
+        unclear = sum(obj.outline is None for obj in record.objects) if record.target_mask else 0
+        lost["outlines of targets that are not one target of their mask (their boxes are kept)"] += unclear
         annotations = list(_annotations(record, image_id, ids, next_id))
         entries[record.name] = (_image_entry(record, image_id, file_name), annotations)
     for split, names in detection_set.split_or_all.items():
@@ -144,7 +148,7 @@ def _annotations(
 ) -> Iterable[dict[str, Any]]:
     for obj in record.objects:
         box = [int(value) if float(value).is_integer() else value for value in to_xywh(obj.box)]
-        yield {
+        entry = {
             "id": next(next_id),
             "image_id": image_id,
             "category_id": ids[obj.class_name],
@@ -152,10 +156,14 @@ def _annotations(
             "area": box[2] * box[3],
             "iscrowd": int(obj.difficult),
         }
+        if obj.outline is not None:
+            entry["area"] = int(decode(obj.outline, record.size).sum())
+            entry["segmentation"] = {"size": list(record.size[::-1]), "counts": obj.outline.decode("ascii")}
+        yield entry
 
 
 def _count_unread(file: Path) -> Counter[str]:
-    """Entries with information that no reader of this project takes, such as outlines."""
+    """Entries with information that no reader of this project takes, such as attributes."""
     content = json.loads(file.read_bytes())
     return Counter(
         f"{key!r} of {table}"

@@ -18,11 +18,15 @@ Size = tuple[int, int]  # width, height
 
 
 class TargetObject(NamedTuple):
-    """One target: class name, XYXY box in pixels (0-based, half-open), and whether it is marked difficult."""
+    """One target: class name, XYXY box in pixels (0-based, half-open), and whether it is marked difficult.
+
+    ``outline`` is its mask as run lengths (:mod:`irstd_d2.data.segmentation`), ``None`` unknown.
+    """
 
     class_name: str
     box: tuple[float, float, float, float]
     difficult: bool = False
+    outline: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,13 @@ def record_to_dict(record: ImageRecord, indices: Mapping[str, int]) -> dict[str,
 
 def _object_from_dict(obj: Mapping[str, Any], class_names: Sequence[str]) -> TargetObject:
     x1, y1, x2, y2 = BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS)
-    return TargetObject(class_names[obj["category_id"]], (x1, y1, x2, y2), bool(obj.get("iscrowd", 0)))
+    outline = obj.get("segmentation")
+    return TargetObject(
+        class_names[obj["category_id"]],
+        (x1, y1, x2, y2),
+        bool(obj.get("iscrowd", 0)),
+        outline if isinstance(outline, bytes) else None,
+    )
 
 
 def name_records(paths: Iterable[Path], root: Path) -> dict[Path, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ..data.faults import Fault, FaultKind, refuse_or_skip
 from ..data.layout import FolderIndex
+from ..data.segmentation import decode, encode
 from ..data.splits import read_split
 from ..data.target_masks import MaskValues, compact_labels, label_boxes, number_targets, read_target_labels
 from ..errors import DatasetError
@@ -103,7 +106,7 @@ def read_masks(
 def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:
     """Write a set as images and target masks; return what was lost, counted.
 
-    A record without a mask gets one with its boxes filled. Targets that touch get numbers in place of 255.
+    Targets without mask and outline are filled boxes. Targets that touch get numbers in place of 255.
     """
     records = detection_set.records
     lost: Counter[str] = Counter()
@@ -113,6 +116,9 @@ def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False
         mask = target_mask(record)
         write_mask(folder / TARGET_MASKS / f"{record.name}.png", mask)
         kept = set(map(tuple, label_boxes(mask).tolist()))
+        if record.target_mask is None and all(obj.outline for obj in record.objects):
+            pixels = sum(int(decode(obj.outline, record.size).sum()) for obj in record.objects if obj.outline)
+            lost["pixels that several targets share (the last one has them)"] += pixels - int((mask > 0).sum())
         gone = sum(obj.box not in kept for obj in record.objects)
         lost["boxes that are not the bounds of one target in the mask"] += gone
     lost["difficult marks"] = count_targets(records, lambda obj: obj.difficult)
@@ -124,10 +130,37 @@ def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False
 
 
 def target_mask(record: ImageRecord) -> np.ndarray:
-    """``(H, W)``, as :func:`irstd_d2.data.target_masks.number_targets`: the record's mask, else its boxes filled."""
+    """``(H, W)`` as of :func:`~irstd_d2.data.target_masks.number_targets`: the mask, else outlines, else boxes."""
     if record.target_mask is not None:
         return compact_labels(read_target_labels(record.target_mask, record.size).labels)
-    return number_targets([_fill_box(obj.box, record.size) for obj in record.objects], record.size)
+    masks = [
+        _fill_box(obj.box, record.size) if obj.outline is None else decode(obj.outline, record.size)
+        for obj in record.objects
+    ]
+    return number_targets(masks, record.size)
+
+
+def with_outlines(record: ImageRecord) -> ImageRecord:
+    """A record with the outlines that its mask file gives: of objects whose box is that of one target in it."""
+    if record.target_mask is None:
+        return record
+    labels = read_target_labels(record.target_mask, record.size).labels
+    found: dict[tuple[float, ...], list[bytes]] = {}
+    for number in np.unique(labels[labels > 0]):
+        _, parts, rows, _ = cv2.connectedComponentsWithStats((labels == number).astype(np.uint8), connectivity=8)
+        for part, (x, y, width, height) in enumerate(rows[1:, :4].tolist(), start=1):
+            found.setdefault((x, y, x + width, y + height), []).append(encode(parts == part))
+    objects = []
+    for obj in record.objects:
+        outlines = found.get(obj.box, [])
+        objects.append(obj._replace(outline=outlines[0] if len(outlines) == 1 else obj.outline))
+    return replace(record, objects=tuple(objects))
+
+
+def has_mask(record: ImageRecord) -> bool:
+    """Whether more than boxes is known of the targets: a mask file, or the outline of each."""
+    outlined = bool(record.objects) and all(obj.outline is not None for obj in record.objects)
+    return record.target_mask is not None or outlined
 
 
 def _fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

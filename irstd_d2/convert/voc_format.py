@@ -14,11 +14,11 @@ from defusedxml.ElementTree import parse
 from ..data.check import target_mask_finder
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.splits import read_split
-from ..data.target_masks import compact_labels, read_target_labels
 from ..data.voc import scan_voc
-from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, from_convention
 from ..errors import DatasetError
 from .detection_set import DetectionSet, record_from_dict
+from .mask_format import has_mask, target_mask
 from .side_files import place_image, place_sky_mask, write_mask, write_metadata_table, write_splits
 
 # Tags without information on the targets, and values that editors write where nobody said anything.
@@ -90,7 +90,10 @@ def write_voc(
         for text in (record.platform, record.band, *(obj.class_name for obj in record.objects)):
             if text is not None and not text.isprintable():
                 raise DatasetError(record.image, "name", f"{text!r} cannot stand in XML", "use printable characters")
-        objects = tuple(VocObject(*(obj.class_name, obj.difficult, obj.box)) for obj in record.objects)
+        objects = tuple(
+            VocObject(obj.class_name, obj.difficult, from_convention(obj.box, places.box_convention))
+            for obj in record.objects
+        )
         annotation = folder / places.annotations / f"{record.name}.xml"
         annotation.parent.mkdir(parents=True, exist_ok=True)
         xml = VocRecord(*record.size, record.platform, record.band, objects)
@@ -99,10 +102,9 @@ def write_voc(
             place_sky_mask(record, folder / places.sky_masks[0].format(name=record.name))
         else:
             lost["sky masks"] += record.sky_mask is not None
-        if record.target_mask is not None:
+        if has_mask(record):
             if places.target_masks:
-                target = folder / places.target_masks[0].format(name=record.name)
-                write_mask(target, compact_labels(read_target_labels(record.target_mask, record.size).labels))
+                write_mask(folder / places.target_masks[0].format(name=record.name), target_mask(record))
             else:
                 lost["target masks (their boxes are kept)"] += 1
     write_metadata_table(folder, detection_set.records, sizes_only=True)

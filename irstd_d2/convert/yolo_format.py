@@ -17,6 +17,7 @@ from ..data.splits import read_lines
 from ..errors import DatasetError
 from ..files import list_files
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, count_targets, name_records
+from .mask_format import has_mask
 from .side_files import (
     SKY_MASKS,
     TARGET_MASKS,
@@ -131,7 +132,7 @@ def write_yolo(detection_set: DetectionSet, folder: Path, *, link: bool = False)
     return +Counter(
         {
             "difficult marks": count_targets(records, lambda obj: obj.difficult),
-            "target masks (their boxes are kept)": sum(record.target_mask is not None for record in records),
+            "target masks (their boxes are kept)": sum(map(has_mask, records)),
         }
     )
 

@@ -18,6 +18,7 @@ from .classes import CategoryId, ClassTable, fold, name_lookup
 from .faults import Fault, FaultKind
 from .image_io import MAX_SIDE
 from .scan import Scan
+from .segmentation import read_segmentation
 
 MAX_JSON_BYTES = 2 << 30
 
@@ -63,16 +64,18 @@ def scan_coco(
     *,
     class_names: Sequence[str] | None = None,
     class_aliases: Mapping[str, str] | None = None,
+    outlines: bool = False,
 ) -> Scan:
     """As :func:`load_coco`, but return the sound images together with all faults of the others.
 
-    ``class_aliases`` leads from names in the file to the names that count.
+    ``class_aliases`` leads from names in the file to the names that count. With ``outlines``, annotations carry the
+    ``segmentation`` where there is one, as the run lengths of :mod:`irstd_d2.data.segmentation`.
     """
     path = Path(json_file)
     content = _read_json(path)
     categories = _categories(content, path)
     classes, notes = _classes(categories, content, class_names, class_aliases, path)
-    reader = _CocoReader(path, Path(image_root), categories, classes)
+    reader = _CocoReader(path, Path(image_root), categories, classes, outlines=outlines)
     for i, entry in enumerate(content["images"]):
         reader.add_image(entry, f"images[{i}]")
     for i, entry in enumerate(content["annotations"]):
@@ -93,8 +96,10 @@ def read_coco_classes(
 
 
 class _CocoReader:
-    def __init__(self, path: Path, image_root: Path, categories: dict[CategoryId, str], classes: ClassTable):
-        self.path, self.image_root, self.categories = path, image_root, categories
+    def __init__(
+        self, path: Path, image_root: Path, categories: dict[CategoryId, str], classes: ClassTable, *, outlines: bool
+    ):
+        self.path, self.image_root, self.categories, self.outlines = path, image_root, categories, outlines
         self.class_ids = {key: index for key, index in classes.indices.items() if key in categories}
         self.left_out: Counter[str] = Counter()
         self.known_ids = _show(list(categories))
@@ -169,14 +174,19 @@ class _CocoReader:
         ):
             problem = f"{box} leaves the image of {sample['width']}x{sample['height']}"
             return self._fail(FaultKind.BOX_OUTSIDE, f"{field}.bbox", problem, "clip the box", key)
-        sample["annotations"].append(
-            {
-                "bbox": [float(x), float(y), float(x + width), float(y + height)],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": self.class_ids[category],
-                "iscrowd": int(entry.get("iscrowd") == 1),
-            }
-        )
+        obj = {
+            "bbox": [float(x), float(y), float(x + width), float(y + height)],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": self.class_ids[category],
+            "iscrowd": int(entry.get("iscrowd") == 1),
+        }
+        if self.outlines and entry.get("segmentation") and key not in self.faulty:
+            try:
+                obj["segmentation"] = read_segmentation(entry["segmentation"], (sample["width"], sample["height"]))
+            except ValueError as error:
+                fix = "write polygons or run lengths of this image, or delete them"
+                return self._fail(FaultKind.BAD_MASK, f"{field}.segmentation", str(error), fix, key)
+        sample["annotations"].append(obj)
         return None
 
     def _fail(self, kind: FaultKind, field: str, problem: str, fix: str, image: int | str | None = None) -> None:

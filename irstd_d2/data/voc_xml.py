@@ -205,6 +205,13 @@ def to_convention(box: Box, convention: str) -> list[float]:
     return [x1 + low, y1 + low, x2 + high, y2 + high]
 
 
+def from_convention(box: Box, convention: str) -> Box:
+    """What :func:`to_convention` turns into ``box``."""
+    low, high = BOX_CONVENTIONS[convention]
+    x1, y1, x2, y2 = box
+    return x1 - low, y1 - low, x2 - high, y2 - high
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a file name from a data file names a file in a folder, and nothing outside of it."""
     return name not in ("", ".", "..") and not _LEADS_ELSEWHERE.search(name)

@@ -60,6 +60,7 @@ def records(draw, pixels, least_side, difficult=True, class_names=("Target", "Vo
                 st.sampled_from(class_names),
                 boxes_with_area(least_side),
                 st.booleans() if difficult else st.just(False),
+                st.none(),
             ),
             max_size=5,
         )

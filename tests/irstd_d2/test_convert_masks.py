@@ -10,10 +10,12 @@ from PIL import Image
 
 from irstd_d2.convert import (
     TargetObject,
+    read_coco,
     read_masks,
     read_voc,
     write_set,
 )
+from irstd_d2.data.segmentation import decode
 from irstd_d2.data.target_masks import component_boxes, label_boxes, number_targets, read_target_labels
 from irstd_d2.errors import DatasetError
 
@@ -65,11 +67,16 @@ def test_target_masks_are_kept_where_there_is_a_place(pixels, tmp_path):
         (record_again,) = again.records
         assert (cv2.imread(str(record_again.target_mask), 0) == mask).all()
         assert [obj.box for obj in record_again.objects] == [(3, 4, 5, 6)]
-    for target_format in ("voc", "coco", "yolo"):
+    assert not write_set(as_set(record), tmp_path / "coco", "coco").lost
+    (record_again,) = read_coco(tmp_path / "coco").records
+    assert (decode(record_again.objects[0].outline, (WIDTH, HEIGHT)) == (mask > 0)).all()
+    for target_format in ("voc", "yolo"):
         report = write_set(as_set(record), tmp_path / target_format, target_format)
         assert report.lost == {"target masks (their boxes are kept)": 1}
-    plain = make_record(pixels, sky_mask=pixels / "sky.png")
+    plain = make_record(pixels, boxes=[(0, 0, 2, 3)], sky_mask=pixels / "sky.png")
     assert write_set(as_set(plain), tmp_path / "v2", "voc", layout="sirstv2").lost == {"sky masks": 1}
+    assert read_voc(tmp_path / "v2").records[0].objects == plain.objects  # boxes from 1 in the files
+    assert "<xmin>1</xmin>" in next((tmp_path / "v2").rglob("*.xml")).read_text()
 
 
 def test_masks_of_many_kinds(tmp_path):

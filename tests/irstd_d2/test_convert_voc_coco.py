@@ -55,13 +55,13 @@ def test_coco_names_images_by_their_path_and_counts_what_it_does_not_read(tmp_pa
     entries = [{"id": i, "file_name": f"{folder}/x.png", "width": 8, "height": 9} for i, folder in enumerate("ab")]
     box = {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}
     first = write_json(
-        tmp_path / "instances_train.json", entries[:1], [box | {"segmentation": [[1, 2, 3]], "score": 0}]
+        tmp_path / "instances_train.json", entries[:1], [box | {"segmentation": [], "attributes": {"x": 1}, "score": 0}]
     )
     write_json(tmp_path / "instances_val.json", [entries[0] | {"license": 4}, entries[1]], [box])
     found = read_coco(tmp_path)
     assert found.splits == {"train": ("a__x",), "val": ("a__x", "b__x")}
     assert found.records[0].objects == (TargetObject("Bird", (1, 2, 4, 6)),)
-    assert found.unread == {"'segmentation' of annotations": 1, "'license' of images": 1}
+    assert found.unread == {"'attributes' of annotations": 1, "'license' of images": 1}
     write_json(first, entries[:1], [box | {"iscrowd": 1}])
     with pytest.raises(DatasetError, match=r"instances_val\.json: images: x\.png is described otherwise in"):
         read_coco(tmp_path)
