@@ -17,6 +17,7 @@ from irstd_d2.export.graphs import (
     candidates,
     conditioned,
     extra_outputs,
+    extract_features,
     metadata_vocabulary,
     proposals,
     suppression,
@@ -46,6 +47,11 @@ def _(model: AuxDet | MetadataConditionedModel) -> dict[str, Any]:
 @conditioned.register(MetadataConditionedModel)
 def _(model: nn.Module, platform: Tensor, band: Tensor, size: Tensor) -> AbstractContextManager[None]:  # noqa: ARG001
     return conditioned_on(MetadataBatch(platform, band, size))
+
+
+@extract_features.register
+def _(model: MetadataConditionedModel, images: Tensor, image_size: Tensor) -> Features:
+    return extract_features(model.model, images, image_size)
 
 
 @candidates.register

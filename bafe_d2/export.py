@@ -12,10 +12,12 @@ from irstd_d2.export.graphs import (
     Suppression,
     candidates,
     extra_outputs,
+    extract_features,
     region_candidates,
     region_suppression,
 )
 
+from .modeling.context import Context, context_of_images
 from .modeling.meta_arch import BackgroundRCNN, BAFENet
 from .modeling.roi_heads import ExchangeROIHeads
 
@@ -32,9 +34,23 @@ def _(model: nn.Module) -> tuple[str, ...]:  # noqa: ARG001
     return ("sky",)
 
 
+@extract_features.register
+def _(model: BAFENet, images: Tensor, image_size: Tensor) -> Features:
+    """Those of the backbone and, with context, the cells of it: the images are whole."""
+    features = model.backbone(images)
+    if model.context is not None:
+        features = {**features, **context_of_images(images, image_size, model.context.size)._asdict()}
+    return features
+
+
 @candidates.register
 def _(model: BAFENet, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:  # noqa: ARG001
-    predictions = model.head([features[name] for name in model.head_in_features])
+    levels = [features[name] for name in model.head_in_features]
+    if model.context is None:
+        predictions = model.head(levels)
+    else:
+        context = Context(*(features[name] for name in Context._fields))
+        predictions = model.predict_in_context(levels, context, image_size)
     sky = sky_probability(predictions["sky"][0], model.strides[0])
     return Candidates(*model.decode(predictions, image_size), extra={"sky": sky})
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
@@ -65,12 +66,18 @@ class BackgroundDatasetMapper(IRSTDDatasetMapper):
             super().augment(sample, aug_input)
             return
         size = self.context_size
-        sample["context"] = context_image(aug_input.image, size)
-        sample["context_size"] = aug_input.image.shape[:2]
+        sample.update(self.of_whole_image(aug_input.image))
         if aug_input.sem_seg is not None:
             sample["context_sem_seg"] = context_mask(aug_input.sem_seg, size)
         transforms = self.augmentations(aug_input)
         sample["context_window"] = window_of(transforms, aug_input.image.shape[:2])
+
+    def of_whole_image(
+        self, image: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> dict[str, Any]:
+        if self.context_size is None:
+            return {}
+        return {"context": context_image(image, self.context_size, prepare), "context_size": image.shape[:2]}
 
     @classmethod
     def build_augmentation(cls, cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:

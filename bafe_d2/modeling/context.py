@@ -14,7 +14,12 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.context import IGNORED, fit
+from irstd_d2.errors import ConfigError
+
+from ..data.context import IGNORED, area_weights
+
+# Of a context: that of an image of one value is zero.
+_LEAST_DEVIATION = 1e-3
 
 
 class Context(NamedTuple):
@@ -82,31 +87,86 @@ class ContextEncoder(nn.Module):
     def batch(
         self, samples: Sequence[dict[str, Any]], images: Tensor, image_sizes: Sequence[tuple[int, int]]
     ) -> Context:
-        """Gather the contexts of a batch; a sample without ``context`` shows the whole image itself.
+        """Gather the contexts of a batch; at test time a sample without ``context`` shows the whole image itself.
 
         Args:
             samples: see ``bafe_d2.data.context``.
             images: (N, 3, H, W) of the batch, in any linear scale.
             image_sizes: (height, width) of each without padding.
+
+        Raises:
+            ConfigError: a training sample has no context, as a crop is not the whole image; or one is too large.
         """
-        canvas = images.new_zeros(len(samples), 1, *self.size)
-        valid = torch.zeros_like(canvas, dtype=torch.bool)
-        windows = []
+        if not any("context" in sample for sample in samples) and not self.training:
+            return context_of_images(images, torch.tensor(image_sizes, device=images.device), self.size)
+        contexts = []
         for i, (sample, (height, width)) in enumerate(zip(samples, image_sizes)):
-            whole = sample.get("context_size", (height, width))
-            window = sample.get("context_window", (0, 0, width, height))
-            if "context" in sample:
-                small = sample["context"].to(images)
-            else:
-                gray = images[i : i + 1, :, :height, :width].mean(1, keepdim=True)
-                small = F.interpolate(gray, size=fit((height, width), self.size), mode="area")[0, 0]
-            rows, columns = small.shape
-            small = small - small.mean()
-            canvas[i, 0, :rows, :columns] = small / small.std(unbiased=False).clamp_min(1e-3)
-            valid[i, 0, :rows, :columns] = True
-            scale = torch.tensor([columns / whole[1], rows / whole[0]] * 2, dtype=torch.float32)
-            windows.append(torch.as_tensor(window, dtype=torch.float32).cpu() * scale)
-        return Context(canvas, valid, torch.stack(windows).to(canvas.device))
+            if "context" not in sample:
+                if self.training:
+                    raise ConfigError(
+                        "MODEL.BAFE.CONTEXT: a training sample has no `context`; set INPUT.MAPPER to "
+                        "BackgroundDatasetMapper, or see bafe_d2.data.context for the entries of a sample"
+                    )
+                size = torch.tensor([[height, width]], device=images.device)
+                contexts.append(context_of_images(images[i : i + 1], size, self.size))
+                continue
+            contexts.append(self._given(sample, images))
+        return Context(*(torch.cat(column) for column in zip(*contexts)))
+
+    def _given(self, sample: dict[str, Any], images: Tensor) -> Context:
+        """The context that a sample carries, mirrored as its image is."""
+        small, (height, width) = sample["context"].to(images), sample["context_size"]
+        rows, columns = small.shape
+        if rows > self.size[0] or columns > self.size[1]:
+            raise ConfigError(
+                f"a sample's `context` has {rows}x{columns} cells and MODEL.BAFE.CONTEXT.SIZE is {self.size}; make it "
+                "with that size"
+            )
+        window = torch.as_tensor(sample["context_window"], dtype=torch.float32).cpu()
+        window = window * torch.tensor([columns / width, rows / height] * 2)
+        axes = mirrored_axes(sample["context_window"])
+        for axis, length in ((1, columns), (0, rows)):
+            if axis in axes:
+                window[1 - axis :: 2] = length - window[1 - axis :: 2]
+        small = small.flip(axes)
+        padding = (0, self.size[1] - columns, 0, self.size[0] - rows)
+        small = (small - small.mean()) / small.std(unbiased=False).clamp_min(_LEAST_DEVIATION)
+        valid = torch.ones_like(small, dtype=torch.bool)
+        return Context(
+            F.pad(small, padding)[None, None], F.pad(valid, padding)[None, None], window.to(images.device)[None]
+        )
+
+
+def mirrored_axes(window: Any) -> list[int]:
+    """Axes (0 rows, 1 columns) along which an image is mirrored that shows such a ``context_window``."""
+    x1, y1, x2, y2 = (float(value) for value in window)
+    return [axis for axis, mirrored in enumerate((y1 > y2, x1 > x2)) if mirrored]
+
+
+def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]) -> Context:
+    """The contexts of whole images, computed from a padded batch: operations on tensors alone, fit for a graph.
+
+    Args:
+        images: (N, 3, H, W), in any linear scale.
+        image_sizes: (N, 2) height and width without padding.
+        size: (A, B)
+    """
+    sizes = image_sizes.float()
+    scale = (sizes.new_tensor(size) / sizes).amin(1, keepdim=True)
+    fitted = (sizes * scale).round().clamp(min=1)  # bafe_d2.data.context.fit
+    rows, columns = (
+        area_weights(sizes[:, axis], fitted[:, axis], images.shape[2 + axis], cells) for axis, cells in enumerate(size)
+    )
+    small = (rows @ images.float().mean(1) @ columns.transpose(1, 2))[:, None]
+    valid = torch.ones_like(small)
+    for axis, cells in enumerate(size):
+        inside = torch.arange(cells, device=small.device) < fitted[:, axis, None]
+        valid = valid * (inside[:, None, :, None] if axis == 0 else inside[:, None, None, :])
+    count = valid.sum((1, 2, 3), keepdim=True)
+    centered = (small - (small * valid).sum((1, 2, 3), keepdim=True) / count) * valid
+    deviation = ((centered**2).sum((1, 2, 3), keepdim=True) / count).sqrt().clamp_min(_LEAST_DEVIATION)
+    zero = torch.zeros_like(fitted)
+    return Context(centered / deviation, valid > 0, torch.cat([zero, fitted.flip(1)], dim=1))
 
 
 def sample_context(
@@ -141,7 +201,7 @@ def stack_context_masks(samples: Sequence[dict[str, Any]], context: Context) -> 
     stacked = torch.full_like(context.image, IGNORED)
     for target, sample in zip(stacked, samples):
         if "context_sem_seg" in sample:
-            mask = sample["context_sem_seg"]
+            mask = sample["context_sem_seg"].flip(mirrored_axes(sample["context_window"]))
             target[0, : mask.shape[0], : mask.shape[1]] = mask.to(stacked)
     return stacked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,19 @@ class IRSTDDatasetMapper:
     def augment(self, sample: dict[str, Any], aug_input: IRSTDAugInput) -> None:  # noqa: ARG002
         """Augment in place; subclasses may add to the sample what depends on the image before or on the transforms."""
         self.augmentations(aug_input)
+
+    def of_whole_image(
+        self,
+        image: np.ndarray,  # noqa: ARG002
+        prepare: Callable[[np.ndarray], np.ndarray] | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """What every crop or tile of an image carries of the whole image, beside ``context_window``; here nothing.
+
+        Args:
+            image: (H, W) or (H, W, C); may be memory-mapped with ``prepare``.
+            prepare: from some rows of the image to floats of the same size in 0..255.
+        """
+        return {}
 
     def process_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """Return the metadata of the sample; ``width`` and ``height`` are those of the original image."""

@@ -66,12 +66,24 @@ class Suppression(NamedTuple):
 
 
 @singledispatch
+def extract_features(model: nn.Module, images: Tensor, image_size: Tensor) -> Features:
+    """What ``candidates`` gets: the features of the backbone, and what else a model takes from its input.
+
+    Args:
+        model: chooses the function.
+        images: (N, 3, H, W), normalised and padded.
+        image_size: (N, 2)
+    """
+    return model.backbone(images)
+
+
+@singledispatch
 def candidates(model: nn.Module, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:
     """The candidates of a batch.
 
     Args:
         model: chooses the function.
-        features: of the backbone.
+        features: of ``extract_features``.
         image_size: (N, 2) height and width of each image in the batch, without padding.
         suppress: runs a non-maximum suppression inside the model (proposals); see ``nms_mask``.
     """
@@ -163,7 +175,7 @@ class DetectionGraph(nn.Module):
             the number of candidates without NMS. Then the ``extra_outputs``.
         """
         with conditioned(self.model, *metadata) if self.takes_metadata else nullcontext():
-            features = self.model.backbone(self._normalize(image, image_size))
+            features = extract_features(self.model, self._normalize(image, image_size), image_size)
         found = candidates(self.model, features, image_size, self.suppress)
         boxes, scores, classes = found.boxes, found.scores, found.classes
         if self.with_nms:

@@ -34,7 +34,8 @@ def merge_views(views: Sequence[Instances], threshold: float, *, vote: bool) -> 
         threshold: IoU above which two detections of a class are one.
         vote: average the detections in place of taking the best.
     """
-    found = Instances.cat(list(views))
+    views = [view[view.pred_boxes.nonempty()] for view in views]
+    found = Instances.cat(views)
     kept = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, threshold)
     merged = found[kept]
     if not vote or not len(kept):
@@ -60,7 +61,7 @@ def _average(found: Instances, kept: Tensor, source: Tensor, num_views: int) -> 
     count = len(kept)
     overlap = pairwise_iou(Boxes(boxes[kept]), found.pred_boxes)
     target = overlap.masked_fill(classes[kept, None] != classes, -1).argmax(0)
-    target[kept] = torch.arange(count, device=kept.device)  # boxes without area do not overlap themselves
+    target[kept] = torch.arange(count, device=kept.device)
     weights = scores.clamp(min=torch.finfo(scores.dtype).tiny)[:, None]
     total = weights.new_zeros(count, 1).index_add_(0, target, weights)
     mean = boxes.new_zeros(count, 4).index_add_(0, target, boxes * weights) / total

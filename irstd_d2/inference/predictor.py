@@ -90,6 +90,9 @@ class Predictor:
                 batch_size=self._batch_size,
                 nms_threshold=self._nms_threshold,
                 prepare=prepare,
+                whole=self._mapper.of_whole_image(
+                    raw, lambda rows: to_float_image(rows, name, self._format, self._high_bit_depth, limits)
+                ),
             )
             return tiled(raw, dict(metadata or {}), progress)
         pixels = to_float_image(raw, name, self._format, self._high_bit_depth)

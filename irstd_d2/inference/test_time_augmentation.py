@@ -127,6 +127,11 @@ class DetectorWithTTA(nn.Module):
             shown = _mirror(resized.shape[:2], horizontal, vertical).apply_image(resized)
             tensor = torch.from_numpy(shown.transpose(2, 0, 1).copy())
             view = {**sample, "image": tensor, "height": original[0], "width": original[1]}
+            if "context_window" in sample:
+                x1, y1, x2, y2 = sample["context_window"]
+                x1, x2 = (x2, x1) if horizontal else (x1, x2)
+                y1, y2 = (y2, y1) if vertical else (y1, y2)
+                view["context_window"] = torch.stack([x1, y1, x2, y2])
             views.append(View(view, _mirror(original, horizontal, vertical)))
         return views
 

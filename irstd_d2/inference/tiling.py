@@ -98,6 +98,8 @@ class TiledPredictor:
         max_detections: kept per image, best first; 0 keeps all.
         prepare: turns a crop (h, w) or (h, w, C) of the image into the model's (3, h', w') float32 tensor in 0..255;
             by default 8-bit values stay and 16-bit values are divided by 257.
+        whole: entries of the sample of every tile that are of the whole image, such as its ``context``; with any, a
+            tile also says what it shows, ``context_window``.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class TiledPredictor:
         nms_threshold: float = 0.5,
         max_detections: int = 0,
         prepare: Callable[[np.ndarray], Tensor] | None = None,
+        whole: dict[str, Any] | None = None,
     ):
         tile_grid(tile, tile, tile, overlap, align)  # refuses an impossible overlap here, not at the first image
         self.model, self.tile, self.overlap, self.align, self.batch_size = model, tile, overlap, align, batch_size
         self.seam, self.nms_threshold, self.max_detections = seam, nms_threshold, max_detections
-        self.prepare = prepare or crop_to_tensor
+        self.prepare, self.whole = prepare or crop_to_tensor, whole or {}
 
     def __call__(
         self,
@@ -164,7 +167,10 @@ class TiledPredictor:
         x1, y1, x2, y2 = tile.window
         height, width = tile.size
         crop = self.prepare(image[y1:y2, x1:x2])
-        return {"image": crop, "height": height, "width": width, "metadata": dict(metadata)}
+        sample = {"image": crop, "height": height, "width": width, "metadata": dict(metadata)}
+        if self.whole:
+            sample |= {**self.whole, "context_window": torch.tensor(tile.window, dtype=torch.float32)}
+        return sample
 
     def _own(self, instances: Instances, tile: Tile, index: int, image_size: tuple[int, int]) -> Instances:
         """Move a tile's detections to the image and keep those whose centre lies in its core or the strip around."""
@@ -183,7 +189,8 @@ class TiledPredictor:
         return kept
 
     def _merge(self, parts: Instances) -> Instances:
-        """Drop doubles and sort by descending score."""
+        """Drop doubles and boxes without area, and sort by descending score."""
+        parts = parts[parts.pred_boxes.nonempty()]
         parts = parts[torch.argsort(parts.scores, descending=True, stable=True)]
         merged = parts[self._not_doubles(parts)]
         merged.remove("crosses")
