@@ -144,7 +144,11 @@ class Vocabulary:
             return UNKNOWN_INDEX
         position = self._index.get(_key(name), UNKNOWN_INDEX)
         if position == UNKNOWN_INDEX and _key(name) not in _MISSING:
-            message = f"{self.field_name} {name!r} is not among {self.names} and is treated as unknown"
+            key = f"MODEL.METADATA.{self.field_name.upper()}S"
+            message = (
+                f"{self.field_name} {name!r} is not among {self.names} and is treated as unknown; a model that is "
+                f"trained with it in {key} tells it apart"
+            )
             log_first_n(logging.WARNING, message, key="message", name=__name__)
         return position
 

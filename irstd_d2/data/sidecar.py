@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +72,11 @@ def read_table(path: str | PathLike) -> SidecarTable:
     text = _read_text(path)
     first, _, _ = text.partition("\n")
     positions = _header_positions(first)
+    if positions is not None:
+        misspelt = find_misspelt(_header_cells(first))
+        if misspelt is not None:
+            problem = f"the column {misspelt[0]!r} is nearly {misspelt[1]!r}"
+            raise DatasetError(path, "line 1", problem, "correct the name, or choose one that is clearly another")
     lines = text.split("\n")[0 if positions is None else 1 :]
     start = 1 if positions is None else 2
     separator = "\t" if "\t" in first else ","
@@ -104,6 +110,18 @@ def read_table(path: str | PathLike) -> SidecarTable:
             if columns:
                 found = {name: cells[at].strip() for name, at in columns.items() if at < len(cells)}
                 further[key] = {name: cell for name, cell in found.items() if cell}
+
+
+def find_misspelt(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first name that is nearly, but not, a field of imaging metadata, with that field; ``None`` without any."""
+    fields = [alias for field in ("platform", "band", "width", "height") for alias in _COLUMNS[field] if len(alias) > 3]
+    known = {alias for aliases in _COLUMNS.values() for alias in aliases}
+    for name in names:
+        near = get_close_matches(name.lower(), fields, n=1, cutoff=0.75)
+        alike = near and name[0].lower() == near[0][0] and abs(len(name) - len(near[0])) <= 1
+        if alike and name.lower() not in known:
+            return name, near[0]
+    return None
 
 
 def format_sidecar(entries: Mapping[str, SidecarEntry], separator: str = ",") -> bytes:
@@ -170,13 +188,17 @@ def _further_columns(header: str, separator: str) -> dict[str, int]:
 
 def _header_positions(line: str) -> dict[str, int] | None:
     """Where the known columns stand, or ``None`` when the line is no header."""
-    cells = [cell.strip().strip('"').lower() for cell in line.split("\t" if "\t" in line else ",")]
+    cells = [cell.lower() for cell in _header_cells(line)]
     found = {
         name: next(i for i, cell in enumerate(cells) if cell in aliases)
         for name, aliases in _COLUMNS.items()
         if any(cell in aliases for cell in cells)
     }
     return found if "id" in found else None
+
+
+def _header_cells(line: str) -> list[str]:
+    return [cell.strip().strip('"') for cell in line.split("\t" if "\t" in line else ",")]
 
 
 def _read_text(path: Path) -> str:

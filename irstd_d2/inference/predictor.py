@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike, fspath
@@ -12,11 +13,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from detectron2.utils.logger import log_first_n
 
 from ..data import build_mapper
 from ..data.image_io import open_raw, to_float_image, value_limits
+from ..data.sidecar import find_misspelt
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import IRSTDCheckpointer
+from ..errors import ConfigError
 from .merging import nms_threshold_of
 from .optimization import optimize
 from .test_time_augmentation import DetectorWithTTA
@@ -42,6 +46,7 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode, *, tile: int | None = 0, overlap: int | None = None, batch_size: int = 4):
         model = build_model(cfg)
+        self._takes_metadata = any(hasattr(module, "vocabulary") for module in model.modules())
         IRSTDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.model = optimize(model)
         self._mapper = build_mapper(cfg, is_train=False)
@@ -78,7 +83,9 @@ class Predictor:
 
         Raises:
             DatasetError: the file cannot be read.
+            ConfigError: a field of the metadata is misspelt.
         """
+        self._check_metadata(metadata or {})
         name = "image in memory" if isinstance(image, np.ndarray) else fspath(image)
         raw = image if isinstance(image, np.ndarray) else open_raw(image)
         if max(raw.shape[:2]) > self.largest_whole:
@@ -99,6 +106,15 @@ class Predictor:
         sample = self._mapper({"file_name": name, "image": pixels, "metadata": dict(metadata or {})})
         with torch.no_grad():
             return self.model([sample])[0]["instances"].to("cpu")
+
+    def _check_metadata(self, metadata: Mapping[str, Any]) -> None:
+        misspelt = find_misspelt(metadata)
+        if misspelt is not None:
+            raise ConfigError(f"the metadata has {misspelt[0]!r}; write {misspelt[1]!r}")
+        given = [field for field in ("platform", "band") if metadata.get(field)]
+        if given and not self._takes_metadata:
+            message = f"This model takes no metadata: {' and '.join(given)} are not used"
+            log_first_n(logging.WARNING, message, key="message")
 
     def _prepare(self, crop: np.ndarray, *, name: str, limits: tuple[float, float]) -> torch.Tensor:
         """From a crop of the image to the network's input, enlarged or reduced like a full tile."""

@@ -95,7 +95,8 @@ def test_a_foreign_name_is_unknown_and_reported_once(caplog):
             assert collate_metadata([{"platform": "Submarine-7"}], VOCABULARY).platform.tolist() == [-1]
         assert collate_metadata([{"platform": "unknown"}], VOCABULARY).platform.tolist() == [-1]
     assert [r.getMessage() for r in caplog.records] == [
-        "platform 'Submarine-7' is not among ('Air', 'Space', 'Land') and is treated as unknown"
+        "platform 'Submarine-7' is not among ('Air', 'Space', 'Land') and is treated as unknown; a model that is "
+        "trained with it in MODEL.METADATA.PLATFORMS tells it apart"
     ]
 
 

@@ -157,3 +157,12 @@ def test_a_gpu_finds_what_the_cpu_finds(tmp_path, image):
     assert found.pred_boxes.device.type == "cpu"
     assert len(found) == len(expected)
     torch.testing.assert_close(rows(found), rows(expected), rtol=1e-3, atol=1e-2)
+
+
+def test_metadata_of_a_model_without_it_is_named_and_misspelt_fields_are_refused(tmp_path, image, caplog):
+    predictor = make_predictor(tmp_path)
+    predictor(image, {"platform": "Air", "view_angle": 3})
+    assert "This model takes no metadata: platform are not used" in caplog.text
+    for name, field in (("plattform", "platform"), ("Bnad", "band"), ("widht", "width")):
+        with pytest.raises(ConfigError, match=f"the metadata has '{name}'; write '{field}'"):
+            predictor(image, {name: "Air"})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from irstd_d2.data.sidecar import MAX_SIDECAR_BYTES, SidecarEntry, read_sidecar
+from irstd_d2.data.sidecar import MAX_SIDECAR_BYTES, SidecarEntry, read_sidecar, read_table
 from irstd_d2.errors import DatasetError
 
 
@@ -105,3 +105,18 @@ def test_any_table(tmp_path, rows, separator):
         assert entry.platform != ""
         assert entry.band != ""
         assert entry.width is None or entry.width > 0
+
+
+@pytest.mark.parametrize("column", ["plattform", "platfrom", "Bnad", "bands", "widht", "hight"])
+def test_misspelt_columns_are_refused(tmp_path, column):
+    path = tmp_path / "table.csv"
+    path.write_text(f"id,{column}\na,1\n")
+    with pytest.raises(DatasetError, match=f"table.csv: line 1: the column '{column}' is nearly"):
+        read_sidecar(path)
+
+
+@pytest.mark.parametrize("column", ["platform_id", "view_angle", "brightness", "scene", "gsd", "weight"])
+def test_other_columns_are_no_misspelt_fields(tmp_path, column):
+    path = tmp_path / "table.csv"
+    path.write_text(f"id,{column}\na,1\n")
+    assert read_table(path).further == {"a": {column: "1"}}
