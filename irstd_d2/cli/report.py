@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 
 from .options import new_parser
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("runs", nargs="+", help="run folders (OUTPUT_DIR of a training); the first is the baseline")
+    parser.add_argument("runs", nargs="+", help="run folders (OUTPUT_DIR of a training); a set's first is its baseline")
     parser.add_argument("--output", default="report.html", help="file to write (default: %(default)s)")
     parser.add_argument("--title", default="Infrared small-target detection")
     parser.add_argument("--gallery", type=int, default=12, help="worst misses and false alarms of each run, 0 for none")
     parser.add_argument("--examples", type=int, default=4, help="images with all runs side by side, 0 for none")
     parser.add_argument("--features", type=int, default=0, help="of these, images to run the models on (default: 0)")
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws, 0 for none")
+    parser.add_argument("--baseline", default="", metavar="RUN", help="compare with this run, where it was evaluated")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write all charts as PDF too")
     return parser
 
 
@@ -33,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     taps = [tap for system in registered_systems() for tap in system.feature_taps]
-    options = Options(args.gallery, args.examples, args.features, args.draws, tuple(taps))
+    options = Options(args.gallery, args.examples, args.features, args.draws, tuple(taps), args.baseline, args.figures)
     logging.info("%s", write_report(args.runs, args.output, title=args.title, options=options))
     return 0

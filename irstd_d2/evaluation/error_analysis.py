@@ -25,7 +25,8 @@ with classes for targets of a few pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -170,7 +171,7 @@ def _classify(detections: DetectionTable, targets: TargetTable, truth: GroundTru
     for image, (all_rows, columns) in enumerate(zip(*by_image)):
         rows = all_rows[verdicts.false[all_rows]]
         counted = columns[~targets.ignored[columns]]
-        files = truth.files[image]
+        files = _present(truth.files[image])
         if len(rows):
             boxes = detections.boxes[rows]
             near = _near_targets(boxes, targets.boxes[counted], found[counted])
@@ -250,6 +251,12 @@ def _near_targets(boxes: np.ndarray, targets: np.ndarray, found: np.ndarray) -> 
 def _first_of(distance: np.ndarray, allowed: np.ndarray) -> int:
     choice = np.flatnonzero(allowed)
     return int(choice[distance[choice].argmin()]) if len(choice) else NO_TARGET
+
+
+def _present(files: ImageFiles) -> ImageFiles:
+    """Without the files that are not there."""
+    image, mask = (path if path and Path(path).is_file() else None for path in (files.image, files.sky_mask))
+    return replace(files, image=image, sky_mask=mask)
 
 
 def _at_edge(boxes: np.ndarray, files: ImageFiles) -> np.ndarray:

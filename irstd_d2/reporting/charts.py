@@ -10,19 +10,23 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..evaluation.average_precision import PrecisionRecall
 from ..evaluation.detection_probability import OperatingCurve
 from ..evaluation.results import format_number
+from ..files import write_atomically
 
 # Between light and dark, so that they show on both, and told apart with any colour vision.
 COLOURS = ("#3a86d0", "#e0662a", "#1f9e77", "#b56bb5", "#c59a12", "#5bb6d9", "#8d8d8d")
@@ -47,11 +51,15 @@ class Chart:
         title: shown above it.
         text: what it shows, for those who cannot see it.
         svg: markup without a reference to anything outside.
+        figure: the same for files.
+        runs: numbers of the runs that it shows.
     """
 
     title: str
     text: str
     svg: str
+    figure: Figure
+    runs: tuple[int, ...]
 
 
 def colour_of(run: int) -> str:
@@ -91,6 +99,27 @@ def _svg(figure: Figure) -> str:
     return text.replace(_INK, "currentColor")
 
 
+def _chart(title: str, text: str, figure: Figure, runs: Iterable[int]) -> Chart:
+    return Chart(title, text, _svg(figure), figure, tuple(runs))
+
+
+def write_pdf(chart: Chart, path: Path, names: Mapping[int, str]) -> None:
+    """Write a chart as PDF for a paper, with its title and a key.
+
+    Args:
+        chart: to write.
+        path: of the file.
+        names: of the runs by number.
+    """
+    lines = [Line2D([], [], **_line_style(run)) for run in chart.runs]
+    figure = chart.figure
+    figure.suptitle(chart.title.replace("$", r"\$"), fontsize=10)
+    labels = [names[run].replace("$", r"\$") for run in chart.runs]
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(lines), 3), frameon=False, fontsize=8)
+    with mpl.rc_context(_STYLE):
+        write_atomically(path, lambda file: FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None}))
+
+
 def _line_style(run: int) -> dict[str, Any]:
     return {"color": colour_of(run), "linestyle": DASHES[run % len(DASHES)], "linewidth": 1.6}
 
@@ -103,9 +132,8 @@ def precision_recall_chart(curves: Mapping[int, PrecisionRecall]) -> Chart:
             axes.plot(curve.recall, curve.precision, **_line_style(run))
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         reached = ", ".join(f"{curve.max_recall:.2f}" for curve in curves.values())
-        return Chart(
-            "Precision and recall (IoU 0.5, exact boxes)", f"Curves that reach a recall of {reached}", _svg(figure)
-        )
+        title = "Precision and recall (IoU 0.5, exact boxes)"
+        return _chart(title, f"Curves that reach a recall of {reached}", figure, curves)
 
 
 def operating_charts(curves: Mapping[int, OperatingCurve]) -> list[Chart]:
@@ -124,8 +152,29 @@ def operating_charts(curves: Mapping[int, OperatingCurve]) -> list[Chart]:
             axes.set_xscale("symlog", linthresh=linear_until)
             axes.set_xlim(left=0)
             axes.set_ylim(0, 1.02)
-            charts.append(Chart(title, f"Curves of all thresholds; the best F1 is {best} percent", _svg(figure)))
+            charts.append(_chart(title, f"Curves of all thresholds; the best F1 is {best} percent", figure, curves))
     return charts
+
+
+def score_chart(scores: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Chart:
+    """How many detections have each score: finds above the line, false alarms below it, one outline per run.
+
+    Args:
+        scores: run -> scores of its finds, of its false alarms.
+    """
+    bins = np.linspace(0, 1, 21)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("score", "false alarms | finds")
+        texts = []
+        for run, parts in scores.items():
+            for sign, values in zip((1, -1), parts):
+                axes.stairs(sign * np.histogram(np.clip(values, 0, 1), bins)[0], bins, **_line_style(run))
+            texts.append(f"{len(parts[0])} finds and {len(parts[1])} false alarms")
+        axes.axhline(0, color=_INK, linewidth=0.7)
+        axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        axes.set_xlim(0, 1)
+        return _chart("Scores of finds and of false alarms", f"Histograms of {'; '.join(texts)}", figure, scores)
 
 
 def series_chart(series: Mapping[int, tuple[Sequence[float], Sequence[float]]], title: str) -> Chart:
@@ -142,7 +191,7 @@ def series_chart(series: Mapping[int, tuple[Sequence[float], Sequence[float]]], 
             y[~np.isfinite(y)] = np.nan
             axes.plot(x[::step], y, marker="o" if len(y) < 3 else None, markersize=5, **_line_style(run))
             ends.append(f"{values[-1]:.4g} at iteration {x[-1]:.0f}")
-        return Chart(title, f"Last values: {'; '.join(ends)}", _svg(figure))
+        return _chart(title, f"Last values: {'; '.join(ends)}", figure, series)
 
 
 def group_chart(groups: Mapping[str, Mapping[int, float]], title: str) -> Chart:
@@ -174,4 +223,4 @@ def group_chart(groups: Mapping[str, Mapping[int, float]], title: str) -> Chart:
             shown = (format_number(groups[label].get(run, math.nan), decimals=1) for run in runs)
             rows.append(f"{' '.join(label.split())}: {', '.join(shown)}")
         text = "; ".join(rows)
-        return Chart(title, text, _svg(figure))
+        return _chart(title, text, figure, runs)

@@ -13,12 +13,13 @@ import numpy as np
 from ..data import read_image
 from ..data.image_io import SKY, read_sky_mask
 from ..evaluation.ground_truth import GroundTruth
+from ..evaluation.predictions import mask_reader
 from ..evaluation.results import format_number
 from ..evaluation.sky import confusion, sky_metrics
 from ..visualization import INSET_PIXELS, draw_brackets, draw_detections, inset_corners
 from .features import FeatureMap, Insight, Lens, target_ratio
 from .metrics import RunOnSet
-from .pictures import data_uri, heat_map, sky_picture
+from .pictures import data_uri, heat_map, sky_picture, surface_picture
 
 INSETS, INSET_ZOOM = 3, 4
 EDGE = INSETS * (INSET_ZOOM * INSET_PIXELS + 4)  # width of a picture in pixels
@@ -61,6 +62,7 @@ class Example:
         detections: the image with its targets, then one picture per run.
         sky: the true mask, then the predicted one of each run; empty where no model that was run predicts one.
         maps: per run with feature maps.
+        surfaces: the first enlarged part as a surface, of the image and of the runs that gave probability maps.
         notes: what could not be shown.
     """
 
@@ -68,6 +70,7 @@ class Example:
     detections: tuple[Picture, ...]
     sky: tuple[Picture, ...]
     maps: tuple[RunMaps, ...]
+    surfaces: tuple[Picture, ...]
     notes: tuple[str, ...]
 
 
@@ -101,7 +104,7 @@ def make_example(
         image = read_image(record["file_name"])
         mask = read_sky_mask(record["sem_seg_file_name"]) if record.get("sem_seg_file_name") else None
     except (OSError, ValueError) as error:
-        return Example(name, (), (), (), (f"The image cannot be shown: {error}",))
+        return Example(name, (), (), (), (), (f"The image cannot be shown: {error}",))
     targets = truth.targets.boxes[truth.targets.image == index]
     notes: list[str] = []
     insights: dict[int, Insight] = {}
@@ -120,8 +123,31 @@ def make_example(
         ),
         tuple(_sky(image, mask, runs, insights)),
         tuple(RunMaps(run.name, _maps(image, insights[run.number], targets)) for run in runs if run.number in insights),
+        tuple(_surfaces(image, insets, record["image_id"], runs)),
         tuple(notes),
     )
+
+
+def _surfaces(
+    image: np.ndarray, insets: Sequence[tuple[int, int]], image_id: Any, runs: Sequence[RunOnSet]
+) -> list[Picture]:
+    if not insets:
+        return []
+    x, y = insets[0]
+    part = np.s_[y : y + INSET_PIXELS, x : x + INSET_PIXELS]
+    text = f"part 1 of the image, from x {x}, y {y}"
+    pictures = [
+        Picture("Image", f"Gray values of {text}", data_uri(surface_picture(image[part].mean(-1), "gray value")))
+    ]
+    for run in runs:
+        predictions = run.rescored.predictions
+        if image_id in predictions.masks:
+            read = mask_reader(predictions.masks.values())
+            probability = read(predictions.masks[image_id], image.shape[:2])
+            values = probability[part] / (255 if probability.dtype == np.uint8 else 1)
+            picture = surface_picture(values, "probability", (0, 1))
+            pictures.append(Picture(run.name, f"Probability of {run.name} in {text}", data_uri(picture)))
+    return pictures
 
 
 def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[RunOnSet]) -> list[tuple[int, int]]:

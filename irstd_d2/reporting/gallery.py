@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data import read_image
+from ..evaluation.error_analysis import CLASSES, NO_ERROR
 from ..evaluation.ground_truth import UNKNOWN, GroundTruth
 from ..evaluation.matching import NO_TARGET, DetectionTable
 from ..visualization import FALSE_COLOUR, TARGET_COLOUR, TRUE_COLOUR, draw_brackets, enlarge, to_bytes, write_scores
@@ -85,15 +86,27 @@ def worst_cases(run: RunOnSet, dicts: Sequence[dict[str, Any]], truth: GroundTru
             kind, " · ".join([name, *_facts(dicts[image])]), f"{text}, at x {box[0]:.0f}, y {box[1]:.0f}", picture
         )
 
+    errors = run.rescored.errors
     cases = [
-        case("false alarm", kept.image[i], kept.boxes[i], f"False alarm, score {kept.scores[i]:.2f}")
+        case(
+            "false alarm",
+            kept.image[i],
+            kept.boxes[i],
+            f"False alarm{_in_brackets(errors.detections[i])}, score {kept.scores[i]:.2f}",
+        )
         for i in _one_per_image(false, kept.image, count)
     ]
     for i in _one_per_image(missed, truth.targets.image, count):
         x1, y1, x2, y2 = truth.targets.boxes[i]
-        text = f"Missed target of {x2 - x1:.0f}\u00d7{y2 - y1:.0f} pixels"
+        text = f"Missed target of {x2 - x1:.0f}\u00d7{y2 - y1:.0f} pixels{_in_brackets(errors.targets[i])}"
         cases.append(case("miss", truth.targets.image[i], truth.targets.boxes[i], text))
     return Gallery(run.name, run.threshold, len(false), len(missed), tuple(cases))
+
+
+def _in_brackets(error: int) -> str:
+    """The class of an error; what is wrong by distance may be right by overlap and then has none."""
+    name = "" if error == NO_ERROR else CLASSES[error].removeprefix("missed ")
+    return "" if name in ("", "otherwise") else f" ({name})"
 
 
 def _one_per_image(rows: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:

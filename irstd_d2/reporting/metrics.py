@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from ..config import get_config
@@ -62,9 +64,8 @@ class RunOnSet:
 
     @property
     def threshold(self) -> float:
-        """The score threshold of the best F1; 0, which keeps all, where nothing was found at any."""
-        f1, score = self.rescored.curve.best_f1()
-        return score if f1 else 0.0
+        """The score threshold of the best F1, see ``Rescored``."""
+        return self.rescored.threshold
 
 
 def protocol_config(run: Run) -> CfgNode:
@@ -273,6 +274,45 @@ def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> list
             cells.append((value, difference, p_value, _verdict(metric, run, resampled)))
         rows.append(IntervalRow(metric.replace("/", " "), tuple(cells)))
     return rows
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of the table of images.
+
+    Attributes:
+        name: of the file.
+        targets: that count.
+        cells: per run found, missed and false at its threshold of the best F1.
+    """
+
+    name: str
+    targets: int
+    cells: tuple[tuple[int, int, int], ...]
+
+
+def image_rows(runs: Sequence[RunOnSet]) -> list[ImageRow]:
+    """All images, those with the most errors of all runs together first."""
+    truth = runs[0].rescored.truth
+    count = len(truth.image_ids)
+    wanted = np.bincount(truth.targets.image[~truth.targets.ignored], minlength=count)
+    columns = []
+    for run in runs:
+        detections, verdicts = run.rescored.detections, run.rescored.verdicts
+        kept = detections.scores >= run.threshold
+        found, false = (
+            np.bincount(detections.image[kept & flags], minlength=count) for flags in (verdicts.true, verdicts.false)
+        )
+        columns.append((found, wanted - found, false))
+    errors = sum(missed + false for _, missed, false in columns)
+    return [
+        ImageRow(
+            Path(str(truth.files[i].image or truth.image_ids[i])).name,
+            int(wanted[i]),
+            tuple((int(found[i]), int(missed[i]), int(false[i])) for found, missed, false in columns),
+        )
+        for i in np.argsort(-errors, kind="stable")
+    ]
 
 
 def setting_differences(runs: Sequence[Run]) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:

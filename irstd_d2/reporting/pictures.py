@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import cv2
 import numpy as np
@@ -62,3 +63,31 @@ def sky_picture(
         wrong = (truth != 255) & ((truth == 1) != sky)
         picture[wrong] = 0.6 * picture[wrong] + (100, 45, 0)
     return cv2.resize(picture.clip(0, 255).astype(np.uint8), size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def surface_picture(values: np.ndarray, title: str, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """A part of an image as a surface: height and colour are its values.
+
+    Args:
+        values: (h, w)
+        title: above it.
+        limits: of the height; by default those of the values.
+
+    Returns:
+        (height, width, 3) uint8 RGB
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 2.9), dpi=110, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot(projection="3d")
+    low, high = limits or (float(values.min()), float(values.max()))
+    y, x = np.mgrid[: values.shape[0], : values.shape[1]]
+    axes.plot_surface(x, y, values, cmap="inferno", vmin=low, vmax=high, rcount=64, ccount=64, linewidth=0)
+    axes.set_zlim(low, max(high, low + 1e-6))
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=6, pad=-2)
+    axes.set_title(title.replace("$", r"\$"), fontsize=9)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[:, :, :3])

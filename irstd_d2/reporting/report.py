@@ -30,10 +30,12 @@ from .gallery import Gallery, worst_cases
 from .metrics import (
     GROUP_KEYS,
     GroupTable,
+    ImageRow,
     IntervalRow,
     MetricTable,
     RunOnSet,
     group_tables,
+    image_rows,
     interval_rows,
     metric_tables,
     protocol_config,
@@ -45,6 +47,9 @@ from .metrics import (
 from .run import Run, load_run
 
 logger = logging.getLogger(__name__)
+
+# Rows of the table of images.
+IMAGES = 100
 
 # Metrics of a breakdown that get a chart, with its title.
 _CHARTED = {"voc_exact AP50_area": "AP50 by {}, percent (exact boxes)", "pd_fa F1": "Best F1 by {}, percent"}
@@ -59,7 +64,8 @@ class Section:
         text: how much it holds.
         notes: what could not be shown.
         runs: those that were judged.
-        tables, intervals, charts, group_tables, group_charts, examples, galleries: the parts.
+        tables, intervals, charts, group_tables, group_charts, error_chart, images, examples, galleries: the parts.
+        num_images: of which ``images`` are those with the most errors.
     """
 
     data_set: str
@@ -71,6 +77,9 @@ class Section:
     charts: tuple[Chart, ...] = ()
     group_tables: tuple[GroupTable, ...] = ()
     group_charts: tuple[Chart, ...] = ()
+    error_chart: Chart | None = None
+    images: tuple[ImageRow, ...] = ()
+    num_images: int = 0
     examples: tuple[Example, ...] = ()
     galleries: tuple[Gallery, ...] = ()
 
@@ -85,6 +94,8 @@ class Options:
         features: images on which the models are run, for feature maps and sky masks; 0 for none.
         draws: bootstrap draws; 0 for no intervals.
         taps: feature maps beside the backbone's.
+        baseline: name of the run that others are compared with, where it was evaluated; by default a set's first.
+        figures: folder for all charts as PDF; ``None`` for none.
     """
 
     gallery: int = 12
@@ -92,6 +103,8 @@ class Options:
     features: int = 0
     draws: int = 1000
     taps: tuple[Tap, ...] = ()
+    baseline: str = ""
+    figures: Path | None = None
 
 
 def write_report(
@@ -124,9 +137,16 @@ def write_report(
     lenses, notes = _lenses(numbered, options)
     notes = [(run.name, note) for run in runs for note in (*run.notes, *_register_own_sets(run))] + notes
     sections = [
-        _section(name, {i: run for i, run in numbered.items() if name in run.predictions}, lenses, options)
+        _section(name, _baseline_first(numbered, name, options.baseline), lenses, options)
         for name in dict.fromkeys(name for run in runs for name in run.predictions)
     ]
+    history = _history_charts(runs)
+    if options.figures is not None:
+        names = {i: run.name for i, run in numbered.items()}
+        for section in sections:
+            shown = [*section.charts, *section.group_charts, *([section.error_chart] if section.error_chart else [])]
+            _write_figures(options.figures / section.data_set, shown, names)
+        _write_figures(options.figures / "training", history, names)
     different, partial = setting_differences(runs)
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -141,13 +161,25 @@ def write_report(
         sections=sections,
         swatch=charts.swatch,
         features=options.features,
-        history_charts=_history_charts(runs),
+        history_charts=history,
         setting_differences=different,
         partial_settings=partial,
     )
     output = Path(output)
     write_atomically(output, lambda file: file.write(text.encode("utf-8", errors="replace")))
     return output
+
+
+def _baseline_first(runs: Mapping[int, Run], data_set: str, baseline: str) -> dict[int, Run]:
+    """The runs on a data set, the one that the others are compared with first."""
+    evaluated = {i: run for i, run in runs.items() if data_set in run.predictions}
+    return dict(sorted(evaluated.items(), key=lambda item: item[1].name != baseline))
+
+
+def _write_figures(folder: Path, shown: Sequence[Chart], names: Mapping[int, str]) -> None:
+    for number, chart in enumerate(shown, 1):
+        words = re.sub(r"[^a-z0-9]+", "_", chart.title.lower()).strip("_")
+        charts.write_pdf(chart, folder / f"{number:02d}_{words[:60]}.pdf", names)
 
 
 def _breakable(name: str) -> Markup:
@@ -219,6 +251,9 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
             for metric, heading in _CHARTED.items()
             if metric in part.metrics
         ),
+        error_chart=_error_chart(judged),
+        images=tuple(image_rows(judged)[:IMAGES]),
+        num_images=len(truth.image_ids),
         examples=tuple(
             make_example(index, dicts, truth, judged, lenses if i < options.features else {})
             for i, index in enumerate(chosen)
@@ -227,6 +262,16 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
             worst_cases(run, dicts, truth, count=options.gallery) for run in (judged if options.gallery else ())
         ),
     )
+
+
+def _error_chart(runs: Sequence[RunOnSet]) -> Chart | None:
+    """What mending each class of errors would give, the costliest of all runs first."""
+    gains: dict[str, dict[int, float]] = {}
+    for run in runs:
+        for row in run.rescored.errors.rows:
+            gains.setdefault(row.name, {})[run.number] = row.ap_gain
+    ordered = dict(sorted(gains.items(), key=lambda item: -max(item[1].values())))
+    return charts.group_chart(ordered, "AP50 that mending each class of errors would add") if ordered else None
 
 
 def _group_keys(dicts: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
@@ -251,7 +296,11 @@ def _curves(runs: Sequence[RunOnSet], truth: GroundTruth) -> list[Chart]:
         for run in runs
     }
     operating = {run.number: run.rescored.curve for run in runs}
-    return [charts.precision_recall_chart(precision), *charts.operating_charts(operating)]
+    scores = {}
+    for run in runs:
+        found, verdicts = run.rescored.detections.scores, run.rescored.verdicts
+        scores[run.number] = found[verdicts.true], found[verdicts.false]
+    return [charts.precision_recall_chart(precision), *charts.operating_charts(operating), charts.score_chart(scores)]
 
 
 def _history_charts(runs: Sequence[Run]) -> list[Chart]:

@@ -235,7 +235,7 @@ def test_the_gallery_names_the_worst_and_survives_images_that_are_gone(tmp_path,
     dicts = data_set[1]
     run = make_run(tmp_path / "a", data_set, shift=40)
     text = report([run], tmp_path, Options(gallery=2, examples=1, draws=0))
-    assert len(re.findall(r"False alarm, score 0\.\d\d, at x", text)) == 2 * 2  # caption and alternative text
+    assert len(re.findall(r"False alarm \(.*?\), score 0\.\d\d, at x", text)) == 2 * 2  # caption and alternative text
     assert len(re.findall(r"Missed target of 3×3 pixels", text)) == 2 * 2
     assert "0 found, 2 missed" in text
     for record in dicts:
