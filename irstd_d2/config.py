@@ -30,6 +30,9 @@ def add_irstd_config(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
+    # How much of the model MODEL.WEIGHTS must fill: "complete", all of it, or to begin a training the whole backbone;
+    # "partial", whatever fits; "none", the same, and no weights are needed.
+    cfg.MODEL.WEIGHTS_MATCH = "complete"
     # Weights and feature maps with the channels innermost: faster convolutions, above all on CPUs and with autocast.
     cfg.MODEL.CHANNELS_LAST = False
     # Batch norm of the backbone keeps its running statistics in training, as with pretrained weights.

@@ -81,6 +81,7 @@ class ToyDetector(nn.Module):
             nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(4, 1, 3, padding=1)
         )
         self.unused = nn.Parameter(torch.ones(2))
+        self.num_classes = 1
         self.poison_at = None
         self.steps = 0
 

@@ -10,6 +10,7 @@ With TEST.AUG.ENABLED True the model is also evaluated with test-time augmentati
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 from collections import OrderedDict
@@ -47,14 +48,17 @@ def train(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
-    from ..engine import IRSTDCheckpointer, IRSTDTrainer, setup
+    from ..data.classes import check_num_classes
+    from ..data.datasets import prepare_classes
+    from ..engine import IRSTDTrainer, load_weights, setup
     from . import load_systems
 
     load_systems(args.systems)
     cfg = setup(args)
     if args.eval_only:
         model = IRSTDTrainer.build_model(cfg)
-        IRSTDCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        classes = prepare_classes(cfg, train=False, trained=load_weights(model, cfg))
+        check_num_classes(model, classes, f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}")
         results = IRSTDTrainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(test_with_tta(cfg, model))
@@ -102,16 +106,21 @@ def train_under_torchrun(args: argparse.Namespace) -> None:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     try:
         train(args)
+        comm.synchronize()  # else a process that is done first ends while others still save
     finally:
+        gc.collect()  # what still holds the group would end its threads after PyTorch's own end
         torch.distributed.destroy_process_group()
 
 
 def run(args: argparse.Namespace) -> int:
     from detectron2.engine import launch
 
+    from ..engine import check_gpus
+
     if "TORCHELASTIC_RUN_ID" in os.environ:
         train_under_torchrun(args)
         return 0
+    check_gpus(args.num_gpus)
     launch(
         train,
         args.num_gpus,

@@ -1,9 +1,9 @@
 """Training: a resumable trainer, checkpoints, averaged weights."""
 
-from .checkpoint import IRSTDCheckpointer
+from .checkpoint import IRSTDCheckpointer, load_weights
 from .ema import EMAHook
 from .sampling import ResumableTrainingSampler, SeededMapDataset, seed_everything
-from .setup import setup
+from .setup import check_gpus, setup
 from .train_step import NonFiniteLossError, TrainStep
 from .trainer import IRSTDTrainer
 
@@ -15,6 +15,8 @@ __all__ = [
     "ResumableTrainingSampler",
     "SeededMapDataset",
     "TrainStep",
+    "check_gpus",
+    "load_weights",
     "seed_everything",
     "setup",
 ]

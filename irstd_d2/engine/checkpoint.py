@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_plain
+from ..data.classes import ClassTable
 from ..errors import ConfigError, DatasetError
 from ..files import write_atomically
+
+# How much of a model a file must fill: all of it; all or the whole pretrained backbone; whatever fits.
+Match = Literal["complete", "backbone", "partial"]
+# Prefixes of what a pretrained backbone fills, without the pyramid; the first that a model has counts.
+_PRETRAINED = ("backbone.bottom_up.", "backbone.net.", "backbone.")
+# Of an ImageNet classifier; they have no place in a detector.
+_CLASSIFIER = re.compile(r"(.*\.)?(fc|classifier|head|stem\.fc|fc1000)\.(weight|bias)")
+# Counts of batches, which files of older versions lack and which no result depends on.
+_COUNTER = ".num_batches_tracked"
 
 
 class IRSTDCheckpointer(DetectionCheckpointer):
@@ -25,13 +39,23 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         model: the trained model.
         save_dir: folder of the checkpoints.
         deployed: the module whose weights are the file's ``model``, when it is not ``model`` itself: averaged weights.
+        match: how much of the model the weights of :meth:`load` must fill; a resume must fill it all.
+        facts: plain data to save with every checkpoint, which :func:`read_facts` reads again.
         checkpointables: state to save and restore beside the weights.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, deployed: nn.Module | None = None, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        deployed: nn.Module | None = None,
+        match: Match = "complete",
+        facts: Mapping[str, Any] | None = None,
+        **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
+        self.match, self.facts = match, dict(facts or {})
         self.deployed = self.model if deployed is None else deployed
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -44,7 +68,7 @@ class IRSTDCheckpointer(DetectionCheckpointer):
             return
         data = {"model": self.deployed.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(kwargs)
+        data.update(self.facts | kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(data, file))
@@ -65,20 +89,35 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         Raises:
             RuntimeError: when the folder has checkpoints but none can be read.
         """
-        candidates = self.resume_candidates() if resume else []
+        newest = self.newest_readable() if resume else None
+        if newest is None:
+            return self.load(path, checkpointables=[])
+        wanted, self.match = self.match, "complete"
+        try:
+            return self.load(str(newest))
+        finally:
+            self.match = wanted
+
+    def newest_readable(self) -> Path | None:
+        """The checkpoint that a resume goes on from; ``None`` in a folder without any.
+
+        Raises:
+            RuntimeError: when the folder has checkpoints but none can be read.
+        """
+        candidates = self.resume_candidates()
         for candidate in candidates:
             try:
                 load_plain(candidate, mmap=True)
             except DatasetError as error:
                 self.logger.warning("%s %s; going back to the one before", candidate, error.problem)
                 continue
-            return self.load(str(candidate))
+            return candidate
         if candidates:
             raise RuntimeError(
                 f"none of the {len(candidates)} checkpoints in {self.save_dir} can be read; "
                 "remove the folder to start again, or restore one of them"
             )
-        return self.load(path, checkpointables=[])
+        return None
 
     def resume_candidates(self) -> list[Path]:
         """The checkpoints a resume tries in turn: the one that ``last_checkpoint`` names, then older ones.
@@ -99,12 +138,44 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         """Load weights and, of ``checkpointables``, the state; see detectron2.
 
         Raises:
-            ConfigError: there is no such file, or it is a pickle.
+            ConfigError: there is no such file, it is a pickle, or it does not fill as much of the model as ``match``
+                asks for.
             DatasetError: the file is damaged or holds more than tensors and plain data.
         """
         if path and "://" not in path and not Path(path).is_file():
             raise ConfigError(f"MODEL.WEIGHTS is {path}, which is not a file; check the path")
+        self._source = path
         return super().load(path, checkpointables=checkpointables)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        found = super()._load_model(checkpoint)
+        names = [name for name in self.model.state_dict() if not name.endswith(_COUNTER)]
+        missing = [name for name in found.missing_keys if not name.endswith(_COUNTER)]
+        unknown = [name for name in found.unexpected_keys if not _CLASSIFIER.fullmatch(name)]
+        filled = len(names) - len(missing)
+        if self._fits(names, missing, unknown, found.incorrect_shapes, filled):
+            self.logger.info("%s fills %d of %d tensors of the model", self._source, filled, len(names))
+            # What is left is reported in one line, as the error would be, in place of a line for each tensor.
+            if left := _differences(missing, unknown, found.incorrect_shapes):
+                self.logger.warning("not filled or not used: %s", left)
+            return None
+        raise ConfigError(
+            f"MODEL.WEIGHTS {self._source} fills {filled} of {len(names)} tensors of the model: "
+            f"{_differences(missing, unknown, found.incorrect_shapes)}. Is it of another model or number of classes? "
+            "Published and ImageNet files are renamed by tools/convert_checkpoint.py; to use what fits, set "
+            "MODEL.WEIGHTS_MATCH partial"
+        )
+
+    def _fits(
+        self, names: Sequence[str], missing: Sequence[str], unknown: Sequence[str], shapes: Sequence[Any], filled: int
+    ) -> bool:
+        if self.match == "partial":
+            return filled > 0
+        if unknown or shapes:
+            return False
+        pretrained = next((prefix for prefix in _PRETRAINED if any(name.startswith(prefix) for name in names)), None)
+        whole_backbone = pretrained is not None and not any(name.startswith(pretrained) for name in missing)
+        return not missing or (self.match == "backbone" and whole_backbone)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
@@ -124,3 +195,86 @@ def iteration_of(path: Path) -> float | None:
         return float("inf")
     number = re.fullmatch(r"model_(\d+)\.pth", path.name)
     return int(number[1]) if number else None
+
+
+def _differences(missing: Sequence[str], unknown: Sequence[str], shapes: Sequence[tuple[str, Any, Any]]) -> str:
+    parts = [
+        (len(missing), "missing", missing),
+        (len(shapes), "of another shape", [f"{name} {a} in the file, {b} in the model" for name, a, b in shapes]),
+        (len(unknown), "unknown to the model", unknown),
+    ]
+    return "; ".join(f"{count} {what} ({_first(names)})" for count, what, names in parts if count)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def match_of(cfg: CfgNode, *, train: bool = False) -> Match:
+    """How much of a model ``MODEL.WEIGHTS`` must fill.
+
+    Raises:
+        ConfigError: ``MODEL.WEIGHTS_MATCH`` has another value.
+    """
+    wanted = cfg.MODEL.WEIGHTS_MATCH
+    if wanted not in ("complete", "partial", "none"):
+        raise ConfigError(f"MODEL.WEIGHTS_MATCH is {wanted!r}; known are 'complete', 'partial' and 'none'")
+    if wanted == "complete":
+        return "backbone" if train else "complete"
+    return "partial"
+
+
+def load_weights(model: nn.Module, cfg: CfgNode) -> ClassTable | None:
+    """Load ``MODEL.WEIGHTS`` into a model that is to be used as it is: to detect, to be evaluated, to be exported.
+
+    Returns:
+        The classes that the file carries, ``None`` where it has none.
+
+    Raises:
+        ConfigError: there are no weights, or they are not all of the model's; ``MODEL.WEIGHTS_MATCH`` permits it.
+        DatasetError: the file is damaged or holds more than tensors and plain data.
+    """
+    match = match_of(cfg)
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.WEIGHTS_MATCH != "none":
+        raise ConfigError(
+            "MODEL.WEIGHTS is empty, so the detector would be random; set it to a checkpoint, such as "
+            "OUTPUT_DIR/model_final.pth (or MODEL.WEIGHTS_MATCH none to try a detector without weights)"
+        )
+    return classes_of(IRSTDCheckpointer(model, match=match).load(cfg.MODEL.WEIGHTS))
+
+
+def classes_of(content: Mapping[str, Any]) -> ClassTable | None:
+    """The classes that a checkpoint carries; ``None`` in those of other programs and of versions up to 0.3.0."""
+    return ClassTable.from_json(content["classes"]) if content.get("classes") else None
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run and classes, without its tensors."""
+    content = load_plain(path, mmap=True)
+    return {key: content[key] for key in ("run", "classes", "iteration") if key in content}
+
+
+def refuse_frozen_random(model: nn.Module, cfg: CfgNode) -> None:
+    """Refuse to train a model from random weights when a part of it would stay random.
+
+    Raises:
+        ConfigError: naming what is frozen, the keys, and a configuration that trains everything.
+    """
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS_MATCH == "none":
+        return
+    model.train()
+    parts = [name for name, p in model.named_parameters() if name.startswith(_PRETRAINED) and not p.requires_grad]
+    # Norms with fixed statistics, which at the start of a training are those of no data.
+    parts += [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, FrozenBatchNorm2d) or (isinstance(module, _BatchNorm) and not module.training)
+    ]
+    if parts:
+        raise ConfigError(
+            f"MODEL.WEIGHTS is empty, but the configuration freezes {len(parts)} weights and norms of the model "
+            f"({_first(parts)}), which would stay as they are at random. Set MODEL.WEIGHTS to a pretrained backbone "
+            "(docs/training.md, Weights), or take a configuration from random weights, such as "
+            "configs/bafe/*_scratch.yaml, or the keys that make one: MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN "
+            "MODEL.RESNETS.NORM_EVAL False MODEL.RESNETS.NORM_TRAINABLE True"
+        )

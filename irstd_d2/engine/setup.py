@@ -4,46 +4,138 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
 from ..config import get_config
 from ..data import set_skip_bad
 from ..data.datasets import check_registered
+from ..errors import ConfigError
 from ..evaluation.build import check_evaluators
+from ..files import write_atomically
 from ..memory import keep_freed_memory
 from ..systems import registered_systems
+from .checkpoint import IRSTDCheckpointer, read_facts
+from .resume import Change, check_config
+from .screen import FILE_ONLY, start_logs
+
+logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Merge file and command line into a configuration, choose the device and start the logs.
 
-    On a CPU the process keeps the memory that it frees (:func:`irstd_d2.memory.keep_freed_memory`).
+    The configuration goes to ``OUTPUT_DIR/config.yaml``, with what a resume changed at its top; that of an evaluation
+    in the folder of a training to ``config_eval.yaml``. On a CPU the process keeps the memory that it frees
+    (:func:`irstd_d2.memory.keep_freed_memory`).
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
 
     Raises:
-        ConfigError: a key, a data set or an evaluator is unknown; better now than after the training.
+        ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, or a resume
+            contradicts its checkpoint; better now than after the training.
     """
     cfg = get_config(args.config_file or None, args.opts)
     for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
         check_registered(f"DATASETS.{key}", cfg.DATASETS[key])
     check_evaluators(cfg.TEST.EVALUATORS)
-    no_cuda = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
-    if no_cuda:
-        cfg.MODEL.DEVICE = "cpu"
+    no_cuda = _choose_device(cfg, args)
     cfg.freeze()
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
-    default_setup(cfg, args)
-    for package in ("irstd_d2", *(system.name for system in registered_systems())):
-        setup_logger(output=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
+    history = _history(cfg) if args.resume and not args.eval_only else ""
+    _make_folder(Path(cfg.OUTPUT_DIR))
+    start_logs(cfg.OUTPUT_DIR, comm.get_rank(), ("irstd_d2", *(system.name for system in registered_systems())))
+    logger.info("environment\n%s", collect_env_info(), extra=FILE_ONLY)
+    logger.info("arguments: %s", args, extra=FILE_ONLY)
+    logger.info("configuration\n%s", cfg.dump(), extra=FILE_ONLY)
+    if comm.is_main_process():
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        if args.eval_only and path.exists():
+            path = path.with_name("config_eval.yaml")
+        text = history + cfg.dump()
+        write_atomically(path, lambda file: file.write(text.encode()))
+        logger.info("configuration and environment are in %s and log.txt", path)
     if no_cuda:
-        logging.getLogger(__name__).info("no CUDA device here: training on the CPU (MODEL.DEVICE cpu)")
+        logger.info("no CUDA device here: running on the CPU (MODEL.DEVICE cpu)")
+    # Each process has a seed of its own.
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     return cfg
+
+
+def check_gpus(num_gpus: int) -> None:
+    """Refuse more processes than there are GPUs, before any is started.
+
+    Raises:
+        ConfigError: naming how several processes run on a CPU.
+    """
+    found = torch.cuda.device_count()
+    if num_gpus > max(1, found):
+        raise ConfigError(
+            f"--num-gpus is {num_gpus}, but this machine has {found or 'no'} CUDA device{'s' if found > 1 else ''}; "
+            f"for processes on a CPU: torchrun --nproc-per-node {num_gpus} tools/train_net.py ..."
+        )
+
+
+def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Take the CPU where there is no GPU; return whether that replaces the default.
+
+    Raises:
+        ConfigError: a GPU was asked for.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return False
+    if "MODEL.DEVICE" in args.opts[::2]:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device here; use MODEL.DEVICE cpu")
+    cfg.MODEL.DEVICE = "cpu"
+    return True
+
+
+def _history(cfg: CfgNode) -> str:
+    """Comments for the top of ``config.yaml`` that say from which iteration on it holds.
+
+    Raises:
+        ConfigError: there is nothing to resume from, or what there is belongs to another training.
+    """
+    checkpointer = IRSTDCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
+    newest = checkpointer.newest_readable()
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if newest is None:
+        # torchrun starts a training again with the arguments that it had at first.
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return ""
+        raise ConfigError(
+            f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint to go on from; check the folder, or leave "
+            "--resume away to start from the beginning"
+        )
+    found = read_facts(newest)
+    text = saved.read_text(encoding="utf-8") if saved.exists() else ""
+    before = found["run"]["config"] if "run" in found else text
+    changed: list[Change] = check_config(before, cfg.dump(), newest) if before else []
+    earlier = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    # Where a run is and on what it runs changes nothing of what was trained.
+    telling = [str(change) for change in changed if change.key not in ("OUTPUT_DIR", "VERSION")]
+    if not telling:
+        return earlier
+    return earlier + f"# from iteration {found.get('iteration', -1) + 1} on: {'; '.join(telling)}\n"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}); choose another, or make it writable"
+        ) from error

@@ -21,6 +21,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -30,13 +31,17 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..data import build_mapper
+from ..data.classes import check_num_classes, require_same_names
+from ..data.datasets import prepare_classes
 from ..errors import ConfigError
 from ..evaluation import build_evaluator, format_results
 from ..solver import build_optimizer, with_iteration_schedule
-from .checkpoint import IRSTDCheckpointer
+from .checkpoint import IRSTDCheckpointer, classes_of, match_of, read_facts, refuse_frozen_random
 from .ema import EMAHook
 from .hooks import WINDOW, BestCheckpointer, PeriodicCheckpointer, RunLog, weights_are_finite
+from .resume import check_config, check_facts, restore_solver_values, solver_values, training_facts
 from .sampling import ResumableTrainingSampler, SeededMapDataset
+from .screen import FILE_ONLY
 from .train_step import NonFiniteLossError, TrainStep
 
 logger = logging.getLogger(__name__)
@@ -61,9 +66,11 @@ class IRSTDTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        given, cfg = cfg, DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         _refuse_ignored_keys(cfg)
+        classes = prepare_classes(cfg, train=True)
         dicts = self.train_dicts(cfg)
+        facts = {"run": training_facts(given, dicts), "classes": classes.to_json()}
         cfg = with_iteration_schedule(cfg, len(dicts))
         if cfg.SEED >= 0:
             # The weights start alike on every process and in every run.
@@ -72,7 +79,9 @@ class IRSTDTrainer(DefaultTrainer):
             # a resumed training, whose first calls come later, would drift from an uninterrupted one.
             torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
         model = self.build_model(cfg)
+        check_num_classes(model, classes, f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}")
         optimizer = self.build_optimizer(cfg, model)
+        self._solver_values = solver_values(optimizer.param_groups)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         amp = cfg.SOLVER.AMP
         self._trainer = TrainStep(
@@ -89,19 +98,40 @@ class IRSTDTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             deployed=self.ema.average.module if self.ema else None,
+            match=match_of(cfg, train=True),
+            facts=facts,
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start at iteration 0."""
+        """Go on from the last checkpoint of ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start at iteration 0.
+
+        Raises:
+            ConfigError: the checkpoint is of a training with another model, data or schedule (``resume``); there are no
+                weights, or those of another model.
+        """
+        newest = self.checkpointer.newest_readable() if resume else None
+        if newest is None:
+            refuse_frozen_random(self.checkpointer.model, self.cfg)
+        else:
+            self._check_facts(newest)
         super().resume_or_load(resume)
         if self.ema and not self.ema.updates:
             self.ema.restart()
         sampler = self._trainer.data_loader.sampler
         if isinstance(sampler, ResumableTrainingSampler):
             sampler.start = self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH
+
+    def _check_facts(self, checkpoint: Path) -> None:
+        found, own = read_facts(checkpoint), self.checkpointer.facts
+        if "run" in found:  # not in checkpoints of versions up to 0.3.0
+            check_config(found["run"]["config"], own["run"]["config"], checkpoint)
+            check_facts(found["run"], own["run"], checkpoint)
+        if trained := classes_of(found):
+            names = tuple(row["name"] for row in own["classes"])
+            require_same_names((str(checkpoint), trained.names), ("DATASETS.TRAIN", names), same_order=True)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -110,13 +140,18 @@ class IRSTDTrainer(DefaultTrainer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        restore_solver_values(self._trainer.optimizer.param_groups, self._solver_values, self.scheduler)
         if state["loss_normalizer"] is not None:
             setattr(self.checkpointer.model, _RUNNING_NORMALIZER, state["loss_normalizer"])
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model, with ``MODEL.CHANNELS_LAST`` in that memory format, which its activations then follow."""
-        model = super().build_model(cfg)
+        model = build_model(cfg)
+        logger.info("model\n%s", model, extra=FILE_ONLY)
+        parameters = list(model.parameters())
+        counts = [sum(p.numel() for p in parameters if trained <= p.requires_grad) for trained in (False, True)]
+        logger.info("%s with %s parameters, %s of them trained", type(model).__name__, *(f"{n:,}" for n in counts))
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod

@@ -19,7 +19,7 @@ from ..data import build_mapper
 from ..data.image_io import open_raw, to_float_image, value_limits
 from ..data.sidecar import find_misspelt
 from ..data.transforms import ResizeTransform
-from ..engine.checkpoint import IRSTDCheckpointer
+from ..engine.checkpoint import load_weights
 from ..errors import ConfigError
 from .merging import nms_threshold_of
 from .optimization import optimize
@@ -47,7 +47,8 @@ class Predictor:
     def __init__(self, cfg: CfgNode, *, tile: int | None = 0, overlap: int | None = None, batch_size: int = 4):
         model = build_model(cfg)
         self._takes_metadata = any(hasattr(module, "vocabulary") for module in model.modules())
-        IRSTDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        # Names of the file's classes, by which results are written; None in files of other programs.
+        self.classes = load_weights(model, cfg)
         self.model = optimize(model)
         self._mapper = build_mapper(cfg, is_train=False)
         self._format, self._high_bit_depth = cfg.INPUT.FORMAT, cfg.INPUT.HIGH_BIT_DEPTH
