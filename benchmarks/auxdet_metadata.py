@@ -76,7 +76,8 @@ def train(name: str, seed: int, config: str, iterations: int, output: Path) -> N
     """Train one run, or go on with it."""
     folder = output / f"{name}_{seed}"
     command = [
-        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", config, "--resume",
+        sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", config,
+        *(["--resume"] if list(folder.glob("model_*.pth")) else []),
         "SEED", str(seed), "SOLVER.MAX_ITER", str(iterations), "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0",
         "OUTPUT_DIR", str(folder),
     ]  # fmt: skip

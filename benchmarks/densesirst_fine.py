@@ -44,7 +44,8 @@ def train(system: str, seed: int, output: Path) -> dict[str, float]:
     folder = output / f"fine_{system}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     config = ROOT / "configs" / "bafe" / "tiny" / f"{system}_fine.yaml"
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config), "--resume"]
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(config)]
+    command += ["--resume"] if list(folder.glob("model_*.pth")) else []
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     if not (metrics := read_metrics(folder)):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

@@ -53,7 +53,11 @@ ARMS = {
 def train(config: str, folder: Path, options: list[str]) -> dict[str, float]:
     """Train and test one run, or go on with it; return its metrics."""
     if not (metrics := read_metrics(folder)):
-        command = [sys.executable, str(ROOT / "tools/train_net.py"), "--resume"]
+        command = [
+            sys.executable,
+            str(ROOT / "tools/train_net.py"),
+            *(["--resume"] if list(folder.glob("model_*.pth")) else []),
+        ]
         command += ["--config-file", str(ROOT / "configs" / "bafe" / "tiny" / config), "OUTPUT_DIR", str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         subprocess.run([*command, *options], check=True, cwd=ROOT, env=environment)

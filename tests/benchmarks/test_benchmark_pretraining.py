@@ -36,7 +36,7 @@ def run(pretraining, monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["pretraining.py", *output, *arguments])
         commands.clear()
         pretraining.main()
-        return [dict(zip(c[2::2], c[3::2])) | {"--resume": True} for c in [[*c[:2], *c[3:]] for c in commands]]
+        return [dict(zip(c[2::2], c[3::2])) for c in commands]
 
     return main
 

@@ -6,6 +6,7 @@ import toy_training as toy
 from toy_training import assert_same_tensors, train
 
 from irstd_d2.engine import IRSTDTrainer
+from irstd_d2.errors import ConfigError
 
 
 @pytest.fixture
@@ -44,6 +45,11 @@ def test_heads_of_another_shape_start_anew(toy_config, tmp_path, caplog):
     content["model"]["net.4.weight"] = torch.zeros(7, 4, 3, 3)
     torch.save(content, path)
     second = IRSTDTrainer(toy_config("second", **{"MODEL.WEIGHTS": str(path)}))
+    with pytest.raises(
+        ConfigError, match=r"fills 8 of 9 tensors.*net\.4\.weight \(7, 4, 3, 3\).*WEIGHTS_MATCH partial"
+    ):
+        second.resume_or_load(False)
+    second = IRSTDTrainer(toy_config("second", **{"MODEL.WEIGHTS": str(path), "MODEL.WEIGHTS_MATCH": "partial"}))
     before = second.model.net[4].weight.clone()
     with caplog.at_level("WARNING"):
         second.checkpointer.logger.propagate = True

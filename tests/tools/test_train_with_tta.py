@@ -1,7 +1,7 @@
 """Test-time augmentation on the command line: beside the plain results, with averaged weights, in the demo."""
 
+import argparse
 import json
-import runpy
 from pathlib import Path
 
 import cv2
@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 import torch
 import toy_training as toy
-from detectron2.engine import default_argument_parser
 from toy_training import TEST
 
+from irstd_d2.cli.train import get_parser, train
 from irstd_d2.inference import DetectorWithTTA, Predictor
 
 TTA = ("TEST.AUG.ENABLED", "True", "TEST.AUG.SCALES", "(1.0, 1.5)", "TEST.EVALUATORS", "('coco', 'pd_fa')")
 
 
 @pytest.fixture
-def main(repo_root, tmp_path):
+def main(tmp_path):
     toy.register(tmp_path, train=4, test=3)
-    yield runpy.run_path(str(repo_root / "tools" / "train_net.py"))["main"]
+    yield train
     toy.unregister()
 
 
 def arguments(cfg, *options):
     path = Path(cfg.OUTPUT_DIR) / "given.yaml"
     path.write_text(cfg.dump())
-    return default_argument_parser().parse_args(["--config-file", str(path), *options])
+    return get_parser().parse_args(["--config-file", str(path), *options], argparse.Namespace(systems=()))
 
 
 def predictions(folder):
