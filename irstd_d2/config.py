@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -135,23 +136,35 @@ def _add_evaluation_keys(cfg: CfgNode) -> None:
 
 
 @contextmanager
-def _faults_of(source: str) -> Iterator[None]:
-    """Name the source of what is wrong with keys and values."""
+def _faults_of(source: str, cfg: CfgNode) -> Iterator[None]:
+    """Name the source of what is wrong with keys and values, and the key that was meant."""
     try:
         yield
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         problem = error.args[0] if isinstance(error, KeyError) else error
-        hint = _new_name(error.filename) if isinstance(error, FileNotFoundError) else _hint(str(problem))
+        hint = _new_name(error.filename) if isinstance(error, FileNotFoundError) else _hint(str(problem), cfg)
         raise ConfigError(f"{source}: {problem}{hint}") from error
 
 
-def _hint(problem: str) -> str:
-    """What an unknown key may need."""
+def _hint(problem: str, cfg: CfgNode) -> str:
+    """What an unknown key was meant to be, or needs."""
+    unknown = re.search(r"Non-existent (?:config )?key: ([\w.]+)", problem)
+    if not unknown:
+        return ""
+    near = get_close_matches(unknown[1], _all_keys(cfg), n=1, cutoff=0.8)
+    hint = f"; did you mean {near[0]}?" if near else ""
     known = {system.name for system in registered_systems()}
     missing = [name for name in installed_systems() if name not in known]
-    if not missing or "Non-existent" not in problem:
-        return ""
-    return f". Keys of {' and '.join(missing)} are known after `import {', '.join(missing)}`"
+    if missing:
+        hint += f". Keys of {' and '.join(missing)} are known after `import {', '.join(missing)}`"
+    return hint
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _all_keys(value, f"{prefix}{key}.")
 
 
 def _new_name(missing: str) -> str:
@@ -190,9 +203,9 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
     if path is not None:
         if not PathManager.isfile(fspath(path)):
             raise ConfigError(f"configuration {fspath(path)}: the file does not exist{_new_name(fspath(path))}")
-        with _faults_of(f"configuration {fspath(path)}"):
+        with _faults_of(f"configuration {fspath(path)}", cfg):
             cfg.merge_from_file(fspath(path), allow_unsafe=False)  # a file from a stranger cannot run code
-    with _faults_of("configuration keys"):
+    with _faults_of("configuration keys", cfg):
         cfg.merge_from_list(list(opts))
     register_own_sets(cfg.DATASETS.OWN)
     return cfg

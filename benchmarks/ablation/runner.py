@@ -174,7 +174,8 @@ class Trainer:
             CalledProcessError: the training failed.
         """
         folder = job.folder.resolve()
-        command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *self.options, "--resume"]
+        command = [sys.executable, str(ROOT / "tools" / "train_net.py"), *self.options]
+        command += ["--resume"] if list(folder.glob("model_*.pth")) else []
         command += ["--config-file", str(folder / CONFIG), "OUTPUT_DIR", str(folder)]
         with (folder / "lock").open("w") as lock, (folder / LOG).open("ab") as log:
             try:

@@ -166,6 +166,17 @@ class IRSTDCheckpointer(DetectionCheckpointer):
             "MODEL.WEIGHTS_MATCH partial"
         )
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")):
+            raise ConfigError(
+                f"MODEL.WEIGHTS is {filename}: pickle files can run code when they are read. Convert it once, from a "
+                "source you trust, with tools/convert_checkpoint.py"
+            )
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return load_plain(f)
+
     def _fits(
         self, names: Sequence[str], missing: Sequence[str], unknown: Sequence[str], shapes: Sequence[Any], filled: int
     ) -> bool:

@@ -80,6 +80,8 @@ class IRSTDTrainer(DefaultTrainer):
             torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
         model = self.build_model(cfg)
         check_num_classes(model, classes, f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}")
+        if not IRSTDCheckpointer(model, cfg.OUTPUT_DIR).has_checkpoint():  # so this is no resume
+            refuse_frozen_random(model, cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         amp = cfg.SOLVER.AMP

@@ -262,7 +262,7 @@ def test_a_training_gets_its_configuration_data_and_folder(tmp_path, script):
         Trainer(tmp_path / "data")(job, math.inf)
     said = (job.folder / "stdout.txt").read_text()
     assert error.value.returncode == 7
-    assert re.search(r"tools/train_net\.py --resume --config-file .*/ablation\.yaml OUTPUT_DIR ", said)
+    assert re.search(r"tools/train_net\.py --config-file .*/ablation\.yaml OUTPUT_DIR ", said)
     assert said.splitlines()[-1] == f"{tmp_path / 'data'} 1"
     script("exec sleep 60")
     with pytest.raises(NotFinishedError, match="no time left"):

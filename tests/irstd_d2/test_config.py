@@ -1,12 +1,13 @@
 """The configuration as a whole."""
 
-import runpy
-import sys
+import re
 
 import pytest
+import torch
 from detectron2.engine import default_argument_parser
 
 from irstd_d2 import get_config
+from irstd_d2.cli import run_command
 from irstd_d2.engine import setup
 from irstd_d2.errors import ConfigError
 
@@ -74,8 +75,25 @@ def test_unknown_names_are_refused_before_the_training(tmp_path, opts, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_train_net_gives_one_line(tmp_path, repo_root, monkeypatch):
-    tool = str(repo_root / "tools" / "train_net.py")
-    monkeypatch.setattr(sys, "argv", [tool, "--config-file", str(tmp_path / "absent.yaml")])
-    with pytest.raises(SystemExit, match=r"^error: configuration .*absent\.yaml: .*does not exist$"):
-        runpy.run_path(tool, run_name="__main__")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "{0}/absent.yaml"], r"configuration .*absent\.yaml: .*does not exist"),
+        (["SOLVER.BASE_LRR", "0.1"], r"SOLVER\.BASE_LRR.*did you mean SOLVER\.BASE_LR\?"),
+        (["MODEL.WEIGTHS", "x"], r"MODEL\.WEIGTHS.*did you mean MODEL\.WEIGHTS\?"),
+        (["--num-gpus", "2"], r"--num-gpus is 2, but this machine has no CUDA device; .*torchrun --nproc-per-node 2"),
+        (["MODEL.DEVICE", "cuda"], r"MODEL\.DEVICE is cuda, but there is no CUDA device here"),
+        (["--resume", "OUTPUT_DIR", "{0}/none"], r"OUTPUT_DIR .*none has no checkpoint to go on from"),
+        (["OUTPUT_DIR", "{0}/file"], r"OUTPUT_DIR .*file cannot be written"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="expects a machine without a GPU")
+def test_an_error_is_one_line_the_last(tmp_path, capsys, arguments, message):
+    (tmp_path / "file").touch()
+    before = set(tmp_path.iterdir())
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    assert run_command("train", arguments) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"error: .*{message}.*\n", err)
+    assert out.count("\n") <= 20
+    assert set(tmp_path.iterdir()) == before
