@@ -106,7 +106,7 @@ def content_of(args: argparse.Namespace, source_format: str, names: list[str], f
     content = json.loads(args.source.read_bytes())
     root = args.source.parent if args.image_root is None else Path(args.image_root)
     chosen = {record.image for record in found.records if record.name in set(names)}
-    images = [entry for entry in content["images"] if root / entry["file_name"] in chosen]
+    images = [entry for entry in content["images"] if root / entry["file_name"].replace("\\", "/") in chosen]
     ids = {entry["id"] for entry in images}
     annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
     return (json.dumps(content | {"images": images, "annotations": annotations}, indent=1) + "\n").encode()
@@ -136,12 +136,17 @@ def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dic
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..convert.coco_format import find_coco_files
     from ..convert.splitting import make_splits, stratum_of
     from ..files import write_atomically
 
     found, source_format = read(args)
     if source_format == "coco" and args.source.is_dir():
-        raise DatasetError(args.source, "folder", "holds splits already", "name one COCO file")
+        files = find_coco_files(args.source)
+        if len(files) > 1:
+            problem = f"{', '.join(file.name for file in files)} are splits already"
+            raise DatasetError(args.source, "folder", problem, "name the one COCO file to split")
+        args.source = files[0]
     strata = {record.name: stratum_of(record, args.stratify) for record in found.records}
     groups = find_groups(args, list(strata))
     splits = make_splits(strata, dict(args.ratio), groups=groups, seed=args.seed)

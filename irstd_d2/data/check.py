@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import DatasetError
+from .box_checks import boxes_of, common_offset, edge_note, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
 from .image_io import read_raw, read_sky_mask, to_float_image, uses_small_part
@@ -48,6 +51,7 @@ class Collection:
         faults: found so far.
         notes: remarks on what is unusual but sound.
         target_mask: from a dataset dict to its target mask, where the layout has them.
+        box_convention: that the boxes were read in, ``None`` where the format has only one.
     """
 
     title: str
@@ -56,6 +60,7 @@ class Collection:
     faults: Sequence[Fault]
     notes: Sequence[str] = ()
     target_mask: Callable[[dict[str, Any]], Path | None] = field(default=lambda _: None)
+    box_convention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,12 @@ class CheckReport:
     def _findings(self) -> list[str]:
         sections = []
         if self.notes:
-            sections.append("\n".join([f"Notes ({len(self.notes)}, no fault):", *(f"  {note}" for note in self.notes)]))
+            notes = [(re.sub(r"[\d.]+|^\S+:", "#", note), note) for note in self.notes]
+            sections.append("\n".join([f"Notes ({len(self.notes)}, no fault):", *_shorten(notes)]))
         if self.faults:
             counts = ", ".join(f"{count} x {kind}" for kind, count in count_by_kind(self.faults).items())
-            sections.append("\n".join([f"Faults: {counts}", *(f"  {fault}" for fault in self.faults)]))
+            faults = [(f"{fault.kind} {re.sub('[0-9.]+', '#', fault.problem)}", str(fault)) for fault in self.faults]
+            sections.append("\n".join([f"Faults: {counts}", *_shorten(faults)]))
         else:
             sections.append("Faults: none")
         return sections
@@ -133,17 +140,18 @@ def check_collection(
         return _inspect(sample, collection.target_mask(sample), high_bit_depth)
 
     faults, notes, images = list(collection.faults), list(collection.notes), []
-    shifted: dict[str, int] = {}
+    masked: list[tuple[dict[str, Any], np.ndarray]] = []
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(inspect, collection.dicts)
-        for result in tqdm(results, total=len(collection.dicts), unit="image", disable=not progress):
+        progressed = tqdm(results, total=len(collection.dicts), unit="image", disable=not progress)
+        for sample, result in zip(collection.dicts, progressed):
             faults += result.faults
-            notes += result.notes
             if result.statistics is not None:
                 images.append(result.statistics)
-                shifted[result.statistics.name] = len(result.notes)
-    if any(shifted.values()):
-        notes.append(_mismatch_summary(shifted, collection.splits))
+            if result.bounds is not None:
+                masked.append((sample, result.bounds))
+    notes += repeated_boxes(collection.dicts)
+    notes += _mask_notes(masked, collection)
     notes += range_notes(images)
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):
@@ -161,9 +169,9 @@ def _collect_registered(name: str) -> Collection:
         root = source.resolve_root()
         scan = source.scan()
         mask = target_mask_finder(root, get_layout(source.layout, root))
-        return Collection(
-            f"{name}: {root}", scan.dicts, {name: _ids(scan.dicts)}, scan.faults, scan.remarks(), target_mask=mask
-        )
+        convention = source.box_convention or get_layout(source.layout, root).box_convention
+        title, splits = f"{name}: {root}", {name: _ids(scan.dicts)}
+        return Collection(title, scan.dicts, splits, scan.faults, scan.remarks(), mask, convention)
     dicts = DatasetCatalog.get(name)
     return Collection(name, dicts, {name: _ids(dicts)}, [])
 
@@ -199,7 +207,8 @@ def _collect_folder(root: Path, layout: VocLayout, splits: Sequence[str] | None,
         if unused:
             notes.append(f"{len(unused)} images are in no split: {_some(unused)}")
     mask = target_mask_finder(root, layout)
-    return Collection(str(root), scan.dicts, named, [*faults, *scan.faults], notes, mask)
+    convention = options["box_convention"] or layout.box_convention
+    return Collection(str(root), scan.dicts, named, [*faults, *scan.faults], notes, mask, convention)
 
 
 def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:
@@ -227,9 +236,11 @@ def target_mask_finder(root: Path, layout: VocLayout) -> Callable[[dict[str, Any
 
 @dataclass(frozen=True)
 class _Inspection:
+    """``bounds``: of the targets in the mask, where there is a sound one."""
+
     statistics: ImageStatistics | None
     faults: list[Fault]
-    notes: list[str]
+    bounds: np.ndarray | None = None
 
 
 def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: str) -> _Inspection:
@@ -238,23 +249,22 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
         raw = read_raw(path)
         image = to_float_image(raw, path, high_bit_depth=high_bit_depth)
     except DatasetError as error:
-        return _Inspection(None, [Fault.from_error(FaultKind.BAD_IMAGE, error)], [])
+        return _Inspection(None, [Fault.from_error(FaultKind.BAD_IMAGE, error)])
     size = (sample["height"], sample["width"])
-    faults, notes = _size_faults(path, raw, size), []
+    faults, bounds = _size_faults(path, raw, size), None
     if faults:
-        return _Inspection(None, faults, [])
+        return _Inspection(None, faults)
     if "sem_seg_file_name" in sample:
         faults += _mask_faults(sample["sem_seg_file_name"], size)
     if target_mask is not None:
         try:
-            targets = read_target_labels(target_mask, size[::-1])
-            notes = _compare_boxes(sample, label_boxes(targets.labels))
+            bounds = label_boxes(read_target_labels(target_mask, size[::-1]).labels)
         except DatasetError as error:
             kind = FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_MASK
             faults.append(Fault.from_error(kind, error))
     kind_of_pixels = _pixel_kind(raw)
     levels = (float(raw.min()), float(raw.max()), uses_small_part(raw))
-    return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, notes)
+    return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, bounds)
 
 
 def _size_faults(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> list[Fault]:
@@ -273,7 +283,20 @@ def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
         return [Fault.from_error(FaultKind.BAD_MASK, error)]
 
 
-def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray) -> list[str]:
+def _mask_notes(masked: Sequence[tuple[dict[str, Any], np.ndarray]], collection: Collection) -> list[str]:
+    """Remarks on boxes and masks that contradict each other; one line where a whole set does so in the same way."""
+    common = common_offset([(boxes_of(sample), bounds) for sample, bounds in masked])
+    if common is None:
+        offset, notes = (0.0,) * 4, [] if masked else edge_note(collection.dicts, collection.box_convention)
+    else:
+        offset, notes = common[0], [offset_note(*common, collection.box_convention)]
+    found = {str(sample["image_id"]): _compare_boxes(sample, bounds, offset) for sample, bounds in masked}
+    notes += [note for image in found.values() for note in image]
+    counts = {name: len(image) for name, image in found.items()}
+    return [*notes, _mismatch_summary(counts, collection.splits)] if any(counts.values()) else notes
+
+
+def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[float] = (0.0,) * 4) -> list[str]:
     """Remarks on boxes that are not the bounds of a target in the mask, and on targets in the mask without a box.
 
     Several boxes that fill one target of the mask are left alone: targets that touch share one component.
@@ -281,8 +304,10 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray) -> list[str]:
     Args:
         sample: dataset dict.
         bounds: ``(M, 4)`` of the targets in the mask.
+        offset: by which all boxes of the set differ from their masks; it is not remarked on again.
     """
-    boxes = np.array([obj["bbox"] for obj in sample["annotations"]], dtype=np.float64).reshape(-1, 4)
+    written = boxes_of(sample)
+    boxes = written - np.array(offset)
     low, high = bounds[None, :, :2] <= boxes[:, None, :2], bounds[None, :, 2:] >= boxes[:, None, 2:]
     inside = (low & high).all(axis=2)  # box, target of the mask
     filled = np.zeros(len(bounds), bool)
@@ -295,7 +320,7 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray) -> list[str]:
     for i, box in enumerate(boxes):
         if (inside[i] & filled).any():
             continue
-        field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(box)}"
+        field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(written[i])}"
         overlap = _iou(box, bounds)
         if overlap.size == 0 or overlap.max() == 0:
             notes.append(f"{field_name} holds no pixel of the target mask")
@@ -341,6 +366,20 @@ def _pixel_kind(raw: np.ndarray) -> str:
 
 def _ids(dicts: Iterable[dict[str, Any]]) -> list[str]:
     return [str(sample["image_id"]) for sample in dicts]
+
+
+def _shorten(lines: Sequence[tuple[str, str]], limit: int = 20) -> list[str]:
+    """Lines of a report; of those with the same key the first ones, and how many more there are."""
+    counts = Counter(key for key, _ in lines)
+    shown: Counter[str] = Counter()
+    result = []
+    for key, line in lines:
+        shown[key] += 1
+        if shown[key] <= limit:
+            result.append(f"  {line}")
+        if shown[key] == limit and counts[key] > limit:
+            result.append(f"  ... and {counts[key] - limit:,} more of this kind")
+    return result
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

@@ -132,14 +132,14 @@ def test_split_the_other_formats(tool, voc, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["images"][0]["camera"] = "mine"
     path.write_text(json.dumps(content | {"licenses": ["free"]}))
-    assert split(path, "--ratio", "train=8", "val=2") == 0
+    assert split(tmp_path / "coco", "--ratio", "train=8", "val=2") == 0  # its only file
     parts = [json.loads((tmp_path / "coco" / f"instances_all_{name}.json").read_text()) for name in ("train", "val")]
     assert [len(part["images"]) for part in parts] == [8, 2]
     assert sum(len(part["annotations"]) for part in parts) == 9
     assert all(part["licenses"] == ["free"] for part in parts)
     assert [entry.get("camera") for part in parts for entry in part["images"]].count("mine") == 1
     assert split(tmp_path / "coco", "--ratio", "train=8", "val=2") == 2
-    assert "name one COCO file" in capsys.readouterr().err
+    assert "name the one COCO file to split" in capsys.readouterr().err
     assert split(tmp_path / "mask", "--ratio", "train=8", "val=2") == 0
     assert split(tmp_path / "yolo", "--ratio", "train=8", "val=2") == 0
     for found in (read_masks(tmp_path / "mask"), read_yolo(tmp_path / "yolo")):

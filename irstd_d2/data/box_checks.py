@@ -1,0 +1,93 @@
+"""What the boxes of a whole set give away: repeated ones, and all of them in another convention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .voc_xml import BOX_CONVENTIONS
+
+_FARTHEST = 3  # pixels between the corners of a box and of its target in the mask
+_SHARE = 0.8  # of the boxes that must be off in the same way
+
+Boxes = NDArray[np.float64]
+
+
+def boxes_of(sample: dict[str, Any]) -> Boxes:
+    """``(N, 4)``, XYXY, of a dataset dict."""
+    return np.array([obj["bbox"] for obj in sample["annotations"]], dtype=np.float64).reshape(-1, 4)
+
+
+def repeated_boxes(dicts: Iterable[dict[str, Any]]) -> list[str]:
+    """One remark for each box that an earlier one of the same image equals: it can never be found twice."""
+    notes = []
+    for sample in dicts:
+        first: dict[tuple[float, ...], int] = {}
+        for i, box in enumerate(map(tuple, boxes_of(sample).tolist())):
+            if first.setdefault(box, i) != i:
+                where = ", ".join(f"{value:g}" for value in box)
+                notes.append(f"{sample['image_id']}: object[{i}] repeats object[{first[box]}]: ({where})")
+    return notes
+
+
+def common_offset(pairs: Iterable[tuple[Boxes, NDArray[np.integer]]]) -> tuple[tuple[float, ...], int, int] | None:
+    """The way in which nearly all boxes of a set differ from their masks.
+
+    Args:
+        pairs: of each image the boxes and the bounds of the targets in its mask, ``(N, 4)`` and ``(M, 4)``.
+
+    Returns:
+        Box minus mask for xmin, ymin, xmax, ymax, the number of boxes with that difference and the number of boxes with
+        a target near; ``None`` if most boxes equal their mask or differ in several ways.
+    """
+    offsets: Counter[tuple[float, ...]] = Counter()
+    for boxes, bounds in pairs:
+        if not (len(boxes) and len(bounds)):
+            continue
+        difference = boxes[:, None] - bounds[None]
+        nearest = np.abs(difference).max(axis=2).argmin(axis=1)
+        chosen = difference[np.arange(len(boxes)), nearest]
+        offsets.update(map(tuple, chosen[np.abs(chosen).max(axis=1) <= _FARTHEST].tolist()))
+    total = sum(offsets.values())
+    if total < 2:
+        return None
+    offset, count = offsets.most_common(1)[0]
+    return (offset, count, total) if any(offset) and count >= max(2, _SHARE * total) else None
+
+
+def offset_note(offset: Sequence[float], count: int, total: int, convention: str | None) -> str:
+    """One line on what :func:`common_offset` found, with the convention that mends it."""
+    where = ", ".join(f"{value:+g}" for value in offset)
+    text = f"{count} of {total} boxes differ from their masks in the same way, by ({where}) in xmin, ymin, xmax, ymax"
+    if convention is None:
+        return f"{text}; correct the whole set"
+    low, high = BOX_CONVENTIONS[convention]
+    for name, (other_low, other_high) in BOX_CONVENTIONS.items():
+        if name != "paper" and tuple(offset) == (low - other_low,) * 2 + (high - other_high,) * 2:
+            return f"{text}: the boxes are {name}, read as {convention}; {_how(name)}"
+    return f"{text}; read as {convention}, and no other convention explains it: correct the whole set"
+
+
+def edge_note(dicts: Iterable[dict[str, Any]], convention: str | None) -> list[str]:
+    """A remark if boxes from 0 never begin at 0, but do begin at 1 and end at the edge of the image."""
+    if convention != "half_open":
+        return []
+    begins, ends = Counter[float](), 0
+    for sample in dicts:
+        boxes = boxes_of(sample)
+        begins.update(boxes[:, :2].ravel().tolist())
+        ends += int((boxes[:, 2:] == (sample["width"], sample["height"])).sum())
+    if begins[0.0] or not (begins[1.0] and ends):
+        return []
+    return [
+        f"no box begins at column or row 0, but {begins[1.0]} begin at 1 and {ends} end at the edge of the image: they "
+        f"may count from 1, with xmax and ymax the last column and row; {_how('inclusive')} if so"
+    ]
+
+
+def _how(convention: str) -> str:
+    return f"give --box-convention {convention} (DATASETS.OWN: {{'box_convention': '{convention}'}})"
