@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from ..files import write_atomically
+from .safe import SUFFIX, read_safetensors
 
 
 def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
-    """Read what ``torch.save`` wrote, if it is tensors and plain data; nothing in the file is run.
+    """Read what ``torch.save`` or :func:`write_safetensors` wrote: tensors and plain data; nothing in it is run.
 
     Args:
         path: the file.
@@ -24,6 +25,8 @@ def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
     Raises:
         DatasetError: for a file that is missing, damaged, or holds objects other than plain data and tensors.
     """
+    if fspath(path).endswith(SUFFIX):
+        return read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -1,0 +1,231 @@
+"""An entry of the zoo from the folder of a finished training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from .. import model_zoo
+from ..checkpoint import load_plain
+from ..checkpoint.safe import write_safetensors
+from ..config import add_irstd_config, get_config
+from ..data.classes import ClassTable, check_num_classes
+from ..data.datasets import configured_classes
+from ..errors import ConfigError, DatasetError
+from ..files import write_atomically
+from ..systems import registered_systems
+from . import Entry
+
+logger = logging.getLogger(__name__)
+
+# The wheel stays small: what is larger does not belong in it.
+MAX_BYTES = 6_000_000
+CHECKPOINTS = ("model_best.pth", "model_final.pth")
+_CARD = """\
+# {name}
+
+{description}
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| trained on | {data} |
+| iterations | {iteration} |
+| commit | {commit} |
+| license | {license} |
+| classes | {classes} |
+| weights | {size:.1f} MB, half precision, sha256 {sha256} |
+| score threshold | {score_thresh} |
+
+    irstd detect IMAGES --weights {name} --output detections
+
+## Results on {test}
+
+{metrics}
+"""
+
+
+def add_run(
+    run: Path,
+    name: str,
+    *,
+    license: str,
+    commit: str,
+    description: str = "",
+    weights: Path | None = None,
+    data: Sequence[str] = (),
+    score_thresh: float | None = None,
+) -> Entry:
+    """Make or replace an entry.
+
+    Args:
+        run: folder of the training, with ``config.yaml`` and ``metrics.json``.
+        name: of the model, in lower case with underscores.
+        license: of the weights, with that of the data.
+        commit: of the project that trained it.
+        description: one line.
+        weights: its checkpoint; by default the best, else the last.
+        data: names of the data as a reader knows them; by default ``DATASETS.TRAIN``.
+        score_thresh: default of the commands; ``None``: that of one false alarm per image, else of the best F1, on the
+            validation set.
+
+    Raises:
+        ConfigError: the name is none, the run is not finished, or the weights are too large or of another model.
+        DatasetError: a file cannot be read.
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise ConfigError(f"--name {name!r}: use lower-case letters, digits and underscores")
+    cfg = get_config(_existing(run / "config.yaml"))
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "cpu", "", "./output"
+    path = weights or next((run / file for file in CHECKPOINTS if (run / file).is_file()), run / CHECKPOINTS[-1])
+    content = load_plain(_existing(path))
+    model = build_model(cfg)
+    try:
+        model.load_state_dict(content["model"], strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} holds the weights of another model: {str(error).splitlines()[-1].strip()}") from error
+    kept = {key: content["model"][key] for key in model.state_dict() if key in content["model"]}
+    missing = [key for key in model.state_dict() if key not in kept and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ConfigError(f"{path} lacks {len(missing)} tensors of the model, the first {missing[0]}")
+    classes = ClassTable.from_json(content["classes"]) if content.get("classes") else configured_classes(cfg)
+    if classes is None:
+        raise ConfigError(f"{path} names no classes, and no data set of {run} is at hand; set DATASETS.CLASSES")
+    check_num_classes(model, classes, str(path))
+    metrics = read_metrics(run / "metrics.json")
+    requires = required_systems(model, cfg)
+    plain = prune(cfg, requires)
+    plain.DATASETS.CLASSES = classes.names
+    facts = {
+        "classes": classes.to_json(),
+        "metadata": _vocabulary(cfg, requires),
+        "input": _input_of(cfg),
+        "license": license,
+        "commit": commit,
+        "iteration": int(content.get("iteration", -1)) + 1,
+        "metrics": metrics,
+        "train": list(data or cfg.DATASETS.TRAIN),
+    }
+    blank = Entry(name, "")
+    write_safetensors(blank.weights_file, kept, facts)
+    packed = blank.weights_file.read_bytes()
+    if len(packed) > MAX_BYTES:
+        blank.weights_file.unlink()
+        raise ConfigError(f"{name} has {len(packed) / 1e6:.1f} MB of weights; at most {MAX_BYTES / 1e6:.0f} are packaged")
+    entry = Entry(
+        name,
+        hashlib.sha256(packed).hexdigest(),
+        requires,
+        description,
+        tuple(data or cfg.DATASETS.TRAIN),
+        license,
+        commit,
+        default_threshold(metrics) if score_thresh is None else score_thresh,
+        metrics,
+    )
+    _write(entry.config_file, plain.dump())
+    _write(entry.card, _card(entry, cfg, classes, facts, len(packed)))
+    rows = {known.name: known for known in [*model_zoo.read_index().values(), entry]}
+    index = {key: {k: v for k, v in asdict(row).items() if k != "name"} for key, row in sorted(rows.items())}
+    _write(model_zoo.FOLDER / "index.json", json.dumps(index, indent=1, allow_nan=False) + "\n")
+    return entry
+
+
+def required_systems(model: nn.Module, cfg: CfgNode) -> tuple[str, ...]:
+    """Packages of the systems that a model's modules, or its mapper, come from."""
+    from ..data import MAPPER_REGISTRY
+
+    origins = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    if cfg.INPUT.MAPPER in MAPPER_REGISTRY:
+        origins.add(MAPPER_REGISTRY.get(cfg.INPUT.MAPPER).__module__.partition(".")[0])
+    return tuple(system.name for system in registered_systems() if system.name in origins)
+
+
+def prune(cfg: CfgNode, systems: Sequence[str]) -> CfgNode:
+    """The configuration without the keys of other systems, which need not be installed where it is read."""
+    known = get_cfg()
+    add_irstd_config(known)
+    for system in registered_systems():
+        if system.name in systems:
+            system.add_config(known)
+
+    def cut(node: CfgNode, template: CfgNode) -> CfgNode:
+        return CfgNode({
+            key: cut(value, template[key]) if isinstance(value, CfgNode) and isinstance(template[key], CfgNode) else value
+            for key, value in node.items() if key in template
+        })  # fmt: skip
+
+    return cut(cfg, known)
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The best evaluation of a training: that with the highest ``bbox/AP50``."""
+    lines = _existing(path).read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if any(key.startswith(("bbox/", "pd_fa/", "voc")) for key in row)]
+    if not rows:
+        raise ConfigError(f"{path} holds no evaluation; evaluate the run first")
+    best = max(rows, key=lambda row: (row.get("bbox/AP50", 0.0), row.get("iteration", 0)))
+    return {
+        key: round(float(value), 4)
+        for key, value in best.items()
+        if "/" in key and key.partition("/")[0] in ("bbox", "voc_exact", "voc_paper", "pd_fa", "centre")
+        and isinstance(value, int | float) and abs(value) < float("inf")
+    }  # fmt: skip
+
+
+def default_threshold(metrics: dict[str, float]) -> float:
+    """The score of one false alarm per image, else that of the best F1."""
+    for key in ("pd_fa/threshold@FAPI1", "pd_fa/F1_threshold"):
+        if 0 < metrics.get(key, 0) < 1:
+            return round(metrics[key], 3)
+    return 0.3
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DatasetError(path, "file", "does not exist", "name the folder of a finished training")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _vocabulary(cfg: CfgNode, requires: Sequence[str]) -> dict[str, Any]:
+    """Platforms and bands that the model was told of, where it takes any."""
+    return json.loads(json.dumps(cfg.MODEL.METADATA)) if requires and "METADATA" in cfg.MODEL else {}
+
+
+def _input_of(cfg: CfgNode) -> dict[str, Any]:
+    """How images become the network's input."""
+    keys = ("FORMAT", "HIGH_BIT_DEPTH", "RESIZE_MODE", "FIXED_SIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "SCALE")
+    found = {key.lower(): cfg.INPUT[key] for key in keys if key in cfg.INPUT}
+    return json.loads(json.dumps(found | {"mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}))
+
+
+def _card(entry: Entry, cfg: CfgNode, classes: ClassTable, facts: dict[str, Any], size: int) -> str:
+    rows = "\n".join(f"| {key} | {value:g} |" for key, value in sorted(entry.metrics.items()))
+    return _CARD.format(
+        name=entry.name,
+        description=entry.description or "(describe it here)",
+        architecture=cfg.MODEL.META_ARCHITECTURE,
+        data=", ".join(entry.data),
+        iteration=facts["iteration"],
+        commit=entry.commit,
+        license=entry.license,
+        classes=", ".join(classes.names),
+        size=size / 1e6,
+        sha256=entry.sha256,
+        score_thresh=entry.score_thresh,
+        test=", ".join(cfg.DATASETS.TEST),
+        metrics=f"| metric | value |\n|---|---|\n{rows}",
+    )
