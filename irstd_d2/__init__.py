@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import add_irstd_config, get_config
+    from .inference import Predictor
     from .systems import System, Tap, load_systems, register_system
 
 __version__ = "0.3.0"
-__all__ = ["System", "Tap", "add_irstd_config", "get_config", "load_systems", "register_system"]
-_MODULES = dict.fromkeys(("add_irstd_config", "get_config"), "config") | dict.fromkeys(
-    ("System", "Tap", "load_systems", "register_system"), "systems"
+__all__ = ["Predictor", "System", "Tap", "add_irstd_config", "get_config", "load_systems", "register_system"]
+_MODULES = (
+    {"Predictor": "inference"}
+    | dict.fromkeys(("add_irstd_config", "get_config"), "config")
+    | dict.fromkeys(("System", "Tap", "load_systems", "register_system"), "systems")
 )
 
 

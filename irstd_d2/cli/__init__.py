@@ -22,6 +22,7 @@ COMMANDS = {
     "visualize": "draw a data set and detections",
     "report": "write an HTML report about runs",
     "export": "write a model as an ONNX or TorchScript file",
+    "zoo": "list the trained models, add one",
     "convert-checkpoint": "rename the tensors of published checkpoints",
     "synthesize": "make synthetic data sets",
 }

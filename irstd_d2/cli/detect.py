@@ -1,11 +1,12 @@
-"""Detect targets in images, folders, patterns and videos; write pictures and files with all detections.
+"""Detect targets in images, folders, patterns, videos and cameras; write pictures and files with all detections.
 
-    irstd detect --config-file configs/bafe/bafe_r18_fpn.yaml --weights model_best.pth \\
-        --input image.png folder/ 'runs/*/*.tif' clip.avi --output detections [--platform Air --band LWIR]
+    irstd detect image.png folder/ 'runs/*/*.tif' clip.mp4 --weights fcos_general --output detections
+    irstd detect folder/ --weights output/mine/model_best.pth --save picture csv json --platform Air --band LWIR
+    torchrun --nproc-per-node 4 -m irstd_d2 detect folder/ --weights bafe_dense
 
-The pictures show detections in blue brackets with zoomed parts beside the image; of a video one annotated video is
-written. `detections.json` is a list of COCO results, `bbox` as x, y, width and height in pixels of the file, with
-`file_name` in place of numbers; --save adds `detections.csv` and `voc/NAME.xml`.
+--weights is a model of the zoo (`irstd zoo`) or a checkpoint; its configuration is found with it, or named by
+--config-file. The pictures show detections in blue brackets with zoomed parts beside the image. `detections.json` is a
+list of COCO results, `bbox` as x, y, width and height in pixels of the file, with `file_name` in place of numbers.
 
 What is known of an image comes from --platform and --band (all images), from a table (--metadata), from XML files
 (--xml), or stays unknown. Large images are cut into tiles that carry the size of the whole (--tile). A run that was
@@ -15,9 +16,14 @@ interrupted goes on where it stopped; files that did not change are not read aga
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
-from .options import new_parser
+from ..errors import ConfigError
+from .options import RESULT_FORMATS, add_config_options, add_score_thresh, new_parser
+
+DEFAULT_WEIGHTS = "fcos_general"
 
 
 def parse_tile(text: str) -> int | None:
@@ -33,15 +39,14 @@ def parse_tile(text: str) -> int | None:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", required=True, help="checkpoint of that configuration")
-    parser.add_argument("--input", nargs="+", required=True, help="images, videos, folders of them, or patterns")
-    parser.add_argument("--output", type=Path, required=True, help="folder for pictures and files")
-    parser.add_argument("--threshold", type=float, default=0.3, help="detections below this score are left out")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders, patterns, camera numbers")
+    parser.add_argument("--input", nargs="+", default=[], metavar="INPUT", help="the same, after other options")
+    add_config_options(parser, weights=DEFAULT_WEIGHTS)
+    parser.add_argument("--output", type=Path, default=Path("detections"), help="folder to write to (%(default)s)")
+    add_score_thresh(parser, "detections below are left out; default: of the zoo's model, else 0.3")
     parser.add_argument(
-        "--save", nargs="+", choices=("pictures", "coco", "csv", "voc"), default=("pictures", "coco"),
-        help="what to write (pictures coco)",
-    )  # fmt: skip
+        "--save", nargs="+", choices=RESULT_FORMATS, default=("picture", "json"), help="what to write (picture json)"
+    )
     parser.add_argument("--platform", help="Air, Space or Land, of all images; unknown by default")
     parser.add_argument("--band", help="LWIR, NIR or SWIR, of all images; unknown by default")
     parser.add_argument("--metadata", metavar="FILE", help="table (CSV or TSV) with a line per image")
@@ -53,11 +58,47 @@ def get_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--overlap", type=int, help="of neighbouring tiles, in pixels (64, of small tiles a quarter)")
     parser.add_argument("--tile-batch", type=int, default=4, help="tiles at a time (%(default)s)")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or camera after N frames")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..inference.detection import detect
+    from detectron2.utils import comm
 
-    return detect(args)
+    from .. import model_zoo
+    from ..inference import Predictor
+    from ..inference.detection import FileDetector, detect_files, process_group, settings_of
+    from ..inference.inputs import MetadataLookup, find_sources
+    from .options import read_config
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    inputs = [*args.inputs, *args.input]
+    if not inputs:
+        raise ConfigError("give images, folders, patterns, videos or a camera's number: irstd detect image.png")
+    sources = find_sources(inputs)
+    lookup = MetadataLookup({"platform": args.platform, "band": args.band}, args.metadata, args.xml)
+    with process_group():
+        cfg = read_config(args)
+        threshold = args.score_thresh
+        if threshold is None:
+            threshold = model_zoo.entry(args.weights).score_thresh if args.weights in model_zoo.names() else 0.3
+        predictor = Predictor(
+            cfg, tile=args.tile, overlap=args.overlap, batch_size=args.tile_batch, score_thresh=threshold
+        )
+        pictures = "picture" in args.save
+        detector = FileDetector(predictor, args.output, pictures=pictures, max_frames=args.max_frames)
+        settings = settings_of(cfg, [threshold, args.tile, args.overlap, args.max_frames])
+        done = detect_files(detector, sources, lookup, settings, args.save)
+        if comm.get_rank():
+            return 0
+    print(f"{done.images} images, {done.detections} targets of score {threshold:g} or more in {args.output}", end="")
+    print(f" ({done.reused} files were done before)" if done.reused else "")
+    if done.detected:
+        print(f"{done.seconds / done.detected:.3f} s per image on {cfg.MODEL.DEVICE}")
+    if "picture" in args.save and sources:
+        print(f"pictures: {detector.picture_of(sources[0])}{' and others' if len(sources) > 1 else ''}")
+    if done.failed:
+        print("\n".join(f"error: {fault}" for fault in done.failed), file=sys.stderr)
+        print(f"error: {len(done.failed)} of {len(sources)} files could not be read", file=sys.stderr)
+    return 1 if done.failed else 0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DatasetError
-from .options import new_parser
+from .options import add_score_thresh, new_parser
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -54,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rename", nargs="+", default=(), metavar="OLD=NEW", help="class names of the tool and of the data set"
     )
-    parser.add_argument("--score-threshold", type=float, help="for Pd, Fa and masks; default: the configuration's")
+    add_score_thresh(parser, "for Pd, Fa and masks; default: the configuration's")
     parser.add_argument(
         "--max-detections", type=int, help="per image, for COCO's metrics; default: the configuration's"
     )
@@ -81,7 +81,7 @@ def evaluation_config(args: argparse.Namespace) -> CfgNode:
     given = {
         "EVALUATORS": tuple(evaluators),
         "GROUP_BY": None if args.group_by is None else tuple(args.group_by),
-        "SCORE_THRESHOLD": args.score_threshold,
+        "SCORE_THRESHOLD": args.score_thresh,
         "DETECTIONS_PER_IMAGE": args.max_detections,
         "TARGET_MASKS": args.masks,
     }

@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import EXPORT_FORMATS, new_parser
+from .options import EXPORT_FORMATS, add_config_options, new_parser
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", required=True, help="checkpoint of that configuration")
+    add_config_options(parser)
     parser.add_argument("--format", choices=EXPORT_FORMATS, default="onnx")
     parser.add_argument("--output", required=True, type=Path, help="file to write, *.onnx for ONNX")
     parser.add_argument("--nms", action=argparse.BooleanOptionalAction, default=True, help="suppress inside the file")
@@ -76,19 +75,21 @@ def check(predictor: Predictor, args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..config import get_config
     from ..export import FixedShape, export_model, largest_shape
     from ..inference import Predictor
+    from .options import read_config
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # exporters tell every step at INFO
     logger.setLevel(logging.INFO)
-    cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
-    predictor = Predictor(cfg)
+    cfg = read_config(args)
+    predictor = Predictor(cfg, tile=0, device="cpu")
     fixed = None
     if not args.dynamic:
         fixed = (
             FixedShape(args.batch, tuple(args.size)) if args.size else largest_shape(cfg, predictor.model, args.batch)
         )
-    export_model(cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed)
+    export_model(
+        cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed, classes=predictor.classes
+    )
     logger.info("%s: %.1f MB", args.output, args.output.stat().st_size / 1e6)
     return 0 if check(predictor, args) else 1

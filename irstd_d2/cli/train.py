@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``detectron2.engine.default_argument_parser``, without importing it."""
     parser = new_parser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="or a path below configs/, or a zoo's name")
+    parser.add_argument("--weights", metavar="FILE|NAME", help="MODEL.WEIGHTS: a file, or a model of the zoo")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     parser.add_argument("--num-gpus", type=int, default=1, help="per machine")
@@ -115,7 +116,13 @@ def train_under_torchrun(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     from detectron2.engine import launch
 
+    from .. import model_zoo
     from ..engine import check_gpus
+
+    if args.config_file:
+        args.config_file = model_zoo.find_config(args.config_file)
+    if args.weights:
+        args.opts = ["MODEL.WEIGHTS", model_zoo.resolve_weights(args.weights), *args.opts]
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         train_under_torchrun(args)

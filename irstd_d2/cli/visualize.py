@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DatasetError
-from .options import new_parser
+from .options import add_score_thresh, new_parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="PNG file of a sheet, or a folder")
     parser.add_argument("--count", type=int, default=9, help="images, spread evenly over the set")
     parser.add_argument("--images", nargs="+", default=[], help="these images instead, by file name without suffix")
-    parser.add_argument("--threshold", type=float, default=0.3, help="detections below this score are left out")
+    add_score_thresh(parser, "detections below are left out (%(default)s)", 0.3)
     parser.add_argument("--edge", type=int, default=588, help="width of a picture in pixels; 784 enlarges insets by 8")
     parser.add_argument("--columns", type=int, default=3, help="of a sheet")
     return parser
@@ -76,7 +76,7 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     pictures = {}
     for index in tqdm(choose(dicts, args), desc="images"):
         record = dicts[index]
-        mine = (detections.image == index) & (detections.scores >= args.threshold)
+        mine = (detections.image == index) & (detections.scores >= args.score_thresh)
         hits, false = run.verdicts.true[mine], run.verdicts.false[mine]
         sky = read_sky_mask(record["sem_seg_file_name"]) == 1 if record.get("sem_seg_file_name") else None
         targets = truth.targets.boxes[truth.targets.image == index]

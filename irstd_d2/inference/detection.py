@@ -2,141 +2,188 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.utils import comm
 from tqdm import tqdm
 
-from ..config import get_config
-from ..data.image_io import open_raw
 from ..data.layout_writer import png_bytes
 from ..errors import DatasetError
 from ..files import write_atomically
-from ..memory import keep_freed_memory
-from .inputs import MetadataLookup, Source, Video, find_sources
-from .pictures import draw_result
+from .inputs import MetadataLookup, Source, Video, VideoWriter, video_path
 from .predictor import Predictor
 from .results import ImageResult, Journal, write_results
 
 logger = logging.getLogger(__name__)
 
 
-class Demo:
-    """Detects in one source after the other and writes its pictures.
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        images: images and frames with results.
+        detections: in them.
+        reused: files that were done before.
+        seconds: that detection took, without reading the model and writing pictures.
+        detected: images and frames that these seconds are of.
+        failed: files that could not be read, with what is wrong with them.
+    """
+
+    images: int = 0
+    detections: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    detected: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+class FileDetector:
+    """Detects in one source after the other and writes its picture.
 
     Args:
         predictor: of the model.
-        cfg: its configuration.
-        args: of the command line.
+        output: folder for pictures and files.
+        pictures: whether to draw.
+        max_frames: of a video or camera; ``None`` takes all.
     """
 
-    def __init__(self, predictor: Predictor, cfg: CfgNode, args: argparse.Namespace):
-        self.predictor, self.high_bit_depth = predictor, cfg.INPUT.HIGH_BIT_DEPTH
-        self.output, self.threshold, self.pictures = args.output, args.threshold, "pictures" in args.save
+    def __init__(self, predictor: Predictor, output: Path, *, pictures: bool = True, max_frames: int | None = None):
+        self.predictor, self.output, self.pictures, self.max_frames = predictor, output, pictures, max_frames
+        self.seconds, self.detected = 0.0, 0
 
     def picture_of(self, source: Source) -> Path:
-        return self.output / f"{source.name}{'.avi' if source.is_video else '.png'}"
+        stem = self.output / source.name
+        return video_path(stem) if source.is_video else stem.with_name(f"{source.name}.png")
 
-    def __call__(self, source: Source, metadata: dict[str, Any]) -> list[ImageResult]:
+    def __call__(self, source: Source, metadata: Mapping[str, Any]) -> list[ImageResult]:
         """Detect in an image or in every frame of a video."""
         return self._video(source, metadata) if source.is_video else [self._image(source, metadata)]
 
-    def _detect(self, image: Path | np.ndarray, metadata: dict[str, Any], progress: Callable | None) -> Instances:
-        instances = self.predictor(image, metadata, progress)
-        return instances[instances.scores >= self.threshold]
-
-    def _image(self, source: Source, metadata: dict[str, Any]) -> ImageResult:
+    def _image(self, source: Source, metadata: Mapping[str, Any]) -> ImageResult:
         def progress(batches: Sequence[Any]) -> tqdm:
             return tqdm(batches, desc=source.name, unit="batch of tiles", leave=False)
 
-        instances = self._detect(source.path, metadata, progress)
+        with self._timed():
+            found = self.predictor(source.path, metadata, progress)
         if self.pictures:
-            drawn = draw_result(open_raw(source.path), source.path, instances, high_bit_depth=self.high_bit_depth)
-            picture = png_bytes(drawn[..., ::-1])
+            picture = png_bytes(found.picture()[..., ::-1])
             write_atomically(self.picture_of(source), lambda file: file.write(picture))
-        return ImageResult.of(source.name, source.path, None, metadata, instances)
+        return ImageResult.of(source.name, source.path, None, metadata, found)
 
-    def _video(self, source: Source, metadata: dict[str, Any]) -> list[ImageResult]:
-        video = Video(source.path)
-        results = []
-        target = self.picture_of(source)
-        partial = target.with_name(f".{target.name}.partial.avi")
-        writer: cv2.VideoWriter | None = None
-        for number, frame in enumerate(tqdm(video, desc=source.name, total=video.length or None, unit="frame")):
-            instances = self._detect(frame, metadata, None)
-            results.append(ImageResult.of(f"{source.name}_{number:06d}", source.path, number, metadata, instances))
-            if not self.pictures:
-                continue
-            picture = draw_result(frame, source.path, instances, insets=0)[..., ::-1]
-            if writer is None:
-                size = (picture.shape[1], picture.shape[0])
-                writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"MJPG"), video.fps, size)
-            writer.write(np.ascontiguousarray(picture))
-        if writer is not None:
-            writer.release()
-            partial.replace(target)
+    def _video(self, source: Source, metadata: Mapping[str, Any]) -> list[ImageResult]:
+        video = Video(source.path if source.camera is None else source.camera)
+        results: list[ImageResult] = []
+        writer = VideoWriter(self.output / source.name, video.fps)
+        total = min(filter(None, (video.length, self.max_frames)), default=None)
+        frames: Iterable[Any] = itertools.islice(video, self.max_frames)
+        try:
+            for number, frame in enumerate(tqdm(frames, desc=source.name, total=total, unit="frame")):
+                with self._timed():
+                    found = self.predictor(frame, metadata)
+                results.append(ImageResult.of(f"{source.name}_{number:06d}", source.path, number, metadata, found))
+                if self.pictures:
+                    writer.write(found.picture(insets=0))
+        except KeyboardInterrupt:
+            if source.camera is None:  # a camera runs until it is stopped
+                raise
+        writer.close()
         return results
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+        self.detected += 1
 
-def settings_of(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+
+def detect_files(
+    detector: FileDetector,
+    sources: Sequence[Source],
+    lookup: MetadataLookup,
+    settings: Mapping[str, Any],
+    formats: Collection[str],
+) -> Summary:
+    """Detect in all sources and write the results; under torchrun each process takes its share.
+
+    Args:
+        detector: for one source.
+        sources: of all processes.
+        lookup: what is known of each.
+        settings: all that decides the results beside the files.
+        formats: see :func:`write_results`.
+    """
+    rank, size = comm.get_rank(), comm.get_world_size()
+    journal = Journal(detector.output, settings, rank)
+    comm.synchronize()  # all have read before any writes
+    results: list[tuple[int, list[ImageResult]]] = []
+    summary = Summary()
+    mine = list(enumerate(sources))[rank::size]
+    for index, source in tqdm(mine, desc="files", unit="file", disable=rank > 0 or len(sources) < 2):
+        try:
+            metadata = {} if source.camera is not None else lookup(source.path)
+            found = None if source.camera is not None else journal.find(source.name, source.path, metadata)
+            if found is None or (detector.pictures and not detector.picture_of(source).is_file()):
+                found = detector(source, metadata)
+                if source.camera is None:
+                    journal.add(source.name, source.path, metadata, found)
+            else:
+                summary.reused += 1
+        except DatasetError as error:
+            tqdm.write(f"error: {error}")
+            summary.failed.append(str(error))
+            continue
+        results.append((index, found))
+    summary.seconds, summary.detected = detector.seconds, detector.detected
+    gathered = comm.gather((results, summary))
+    if rank:
+        return summary
+    total = Summary()
+    for _, part in gathered:
+        total.reused += part.reused
+        total.seconds += part.seconds
+        total.detected += part.detected
+        total.failed += part.failed
+    ordered = sorted((row for rows, _ in gathered for row in rows), key=lambda row: row[0])
+    images = [result for _, found in ordered for result in found]
+    total.images, total.detections = len(images), sum(len(result.boxes) for result in images)
+    write_results(detector.output, images, detector.predictor.classes, formats)
+    return total
+
+
+def settings_of(cfg: CfgNode, options: Sequence[Any]) -> dict[str, Any]:
     """What decides the results beside the files."""
-    weights = Path(args.weights).stat()
+    weights = Path(cfg.MODEL.WEIGHTS).stat()
     return {
         "config": hashlib.sha256(cfg.dump().encode()).hexdigest(),
-        "weights": [str(args.weights), weights.st_mtime_ns, weights.st_size],
-        "options": [args.threshold, args.tile, args.overlap],
+        "weights": [str(cfg.MODEL.WEIGHTS), weights.st_mtime_ns, weights.st_size],
+        "options": list(options),
     }
 
 
-def class_names_of(cfg: CfgNode) -> list[str]:
-    """Names of the classes of the sets that the model was trained on; numbers where no set is known."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("thing_classes"):
-            return list(MetadataCatalog.get(name).thing_classes)
-    return [f"class{i}" for i in range(1000)]
-
-
-def detect(args: argparse.Namespace) -> int:
-    """Run ``irstd detect``; return its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sources = find_sources(args.input)
-    lookup = MetadataLookup({"platform": args.platform, "band": args.band}, args.metadata, args.xml)
-    cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, *args.opts])
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
-    predictor = Predictor(cfg, tile=args.tile, overlap=args.overlap, batch_size=args.tile_batch)
-    journal = Journal(args.output, settings_of(cfg, args))
-    demo = Demo(predictor, cfg, args)
-    results: list[ImageResult] = []
-    unreadable = reused = 0
-    for source in tqdm(sources, desc="files"):
-        try:
-            metadata = lookup(source.path)
-            found = journal.find(source.name, source.path, metadata)
-            if found is None or (demo.pictures and not demo.picture_of(source).is_file()):
-                found = demo(source, metadata)
-                journal.add(source.name, source.path, metadata, found)
-            else:
-                reused += 1
-        except DatasetError as error:
-            logger.error("error: %s", error)
-            unreadable += 1
-            continue
-        results += found
-    write_results(args.output, results, class_names_of(cfg), args.save)
-    detections = sum(len(result.boxes) for result in results)
-    remark = f" ({reused} files were done before)" if reused else ""
-    logger.info("%d detections in %d images%s: %s", detections, len(results), remark, args.output)
-    return 1 if unreadable else 0
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The process group that torchrun's environment describes, if it does."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

@@ -14,13 +14,21 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
+from PIL.Image import Image
 
+from .. import model_zoo
+from ..config import get_config
 from ..data import build_mapper
+from ..data.classes import ClassTable, check_num_classes, num_classes_of
+from ..data.datasets import configured_classes
 from ..data.image_io import open_raw, to_float_image, value_limits
 from ..data.sidecar import find_misspelt
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import load_weights
 from ..errors import ConfigError
+from ..memory import keep_freed_memory
+from .detections import Detections
+from .inputs import to_array
 from .merging import nms_threshold_of
 from .optimization import optimize
 from .test_time_augmentation import DetectorWithTTA
@@ -37,19 +45,45 @@ class Predictor:
     With ``TEST.AUG.ENABLED`` the model sees several views of each image or tile.
 
     Args:
-        cfg: configuration; ``MODEL.WEIGHTS`` are loaded.
+        model: the name of a model of the zoo (:mod:`irstd_d2.model_zoo`), the file of a checkpoint that has the
+            ``config.yaml`` of its training beside it, or a configuration, whose ``MODEL.WEIGHTS`` are loaded.
         tile: edge of a tile in pixels of the image; 0: every image as a whole; ``None``: images with an edge of more
             than twice the network's input in tiles of the size of that input.
         overlap: of neighbouring tiles, in pixels; ``None``: 64, of small tiles a quarter.
         batch_size: tiles per call of the model.
+        score_thresh: detections below it are left out; ``None``: the default of a model of the zoo, else none are.
+        device: to run on; ``None``: for a name or file the GPU if there is one, for a configuration what it says.
+
+    Attributes:
+        classes: names and ids of what the model detects.
+
+    Raises:
+        ConfigError: no such model; weights that are none, of another model, or of another number of classes.
     """
 
-    def __init__(self, cfg: CfgNode, *, tile: int | None = 0, overlap: int | None = None, batch_size: int = 4):
-        model = build_model(cfg)
-        self._takes_metadata = any(hasattr(module, "vocabulary") for module in model.modules())
-        # Names of the file's classes, by which results are written; None in files of other programs.
-        self.classes = load_weights(model, cfg)
-        self.model = optimize(model)
+    def __init__(
+        self,
+        model: str | PathLike | CfgNode,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int = 4,
+        score_thresh: float | None = None,
+        device: str | None = None,
+    ):
+        known = not isinstance(model, CfgNode) and fspath(model) in model_zoo.names()
+        cfg = model.clone() if isinstance(model, CfgNode) else _read_config(model)
+        if device is not None:
+            cfg.MODEL.DEVICE = device
+        if score_thresh is None:
+            score_thresh = model_zoo.entry(str(model)).score_thresh if known else 0.0
+        self.score_thresh = score_thresh
+        detector = build_model(cfg)
+        loaded = load_weights(detector, cfg)
+        self.classes = loaded or configured_classes(cfg) or _numbered_classes(detector)
+        check_num_classes(detector, self.classes, f"weights {cfg.MODEL.WEIGHTS}")
+        self._takes_metadata = any(hasattr(module, "vocabulary") for module in detector.modules())
+        self.model = optimize(detector)
         self._mapper = build_mapper(cfg, is_train=False)
         self._format, self._high_bit_depth = cfg.INPUT.FORMAT, cfg.INPUT.HIGH_BIT_DEPTH
         self.tile = _network_size(cfg) if tile is None else tile
@@ -67,28 +101,34 @@ class Predictor:
 
     def __call__(
         self,
-        image: str | PathLike | np.ndarray,
+        image: str | PathLike | np.ndarray | torch.Tensor | Image,
         metadata: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-    ) -> Instances:
+    ) -> Detections:
         """Detect the targets of one image.
 
         Args:
-            image: an image file, or its pixels as OpenCV reads them: gray (H, W) or BGR (H, W, 3) of any depth.
+            image: an image file; its pixels as OpenCV reads them, gray (H, W) or BGR (H, W, 3), 8 to 32 bits or float;
+                a PIL image; or a tensor, gray (H, W) or RGB (1 or 3, H, W).
             metadata: what is known of the image: ``platform``, ``band``; ``width`` and ``height`` where they are not
                 those of the image itself.
             progress: wraps the batches of tiles, e.g. ``tqdm.tqdm``.
 
         Returns:
-            ``pred_boxes`` in pixels of the image, ``scores`` and ``pred_classes``, on the CPU.
+            The detections of at least ``score_thresh``, best first, in pixels of the image, on the CPU.
 
         Raises:
-            DatasetError: the file cannot be read.
+            DatasetError: the file cannot be read, or the pixels are of no kind that an image has.
             ConfigError: a field of the metadata is misspelt.
         """
         self._check_metadata(metadata or {})
-        name = "image in memory" if isinstance(image, np.ndarray) else fspath(image)
-        raw = image if isinstance(image, np.ndarray) else open_raw(image)
+        name = fspath(image) if isinstance(image, str | PathLike) else "image in memory"
+        raw = open_raw(image) if isinstance(image, str | PathLike) else to_array(image)
+        found = self._detect(raw, name, dict(metadata or {}), progress)
+        found = found[found.scores >= self.score_thresh]
+        return Detections(found, raw, name, self.classes, self._high_bit_depth)
+
+    def _detect(self, raw: np.ndarray, name: str, metadata: dict[str, Any], progress: Progress | None) -> Instances:
         if max(raw.shape[:2]) > self.largest_whole:
             limits = value_limits(raw, name, self._high_bit_depth)
             prepare = partial(self._prepare, name=name, limits=limits)
@@ -102,9 +142,9 @@ class Predictor:
                     raw, lambda rows: to_float_image(rows, name, self._format, self._high_bit_depth, limits)
                 ),
             )
-            return tiled(raw, dict(metadata or {}), progress)
+            return tiled(raw, metadata, progress)
         pixels = to_float_image(raw, name, self._format, self._high_bit_depth)
-        sample = self._mapper({"file_name": name, "image": pixels, "metadata": dict(metadata or {})})
+        sample = self._mapper({"file_name": name, "image": pixels, "metadata": metadata})
         with torch.no_grad():
             return self.model([sample])[0]["instances"].to("cpu")
 
@@ -131,6 +171,21 @@ class Predictor:
         blank = np.zeros((tile, tile, 3), np.float32)
         height, width = self._mapper({"file_name": "tile", "image": blank, "metadata": {}})["image"].shape[1:]
         return height / tile, width / tile
+
+
+def _read_config(model: str | PathLike) -> CfgNode:
+    """The configuration of a model of the zoo or of a training's checkpoint, on the GPU if there is one."""
+    weights = model_zoo.resolve_weights(model)
+    cfg = get_config(model_zoo.config_of(model), ["MODEL.WEIGHTS", weights])
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        keep_freed_memory()
+    return cfg
+
+
+def _numbered_classes(model: torch.nn.Module) -> ClassTable:
+    """Names for the classes of a model of which nobody knows more than their number."""
+    return ClassTable.from_names(f"class{index}" for index in range(num_classes_of(model)[0]))
 
 
 def _network_size(cfg: CfgNode) -> int:

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 from detectron2.structures import Instances
 
+from ..data.classes import ClassTable
 from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..errors import ConfigError
 from ..files import write_atomically
 
 JOURNAL = ".detections.jsonl"
@@ -60,18 +62,23 @@ class Journal:
     Args:
         folder: of the outputs.
         settings: all that decides the results beside the files themselves; results of other settings are forgotten.
+        rank: of this process, each of which writes a journal of its own and reads all.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.path = folder / JOURNAL
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0):
+        self.path = folder / (f"{JOURNAL}.{rank}" if rank else JOURNAL)
         head = json.dumps(settings, sort_keys=True)
         self._done: dict[str, tuple[list[Any], list[ImageResult]]] = {}
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
-        if lines and lines[0] == head:
+        for path in sorted(folder.glob(f"{JOURNAL}*")):
+            lines = path.read_text(encoding="utf-8").split("\n")
+            if lines[0] != head:
+                continue
+            done = {}
             for line in lines[1:-1]:  # what follows the last line end was interrupted
                 key, stamp, rows = json.loads(line)
-                self._done[key] = stamp, [ImageResult(**{**row, "size": tuple(row["size"])}) for row in rows]
-        kept = [self._line(key, *entry) for key, entry in self._done.items()]
+                done[key] = stamp, [ImageResult(**{**row, "size": tuple(row["size"])}) for row in rows]
+            self._done |= done
+        kept = [self._line(key, *entry) for key, entry in self._done.items()] if not rank else []
         write_atomically(self.path, _writer("".join(f"{line}\n" for line in [head, *kept]).encode()))
 
     def __len__(self) -> int:
@@ -100,59 +107,96 @@ def _stamp(path: Path, metadata: Mapping[str, Any]) -> list[Any]:
     return [str(path), stat.st_mtime_ns, stat.st_size, dict(metadata)]
 
 
-def coco_rows(results: Iterable[ImageResult]) -> list[dict[str, Any]]:
-    """COCO results (``bbox`` as x, y, width, height) with ``file_name``, of videos with ``frame``."""
+def coco_rows(results: Iterable[ImageResult], table: ClassTable) -> list[dict[str, Any]]:
+    """COCO results (``bbox`` as x, y, width, height) with ``file_name``, of videos with ``frame``.
+
+    ``category_id`` is the class's id in the files of the training set.
+    """
     rows = []
     for result in results:
         where = {"file_name": result.file} | ({} if result.frame is None else {"frame": result.frame})
-        for (x1, y1, x2, y2), score, category in zip(result.boxes, result.scores, result.classes):
+        for (x1, y1, x2, y2), score, index in zip(result.boxes, result.scores, result.classes):
+            what = {"category_id": table.ids[index], "category_name": table.names[index]}
             box = [x1, y1, x2 - x1, y2 - y1]
-            rows.append({**where, "image_id": result.name, "category_id": category, "bbox": box, "score": score})
+            rows.append({**where, "image_id": result.name, **what, "bbox": box, "score": score})
     return rows
 
 
-def csv_bytes(results: Iterable[ImageResult], class_names: Sequence[str]) -> bytes:
+def csv_text(results: Iterable[ImageResult], table: ClassTable) -> str:
     """One line per detection, with corners in pixels and what the model was told of the image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "file", "frame", "class", "score", "xmin", "ymin", "xmax", "ymax", "platform", "band"])
+    writer.writerow(
+        ["name", "file", "frame", "class", "class_id", "score", "xmin", "ymin", "xmax", "ymax", "platform", "band"]
+    )
     for result in results:
         known = [result.metadata.get("platform") or "", result.metadata.get("band") or ""]
         frame = "" if result.frame is None else result.frame
-        for box, score, category in zip(result.boxes, result.scores, result.classes):
-            writer.writerow([result.name, result.file, frame, class_names[category], score, *box, *known])
-    return text.getvalue().encode()
+        for box, score, index in zip(result.boxes, result.scores, result.classes):
+            numbers = [f"{score:.4f}", *(f"{side:.2f}" for side in box)]
+            writer.writerow([result.name, result.file, frame, table.names[index], table.ids[index], *numbers, *known])
+    return text.getvalue()
 
 
-def voc_bytes(result: ImageResult, class_names: Sequence[str]) -> bytes:
+def voc_bytes(result: ImageResult, table: ClassTable) -> bytes:
     """An annotation file with ``<score>`` in every object."""
     objects = tuple(
-        VocObject(class_names[category], False, (x1, y1, x2, y2))
-        for (x1, y1, x2, y2), category in zip(result.boxes, result.classes)
+        VocObject(table.names[index], False, (x1, y1, x2, y2))
+        for (x1, y1, x2, y2), index in zip(result.boxes, result.classes)
     )
     known = result.metadata.get("platform"), result.metadata.get("band")
     return format_voc_xml(VocRecord(*result.size, *known, objects), Path(result.file).name, scores=result.scores)
 
 
-def write_results(
-    folder: Path, results: Sequence[ImageResult], class_names: Sequence[str], formats: Iterable[str]
-) -> None:
-    """Write ``detections.json``, ``detections.csv`` and ``voc/NAME.xml``.
+def yolo_text(result: ImageResult) -> str:
+    """One line per detection: class index, centre, width and height as shares of the image, score."""
+    width, height = result.size
+    return "".join(
+        f"{index} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} {(x2 - x1) / width:.6f} "
+        f"{(y2 - y1) / height:.6f} {score:.4f}\n"
+        for (x1, y1, x2, y2), score, index in zip(result.boxes, result.scores, result.classes)
+    )
+
+
+def render(path: Path, results: Sequence[ImageResult], table: ClassTable) -> None:
+    """Write detections in the form that the suffix names: ``.json``, ``.csv``, and of one image ``.xml`` or ``.txt``.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        data = json.dumps(coco_rows(results, table), indent=1).encode()
+    elif suffix == ".csv":
+        data = csv_text(results, table).encode()
+    elif suffix == ".xml":
+        data = voc_bytes(results[0], table)
+    elif suffix == ".txt":
+        data = yolo_text(results[0]).encode()
+    else:
+        raise ConfigError(f"{path}: the suffix is none of .png, .json (COCO), .csv, .xml (VOC), .txt (YOLO)")
+    write_atomically(path, _writer(data))
+
+
+def write_results(folder: Path, results: Sequence[ImageResult], table: ClassTable, formats: Iterable[str]) -> None:
+    """Write ``detections.json``, ``detections.csv``, ``voc/NAME.xml`` and ``yolo/NAME.txt``.
 
     Args:
         folder: to write into.
         results: of all images.
-        class_names: by class number.
-        formats: of ``coco``, ``csv``, ``voc``.
+        table: the classes of the model.
+        formats: of ``json``, ``csv``, ``voc``, ``yolo``.
     """
-    if "coco" in formats:
-        rows = json.dumps(coco_rows(results), indent=1)
-        write_atomically(folder / "detections.json", _writer(rows.encode()))
-    if "csv" in formats:
-        write_atomically(folder / "detections.csv", _writer(csv_bytes(results, class_names)))
-    if "voc" in formats:
-        for result in results:
-            write_atomically(folder / "voc" / f"{result.name}.xml", _writer(voc_bytes(result, class_names)))
+    formats = set(formats)
+    for name in sorted(formats & {"json", "csv"}):
+        render(folder / f"detections.{name}", results, table)
+    for name, suffix in (("voc", ".xml"), ("yolo", ".txt")):
+        if name in formats:
+            for result in results:
+                render(folder / name / f"{result.name}{suffix}", [result], table)
+    if "yolo" in formats:
+        names = "".join(f"{name}\n" for name in table.names)
+        write_atomically(folder / "yolo.names", _writer(names.encode()))
 
 
 def _writer(data: bytes) -> Callable[[IO[bytes]], object]:

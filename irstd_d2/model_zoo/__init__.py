@@ -131,13 +131,13 @@ def get(name: str, pretrained: bool = True, device: str | None = None) -> nn.Mod
     import torch
     from detectron2.modeling import build_model
 
-    from ..engine.checkpoint import IRSTDCheckpointer
+    from ..engine import load_weights
 
     cfg = get_config(name)
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(cfg).eval()
     if pretrained:
-        IRSTDCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg)
     return model
 
 

@@ -92,7 +92,9 @@ def add_run(
     try:
         model.load_state_dict(content["model"], strict=False)
     except RuntimeError as error:
-        raise ConfigError(f"{path} holds the weights of another model: {str(error).splitlines()[-1].strip()}") from error
+        raise ConfigError(
+            f"{path} holds the weights of another model: {str(error).splitlines()[-1].strip()}"
+        ) from error
     kept = {key: content["model"][key] for key in model.state_dict() if key in content["model"]}
     missing = [key for key in model.state_dict() if key not in kept and not key.endswith("num_batches_tracked")]
     if missing:
@@ -120,7 +122,9 @@ def add_run(
     packed = blank.weights_file.read_bytes()
     if len(packed) > MAX_BYTES:
         blank.weights_file.unlink()
-        raise ConfigError(f"{name} has {len(packed) / 1e6:.1f} MB of weights; at most {MAX_BYTES / 1e6:.0f} are packaged")
+        raise ConfigError(
+            f"{name} has {len(packed) / 1e6:.1f} MB of weights; at most {MAX_BYTES / 1e6:.0f} are packaged"
+        )
     entry = Entry(
         name,
         hashlib.sha256(packed).hexdigest(),
@@ -159,10 +163,8 @@ def prune(cfg: CfgNode, systems: Sequence[str]) -> CfgNode:
             system.add_config(known)
 
     def cut(node: CfgNode, template: CfgNode) -> CfgNode:
-        return CfgNode({
-            key: cut(value, template[key]) if isinstance(value, CfgNode) and isinstance(template[key], CfgNode) else value
-            for key, value in node.items() if key in template
-        })  # fmt: skip
+        kept = {key: value for key, value in node.items() if key in template}
+        return CfgNode({k: cut(v, template[k]) if isinstance(v, CfgNode) else v for k, v in kept.items()})
 
     return cut(cfg, known)
 
