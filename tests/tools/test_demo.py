@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from programs import load_program
 from voc_files import voc_xml
 
 from irstd_d2 import get_config
+from irstd_d2.cli import main
 from irstd_d2.data import read_voc_xml
 from irstd_d2.engine import IRSTDTrainer
 from irstd_d2.errors import DatasetError
@@ -31,18 +32,17 @@ def weights(tmp_path_factory, repo_root):
     model = IRSTDTrainer.build_model(get_config(repo_root / CONFIG, ["MODEL.DEVICE", "cpu"]))
     torch.nn.init.constant_(model.head.cls_logits.bias, 0.5)
     torch.nn.init.constant_(model.head.box_distances.bias, 1.0)
-    torch.save({"model": model.state_dict()}, path)
+    torch.save({"model": model.state_dict(), "classes": [{"id": 7, "name": "Drone"}]}, path)
     return path
 
 
 @pytest.fixture
 def demo(repo_root, tmp_path, monkeypatch, weights):
     monkeypatch.chdir(repo_root)
-    module = load_program(repo_root / "tools" / "demo.py")
 
     def run(*arguments, output="found"):
-        fixed = ["--config-file", CONFIG, "--weights", weights, "--output", tmp_path / output, "--threshold", "0.05"]
-        return module.main([*map(str, fixed), *map(str, arguments), "--opts", "TEST.DETECTIONS_PER_IMAGE", "5"])
+        fixed = ["--config-file", CONFIG, "--weights", weights, "--output", tmp_path / output, "--score-thresh", "0.05"]
+        return main(["detect", *map(str, fixed), *map(str, arguments), "--opts", "TEST.DETECTIONS_PER_IMAGE", "5"])
 
     return run
 
@@ -114,7 +114,7 @@ def test_videos(tmp_path):
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
     assert [int(frame[12].sum(1).argmax()) // 10 for frame in frames] == [0, 1, 2]
     (tmp_path / "torn.avi").write_bytes(b"no video")
-    with pytest.raises(DatasetError, match=r"torn\.avi: file: not a video that OpenCV can read"):
+    with pytest.raises(DatasetError, match=r"torn\.avi: file: not a video that can be read"):
         Video(tmp_path / "torn.avi")
 
 
@@ -127,18 +127,20 @@ def test_every_output(demo, tmp_path):
         "--input",
         tmp_path / "in",
         "--save",
-        "pictures",
-        "coco",
+        "picture",
+        "json",
         "csv",
         "voc",
+        "yolo",
         "--metadata",
         tmp_path / "t.csv",
     )
     assert demo(*arguments, "--band", "LWIR") == 0
     found = tmp_path / "found"
     assert {str(p.relative_to(found)) for p in found.rglob("*") if p.is_file() and not p.name.startswith(".")} == {
-        "a.png", "sub__b ü.png", "clip.avi", "detections.json", "detections.csv", "voc/a.xml", "voc/sub__b ü.xml",
-        *(f"voc/clip_00000{i}.xml" for i in range(3)),
+        "a.png", "sub__b ü.png", "clip.mp4", "detections.json", "detections.csv", "yolo.names",
+        *(f"{name}.{kind}" for name in ("a", "sub__b ü", *(f"clip_00000{i}" for i in range(3)))
+          for name, kind in ((f"voc/{name}", "xml"), (f"yolo/{name}", "txt"))),
     }  # fmt: skip
     rows = json.loads((found / "detections.json").read_text())
     assert {row["image_id"] for row in rows} == {"a", "sub__b ü", "clip_000000", "clip_000001", "clip_000002"}
@@ -148,8 +150,10 @@ def test_every_output(demo, tmp_path):
     for row, line in zip(rows, lines):
         x, y, width, height = row["bbox"]
         corners = [float(line[key]) for key in ("xmin", "ymin", "xmax", "ymax")]
-        assert corners == pytest.approx([x, y, x + width, y + height])
-        assert (line["name"], float(line["score"]), line["class"]) == (row["image_id"], row["score"], "Target")
+        assert corners == pytest.approx([x, y, x + width, y + height], abs=0.006)
+        assert float(line["score"]) == pytest.approx(row["score"], abs=6e-5)
+        assert (line["name"], line["class"], line["class_id"]) == (row["image_id"], "Drone", "7")
+        assert (row["category_name"], row["category_id"]) == ("Drone", 7)
         assert (line["platform"], line["band"]) == ("Air" if row["image_id"] == "a" else "", "LWIR")
     record = read_voc_xml(found / "voc" / "a.xml")
     assert (record.width, record.height, record.platform, record.band) == (80, 48, "Air", "LWIR")
@@ -157,13 +161,19 @@ def test_every_output(demo, tmp_path):
     assert scores == sorted(scores, reverse=True)
     assert len(record.objects) == len(scores) > 0
     assert (found / "voc" / "a.xml").read_text().count("<score>") == len(scores)
-    assert len(list(Video(found / "clip.avi"))) == 3
+    assert len(list(Video(found / "clip.mp4"))) == 3
+    assert (found / "yolo.names").read_text() == "Drone\n"
+    first = rows[0]
+    index, x, y, width, height, score = map(float, (found / "yolo" / "a.txt").read_text().split("\n")[0].split())
+    left, top, wide, high = first["bbox"]
+    assert [index, x, y] == pytest.approx([0, (left + wide / 2) / 80, (top + high / 2) / 48], abs=1e-5)
+    assert [width, height, score] == pytest.approx([wide / 80, high / 48, first["score"]], abs=1e-4)
 
 
-def test_an_interrupted_run_goes_on(demo, tmp_path, caplog, monkeypatch):
+def test_an_interrupted_run_goes_on(demo, tmp_path, capsys, monkeypatch):
     images = [write_image(tmp_path / "in" / f"{i}.png", i) for i in range(4)]
     seen = []
-    original = detection.Demo.__call__
+    original = detection.FileDetector.__call__
 
     def counted(self, source, metadata):
         if len(seen) == stop_after:
@@ -171,7 +181,7 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, caplog, monkeypatch):
         seen.append(source.name)
         return original(self, source, metadata)
 
-    monkeypatch.setattr(detection.Demo, "__call__", counted)
+    monkeypatch.setattr(detection.FileDetector, "__call__", counted)
     stop_after = 2
     arguments = ("--input", tmp_path / "in")
     with pytest.raises(KeyboardInterrupt):
@@ -182,10 +192,9 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, caplog, monkeypatch):
         file.write(b'["2", [torn')  # killed while it wrote
     seen.clear()
     stop_after = 100
-    with caplog.at_level("INFO"):
-        assert demo(*arguments) == 0
+    assert demo(*arguments) == 0
     assert seen == ["2", "3"]
-    assert "(2 files were done before)" in caplog.text
+    assert "(2 files were done before)" in capsys.readouterr().out
     resumed = (tmp_path / "found" / "detections.json").read_text()
 
     def again(*more):
@@ -207,13 +216,15 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, caplog, monkeypatch):
     assert (tmp_path / "whole" / "detections.json").read_text() == resumed
 
 
-def test_faults_are_named_and_the_rest_is_done(demo, tmp_path, caplog, capsys):
+def test_faults_are_named_and_the_rest_is_done(demo, tmp_path, capsys):
     write_image(tmp_path / "in" / "a.png")
     for name in ("torn.png", "torn.avi"):
         (tmp_path / "in" / name).write_bytes(b"torn")
     assert demo("--input", tmp_path / "in") == 1
-    assert "torn.png: pixels" in caplog.text
-    assert "torn.avi: file: not a video" in caplog.text
+    printed = capsys.readouterr().err
+    assert "torn.png: pixels" in printed
+    assert "torn.avi: file: not a video" in printed
+    assert printed.endswith("error: 2 of 3 files could not be read\n")
     assert {row["image_id"] for row in json.loads((tmp_path / "found" / "detections.json").read_text())} == {"a"}
     assert demo("--input", tmp_path / "in" / "a.png", "--metadata", tmp_path / "none.csv") == 2
     assert "none.csv" in capsys.readouterr().err
@@ -231,11 +242,55 @@ def test_tiles_by_hand(demo, tmp_path):
     assert len(tiled) > len(json.loads((tmp_path / "found" / "detections.json").read_text()))
 
 
-def test_names_of_classes():
-    cfg = get_config(None, ["DATASETS.TRAIN", "('unheard_of',)", "DATASETS.TEST", "('synthetic_omni_val',)"])
-    assert detection.class_names_of(cfg) == ["Target"]
-    cfg.DATASETS.TEST = ()
-    assert detection.class_names_of(cfg)[:2] == ["class0", "class1"]
+def test_says_what_was_done(demo, tmp_path, capsys):
+    write_image(tmp_path / "in" / "a.png")
+    assert demo(tmp_path / "in" / "a.png") == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"1 images, 5 targets of score 0.05 or more in {tmp_path / 'found'}"
+    assert re.fullmatch(r"\d+\.\d{3} s per image on cpu", second)
+    assert third == f"pictures: {tmp_path / 'found' / 'a.png'}"
+
+
+def test_nothing_to_detect_in_is_an_error(demo, capsys):
+    assert demo() == 2
+    assert "error: give images" in capsys.readouterr().err
+
+
+def test_a_camera_is_read_until_enough_frames_came(demo, tmp_path, monkeypatch):
+    clip = write_video(tmp_path / "clip.avi", frames=5)
+    monkeypatch.setattr(Video, "_capture", lambda _: cv2.VideoCapture(str(clip)))
+    assert demo("0", "--max-frames", "2") == 0
+    rows = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert {row["image_id"] for row in rows} == {"camera0_000000", "camera0_000001"}
+
+
+def test_gray_frames_of_16_bits_stay_so(tmp_path):
+    av = pytest.importorskip("av")
+    deep = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
+    with av.open(str(tmp_path / "deep.mkv"), "w") as out:
+        stream = out.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "gray16le"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(deep, format="gray16le")))
+        out.mux(stream.encode())
+    (frame,) = Video(tmp_path / "deep.mkv")
+    assert frame.dtype == np.uint16
+    assert (frame == deep).all()
+
+
+def test_two_processes_share_a_folder(weights, repo_root, tmp_path):
+    for i in range(3):
+        write_image(tmp_path / "in" / f"{i}.png", i)
+    arguments = ["-m", "irstd_d2", "detect", tmp_path / "in", "--config-file", CONFIG, "--weights", weights]
+    one, two = tmp_path / "one", tmp_path / "two"
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for folder, start in ((one, []), (two, starter)):
+        command = [sys.executable, *start, *arguments, "--output", folder, "--opts", "TEST.DETECTIONS_PER_IMAGE", "5"]
+        done = subprocess.run(list(map(str, command)), cwd=repo_root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("3 images") == 1
+    assert (one / "detections.json").read_bytes() == (two / "detections.json").read_bytes()
+    assert len(json.loads((one / "detections.json").read_text())) > 0
+    assert sorted(path.name for path in two.glob("*.png")) == ["0.png", "1.png", "2.png"]
 
 
 @pytest.mark.slow
