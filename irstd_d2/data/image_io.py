@@ -47,9 +47,11 @@ _JPEG_SIGNATURE, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 # Of single precision: 64-bit floats beyond it are no pixels, and differences below it are none.
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _PERCENTILES = (0.1, 99.9)
-# "auto" stretches images whose values span less than the first share of their type's range, and most of them less than
-# the second: counts of sensors, but none of 600 real images that fill their type (docs/own_data.md).
-_PART, _SMALL_PART = 1 / 4, 1 / 16
+# "auto" stretches images whose values span no more than the first share of their type's range (14 bits of 16), and
+# without single outliers less than the second: counts of a sensor, but at most one of 800 real images from the ground
+# and the air that fill their type.
+_PART, _SMALL_PART = 1 / 4, 1 / 8
+_STRIP = 1024  # rows
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -80,8 +82,9 @@ def read_image(path: str | PathLike, format: str = "RGB", high_bit_depth: str = 
         high_bit_depth: how values of more than 8 bits become ``[0, 255]``: ``"full_range"`` maps the whole range of an
             integer type (16 bits: divided by 257) and takes floats as ``[0, 1]``; ``"minmax"`` maps the lowest and
             highest value of the image; ``"percentile"`` its 0.1 % and 99.9 % quantiles, clipping the rest; ``"auto"``
-            is ``"percentile"`` for images that use a small part of their range, as counts of a sensor do, and for
-            floats beyond ``[0, 1]``, else ``"full_range"``.
+            maps lowest and highest value without single outliers (:func:`steady_range`) of images that use a small
+            part of their range, as counts of a sensor do, and of floats beyond ``[0, 1]``; else it is
+            ``"full_range"``.
 
     Returns:
         ``(H, W, 3)`` float32 array, C-contiguous, values in ``[0, 255]``.
@@ -153,15 +156,17 @@ def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "a
                 "its range: targets may be too faint; INPUT.HIGH_BIT_DEPTH auto stretches them",
             )
         return whole
-    if high_bit_depth == "auto" and whole[0] <= lowest and highest <= whole[1] and not uses_small_part(image):
+    if high_bit_depth == "percentile":
+        low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
+        return low, high
+    if whole[0] <= lowest and highest <= whole[1] and not uses_small_part(image):
         return whole
-    low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
-    if high_bit_depth == "auto":
-        log_first_n(
-            logging.WARNING,
-            f"{path}: values from {lowest:g} to {highest:g}, a part of the range of {image.dtype}: {low:g} to {high:g} "
-            "(0.1 % and 99.9 % quantiles) become 0 to 255, and so for other images like it (INPUT.HIGH_BIT_DEPTH)",
-        )
+    low, high = steady_range(image)
+    log_first_n(
+        logging.WARNING,
+        f"{path}: values from {lowest:g} to {highest:g}, which is not what {image.dtype} can hold: {low:g} to {high:g} "
+        "(without single outliers) become 0 to 255, and so in other images like it (INPUT.HIGH_BIT_DEPTH)",
+    )
     return low, high
 
 
@@ -179,11 +184,30 @@ def uses_small_part(image: np.ndarray) -> bool:
     """
     if image.dtype == np.uint8:
         return False
-    low, high = type_range(image.dtype)
-    if float(image.max()) - float(image.min()) > _PART * (high - low):
+    whole = type_range(image.dtype)
+    if float(image.max()) - float(image.min()) > _PART * (whole[1] - whole[0]):
         return False
-    inner = np.percentile(image, _PERCENTILES)
-    return float(inner[1] - inner[0]) < _SMALL_PART * (high - low)
+    low, high = steady_range(image)
+    return high - low < _SMALL_PART * (whole[1] - whole[0])
+
+
+def steady_range(image: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value after a 3x3 median, without the rim: a few stuck pixels of a sensor do not decide.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, C)``, C at least 3, of which the first three count.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < 3:
+        return float(image.min()), float(image.max())
+    dtype = image.dtype if image.dtype in (np.uint8, np.uint16) else np.dtype(np.float32)
+    low, high = np.inf, -np.inf
+    for top in range(0, height - 2, _STRIP):  # strips, as the image may be larger than the memory
+        strip = image[top : top + _STRIP + 2]
+        for plane in (strip,) if image.ndim == 2 else np.moveaxis(strip[:, :, :3], 2, 0):
+            inner = cv2.medianBlur(np.ascontiguousarray(plane, dtype=dtype), 3)[1:-1, 1:-1]
+            low, high = min(low, float(inner.min())), max(high, float(inner.max()))
+    return low, high
 
 
 def read_raw(path: str | PathLike) -> np.ndarray:

@@ -29,7 +29,8 @@ from PIL import Image, ImageOps
 FACTS_KEY = "irstd_d2.json"
 _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})
 _PERCENTILES = (0.1, 99.9)
-_PART, _SMALL_PART = 1 / 4, 1 / 16  # of the range of a type; see irstd_d2/data/image_io.py
+_PART, _SMALL_PART = 1 / 4, 1 / 8  # of the range of a type; see irstd_d2/data/image_io.py
+_STRIP = 256  # rows
 _SMALLEST = float(np.finfo(np.float32).tiny)
 logger = logging.getLogger(__name__)
 
@@ -236,7 +237,8 @@ def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.n
         path: PNG, TIFF, BMP or JPEG; of a TIFF with several pages the first.
         high_bit_depth: how values of more than 8 bits become 0..255: "full_range" maps the whole range of the type and
             takes floats as 0..1; "minmax" the lowest and highest value of the image; "percentile" its 0.1 % and 99.9 %
-            quantiles; "auto" is "percentile" for images that use a small part of their range, else "full_range".
+            quantiles; "auto" the lowest and highest value without single outliers of images that use a small part of
+            their range, else it is "full_range".
 
     Raises:
         ValueError: for NaN, floats beyond 0..1 with "full_range", and what is neither gray nor RGB.
@@ -308,20 +310,39 @@ def _to_byte_range(image: np.ndarray, mode: str, path: str | PathLike) -> np.nda
     if is_float and not np.isfinite(image).all():
         raise ValueError(f"{path}: NaN or infinite values; replace them before saving the image")
     lowest, highest = (0.0, 1.0) if is_float else (float(np.iinfo(image.dtype).min), float(np.iinfo(image.dtype).max))
-    low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
     if mode == "auto":
-        used = float(image.max()) - float(image.min())
+        low, high = _steady_range(image)
         outside = image.min() < lowest or image.max() > highest
-        is_part = used <= _PART * (highest - lowest) and high - low < _SMALL_PART * (highest - lowest)
-        mode = "percentile" if outside or is_part else "full_range"
-    if mode == "full_range":
+        spread = float(image.max()) - float(image.min())
+        is_part = spread <= _PART * (highest - lowest) and high - low < _SMALL_PART * (highest - lowest)
+        if not outside and not is_part:
+            low, high = lowest, highest
+    elif mode == "full_range":
         if image.min() < lowest or image.max() > highest:
             raise ValueError(f"{path}: floats from {image.min():g} to {image.max():g}, expected 0 to 1")
         low, high = lowest, highest
     elif mode == "minmax":
         low, high = float(image.min()), float(image.max())
+    else:
+        low, high = (float(value) for value in np.percentile(image, _PERCENTILES))
     scale = 255.0 / (high - low) if high - low > _SMALLEST else 0.0
     return np.clip((image.astype(np.float64) - low) * scale, 0.0, 255.0).astype(np.float32)
+
+
+def _steady_range(image: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value after a 3x3 median, without the rim."""
+    height, width = image.shape[:2]
+    if min(height, width) < 3:
+        return float(image.min()), float(image.max())
+    values = image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32)
+    limits = []
+    for top in range(0, height - 2, _STRIP):
+        strip = values[top : top + _STRIP + 2]
+        rows = len(strip) - 2
+        near = [strip[y : y + rows, x : x + width - 2] for y in range(3) for x in range(3)]
+        median = np.partition(np.stack(near), 4, axis=0)[4]
+        limits += [float(median.min()), float(median.max())]
+    return min(limits), max(limits)
 
 
 def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:

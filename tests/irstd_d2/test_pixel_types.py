@@ -157,17 +157,33 @@ class TestCountsOfASensor:
             (np.linspace(-200, 900, 600).astype(np.int16), True),  # tenths of a degree
             (np.linspace(280, 310, 600, dtype=np.float32), True),  # kelvin
             (np.linspace(0, 65535, 600).astype(np.uint16), False),
-            (np.linspace(30000, 38000, 600).astype(np.uint16), False),  # faint, but not raw: an eighth of the range
+            (np.linspace(30000, 40000, 600).astype(np.uint16), False),  # faint, but more than an eighth of the range
             (np.linspace(0, 1, 600, dtype=np.float32), False),
         ],
     )
     def test_small_parts_of_a_range_are_stretched(self, tmp_path, counts, stretched):
         counts = counts.reshape(12, -1)
         tifffile.imwrite(tmp_path / "a.tif", counts)
-        mode = "percentile" if stretched else "full_range"
+        images = [reader(tmp_path / "a.tif") for reader in READERS]
+        for reader, image in zip(READERS, images):
+            np.testing.assert_allclose(image, images[0], atol=1e-3)
+            if stretched:
+                inner = image[1:-1, 1:-1, 0]
+                assert inner.min() < 25
+                assert inner.max() > 230
+            else:
+                assert (image == reader(tmp_path / "a.tif", "full_range")).all()
+
+    def test_stuck_pixels_do_not_decide_and_targets_are_not_cut(self, tmp_path):
+        rng = np.random.default_rng(0)
+        counts = np.rint(7000 + 100 * rng.random((200, 300))).astype(np.uint16)
+        counts[50:53, 60:63] = 7300  # a target
+        counts[rng.integers(0, 200, 20), rng.integers(0, 300, 20)] = 16383
+        tifffile.imwrite(tmp_path / "a.tif", counts)
         for reader in READERS:
-            np.testing.assert_allclose(reader(tmp_path / "a.tif"), reader(tmp_path / "a.tif", mode), atol=1e-3)
-            assert (reader(tmp_path / "a.tif").max() > 250) == (stretched or counts.max() in (1, 65535))
+            gray = reader(tmp_path / "a.tif")[:, :, 0]
+            assert gray[51, 61] == 255
+            assert np.median(gray) < 100  # the quantiles would have made of the background up to 255
 
     def test_bytes_stay_as_they_are(self, tmp_path):
         pixels = np.full((20, 30), 100, np.uint8)
