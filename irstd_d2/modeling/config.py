@@ -11,6 +11,12 @@ def add_backbone_config(cfg: CfgNode) -> None:
     # backbone below the pyramid, or below M2DM and LEEM.
     cfg.MODEL.BACKBONE.BOTTOM_UP = "build_irstd_resnet_backbone"
 
+    # Network of the package timm (build_timm_backbone); it follows MODEL.RESNETS.OUT_FEATURES and BACKBONE.FREEZE_AT.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Start from timm's own weights, which it downloads; MODEL.WEIGHTS replace them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+
     # Swin transformer (build_swin_backbone); the defaults are Swin-T.
     cfg.MODEL.SWIN = swin = CfgNode()
     swin.EMBED_DIM = 96

@@ -1,15 +1,13 @@
-"""EfficientNet-Lite0 against the package that published its weights."""
+"""Networks of timm as backbones: EfficientNet-Lite0 against the package that published its weights, and others."""
 
 import runpy
 import sys
 
 import cv2
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
-from hypothesis import given, settings
 from matplotlib import cbook
 from torch import nn
 
@@ -17,8 +15,8 @@ from irstd_d2 import get_config
 from irstd_d2.checkpoint import EFFICIENTNET_LITE0_NAMES, read_state_dict
 from irstd_d2.engine.checkpoint import IRSTDCheckpointer
 from irstd_d2.errors import ConfigError
-from irstd_d2.modeling import InvertedBottleneck
-from irstd_d2.modeling.efficientnet import SamePadConv2d
+from irstd_d2.export import ExportedDetector, export_model
+from irstd_d2.modeling import TimmBackbone, timm_backbone
 
 STAGES = ["res2", "res3", "res4", "res5"]
 PREFIX = "backbone.bottom_up."
@@ -104,7 +102,8 @@ def test_imagenet_weights_reach_the_detector(imagenet_file, published, repo_root
     caplog.clear()
     with caplog.at_level("WARNING"):
         IRSTDCheckpointer(detector, match="backbone").resume_or_load(str(target), resume=False)
-    assert "bottom_up" not in caplog.text  # of the backbone nothing is missing
+    for part in ("conv_stem", "bn1.w", "blocks.0", "blocks.4"):  # of the backbone nothing is missing; the file has more
+        assert f"{PREFIX}net.{part}" not in caplog.text
     state = read_state_dict(imagenet_file)
     published.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64)
@@ -131,8 +130,9 @@ def test_imagenet_statistics_are_met_with_the_mean_and_std_of_the_configuration(
         def compare(norm, inputs, _):
             ratios.append((inputs[0].var(dim=(0, 2, 3)) / norm.running_var).log().mean())
 
-        blocks = [m for name in ("stem", "res2", "res3") for m in getattr(backbone, name).modules()]
-        hooks = [b.project.norm.register_forward_hook(compare) for b in blocks if isinstance(b, InvertedBottleneck)]
+        first, *others = backbone.net.blocks[:3]
+        norms = [first[0].bn2, *(block.bn3 for stage in others for block in stage)]
+        hooks = [norm.register_forward_hook(compare) for norm in norms]
         with torch.no_grad():
             backbone((photo - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1))
         for hook in hooks:
@@ -165,52 +165,84 @@ def test_unknown_outputs():
         build("MODEL.RESNETS.OUT_FEATURES", ["res6"])
 
 
+FROZEN = ("net.conv_stem", "net.bn1", "net.blocks.0", "net.blocks.1")
+
+
 def test_frozen_stages_keep_weights_and_statistics():
     backbone = build("MODEL.BACKBONE.FREEZE_AT", 2).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     sum(f.mean() for f in backbone(torch.randn(2, 3, 32, 32)).values()).backward()
     for name, parameter in backbone.named_parameters():
-        assert (parameter.grad is None) == name.startswith(("stem", "res2"))
+        assert (parameter.grad is None) == name.startswith(FROZEN)
     changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
-    assert all(name.startswith(("res3", "res4", "res5")) for name in changed)
+    assert not any(name.startswith(FROZEN) for name in changed)
 
 
-@pytest.mark.parametrize("norm", ["LN", ""])
-def test_other_norms(norm):
-    backbone = build("MODEL.RESNETS.NORM", norm, "MODEL.RESNETS.OUT_FEATURES", ["res2"]).train()
-    backbone(torch.randn(1, 3, 32, 32))["res2"].mean().backward()
-    assert (backbone.res2[0].expand.bias is None) == bool(norm)
-    assert all(p.grad is not None for p in backbone.parameters())
-
-
-def test_epsilon_is_the_published_one():
+def test_norms():
     norms = [m for m in build().modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 48  # of the 49 published, that of the last 1x1 convolution is left out
     assert {norm.eps for norm in norms} == {1e-3}
+    frozen = build("MODEL.RESNETS.NORM", "FrozenBN").train()
+    norms = [m for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not any(norm.training or norm.weight.requires_grad for norm in norms)
+    assert frozen.net.conv_stem.weight.requires_grad
+    with pytest.raises(ConfigError, match="NORM is 'GN'; tf_efficientnet_lite0 has batch norm"):
+        build("MODEL.RESNETS.NORM", "GN")
 
 
-def plain_same_padding(size, kernel, stride):
-    """Outputs and padding in front, by the definition of "SAME"."""
-    outputs = -(-size // stride)
-    return outputs, max((outputs - 1) * stride + kernel - size, 0) // 2
+@pytest.mark.parametrize(
+    ("name", "stages", "frozen"),
+    [("resnet18d", ["res2", "res4"], "net.layer1"), ("convnext_atto", STAGES, "net.stages_0")],
+)
+def test_other_networks(name, stages, frozen):
+    backbone = TimmBackbone(name, out_features=stages, freeze_at=2, in_channels=1)
+    outputs = backbone(torch.randn(1, 1, 64, 96))
+    assert list(outputs) == stages
+    for stage, shape in backbone.output_shape().items():
+        assert outputs[stage].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
+    trained = {key: p.requires_grad for key, p in backbone.named_parameters()}
+    assert not any(value for key, value in trained.items() if key.startswith(frozen))
+    assert trained[list(trained)[-1]]
+    assert not trained[next(iter(trained))]
 
 
-@settings(deadline=None, max_examples=60)
-@given(size=st.integers(1, 40), kernel=st.sampled_from([1, 2, 3, 5]), stride=st.integers(1, 4))
-def test_padding_by_definition(size, kernel, stride):
-    conv = SamePadConv2d(1, 1, kernel, stride=stride, bias=False)
-    nn.init.ones_(conv.weight)
-    x = torch.arange(1.0, size + 1).expand(1, 1, size, size)
-    outputs, before = plain_same_padding(size, kernel, stride)
-    with torch.no_grad():
-        y = conv(x)
-        assert y.shape == (1, 1, outputs, outputs)
-        # One row: the sum over the window of columns, times the rows that lie in the image.
-        for i in range(outputs):
-            window = range(max(i * stride - before, 0), min(i * stride - before + kernel, size))
-            rows = len(range(max(-before, 0), min(kernel - before, size)))
-            assert y[0, 0, 0, i] == rows * sum(j + 1 for j in window)
+def test_what_timm_has_not(monkeypatch):
+    with pytest.raises(ConfigError, match=r"OUT_FEATURES has \['stem'\]; convnext_atto has \['res2'"):
+        TimmBackbone("convnext_atto", out_features=["stem"])
+    with pytest.raises(ConfigError, match="'resnet_of_mine', which timm does not know; similar are"):
+        TimmBackbone("resnet_of_mine")
+    monkeypatch.setattr(timm_backbone.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="pip install timm"):
+        TimmBackbone("resnet18")
+
+
+def test_a_name_from_the_configuration(monkeypatch):
+    options = []
+    create = timm_backbone._create
+    monkeypatch.setattr(timm_backbone, "_create", lambda name, **kw: options.append(kw) or create(name))
+    cfg = get_config(None, ["MODEL.TIMM.NAME", "resnet10t", "MODEL.TIMM.PRETRAINED", True, "MODEL.DEVICE", "cpu"])
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.OUT_FEATURES = "build_timm_backbone", ["stem", *STAGES]
+    assert isinstance(build_backbone(cfg), TimmBackbone)
+    assert options[-1]["pretrained"] is True
+
+
+def test_a_detector_on_it_is_exported(repo_root, tmp_path):
+    options = ["MODEL.DEVICE", "cpu", "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+    cfg = get_config(repo_root / "configs/bafe/tiny/fcos_fine_efficientnet_lite0.yaml", options)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    nn.init.normal_(model.head.cls_logits.weight, std=0.2)
+    export_model(cfg, model, tmp_path / "model.ts", format="torchscript")
+    detector = ExportedDetector(tmp_path / "model.ts")
+    detector._network_size = lambda size: size
+    for size in ((61, 83), (96, 64)):  # TensorFlow's padding depends on the size
+        pixels = np.random.default_rng(0).uniform(0, 255, (*size, 3)).astype(np.float32)
+        with torch.no_grad():
+            expected = model([{"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}])[0]["instances"]
+        (found,) = detector([pixels])
+        assert len(expected) > 5
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,15 +252,3 @@ def test_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         actual = backbone(x)["res3"].float()
     assert (actual - expected).norm() < 0.05 * expected.norm()
-
-
-def test_padding_compiles_without_a_graph_break():
-    conv, x = SamePadConv2d(3, 4, 3, stride=2), torch.randn(1, 3, 33, 32)
-    torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(conv, fullgraph=True, backend="eager")(x), conv(x))
-
-
-def test_blocks_without_configuration():
-    block = InvertedBottleneck(8, 8, expansion=6, kernel_size=5).eval()
-    x = torch.randn(1, 8, 9, 7)
-    torch.testing.assert_close(block(x), x + block.project(block.depthwise(block.expand(x))))
