@@ -169,7 +169,7 @@ class ContextHead(FCOSHead):
         for x, background in zip(features, context):
             cls = self.cls_tower(x + self.inject(background))
             if self.exchange is not None and self.seg_convs is not None:
-                _, cls = self.exchange(self.seg_convs(background), cls)
+                cls = self.exchange.receive(cls, self.seg_convs(background))
             cls_features.append(cls)
         predictions = self.predict(cls_features, features)
         if self.sky_gain is not None:

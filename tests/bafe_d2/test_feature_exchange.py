@@ -271,3 +271,22 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_only_learned_selection_has_importance():
     with pytest.raises(RuntimeError, match="fixed selection has no importance"):
         FeatureExchange(8, selection="fixed").importance(features()[0])
+
+
+@pytest.mark.parametrize("mechanism", ["channel", "channel+spatial"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("adapter_width", [0, 4])
+def test_one_side_alone_is_that_side_of_both(mechanism, selection, adapter_width):
+    """Values and gradients, of inputs and of weights."""
+    torch.manual_seed(1)
+    module = FeatureExchange(8, mechanism=mechanism, selection=selection, adapter_width=adapter_width).eval()
+    results = []
+    for alone in (False, True):
+        module.zero_grad()
+        sender, receiver = (x.clone().requires_grad_() for x in features())
+        found = module.receive(receiver, sender) if alone else module(sender, receiver)[1]
+        (found**2).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        results.append((found.detach(), sender.grad, receiver.grad, gradients))
+    for both, one in zip(*results):
+        torch.testing.assert_close(one, both)
