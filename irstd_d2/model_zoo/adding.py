@@ -169,19 +169,33 @@ def prune(cfg: CfgNode, systems: Sequence[str]) -> CfgNode:
     return cut(cfg, known)
 
 
+_EVALUATORS = ("bbox", "voc_exact", "voc_paper", "pd_fa", "centre", "sky")
+
+
 def read_metrics(path: Path) -> dict[str, float]:
-    """The best evaluation of a training: that with the highest ``bbox/AP50``."""
+    """The best evaluation of a training: that with the highest mean of ``bbox/AP50`` over its data sets.
+
+    With several data sets the keys begin with their names.
+    """
     lines = _existing(path).read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if any(key.startswith(("bbox/", "pd_fa/", "voc")) for key in row)]
-    if not rows:
+    rows = [{key: value for key, value in json.loads(line).items() if _is_metric(key)} for line in lines]
+    if not any(rows):
         raise ConfigError(f"{path} holds no evaluation; evaluate the run first")
-    best = max(rows, key=lambda row: (row.get("bbox/AP50", 0.0), row.get("iteration", 0)))
+
+    def quality(row: dict[str, float]) -> float:
+        values = [value for key, value in row.items() if key.endswith("bbox/AP50")]
+        return sum(values) / max(1, len(values))
+
+    best = max((row for row in reversed(rows) if row), key=quality)
     return {
         key: round(float(value), 4)
         for key, value in best.items()
-        if "/" in key and key.partition("/")[0] in ("bbox", "voc_exact", "voc_paper", "pd_fa", "centre")
-        and isinstance(value, int | float) and abs(value) < float("inf")
-    }  # fmt: skip
+        if isinstance(value, int | float) and abs(value) < float("inf")
+    }
+
+
+def _is_metric(key: str) -> bool:
+    return any(part in _EVALUATORS for part in key.split("/")[:2])
 
 
 def default_threshold(metrics: dict[str, float]) -> float:
