@@ -79,7 +79,8 @@ def main() -> None:
             f"`{command}`",
             "",
             f"{date.today()}, {time.process_time() - start:.0f} s of one processor. Images with targets; boxes are the "
-            "bounds of the true masks. No seed: nothing is drawn.",
+            "bounds of the true masks. No seed: nothing is drawn. Chosen is a tenth: the only share that is well above "
+            "the filled box on both training sets.",
             "",
             format_table(table, ["set", "images", "mask of a box", "IoU", "nIoU", "Pd"]),
             "",

@@ -3,7 +3,7 @@
 From a mask: the bounds of every 8-connected component of what lies above a threshold; its score is the highest
 probability inside.
 
-From a box: the pixels that stand out of the box's surroundings by at least a fifth of what the one that stands out most
+From a box: the pixels that stand out of the box's surroundings by at least a tenth of what the one that stands out most
 does, and that are connected with it inside the box (benchmarks/results/boxes_and_masks.md compares other shares). The
 surroundings are a ring around the box, as wide as half its longer side and at least two pixels; what stands out may be
 brighter or darker. A box without contrast is filled.
@@ -18,7 +18,7 @@ import numpy as np
 
 from .mask_metrics import Regions
 
-SHARE_OF_PEAK = 0.2
+SHARE_OF_PEAK = 0.1
 _LEAST_RING = 2
 
 

@@ -68,7 +68,7 @@ class Rescored:
         if self.predictions.masks:
             notes.append("boxes are the bounds of its masks' components, scored by their highest probability")
         elif self.masks is not None:
-            notes.append("masks are made from its boxes: what stands out by a fifth of the peak")
+            notes.append("masks are made from its boxes: what stands out by a tenth of the peak")
         return [*notes, *([self.predictions.coverage] if self.predictions.coverage else [])]
 
     @cached_property

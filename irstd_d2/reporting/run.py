@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import DatasetError
-from ..evaluation.predictions import PREDICTIONS_FILE
+from ..evaluation.predictions import PREDICTIONS_FILE, holds_masks
 
 # What detectron2's own modules log during training under names with a slash; all other such names are metrics.
 _TRAINING_PREFIXES = frozenset({"fast_rcnn", "keypoint_head", "mask_rcnn", "roi_head", "rpn"})
@@ -33,7 +33,7 @@ class Run:
         settings: the same, parsed; empty if there is none or it cannot be read.
         environment: the lines about versions and hardware at the head of its log; empty if there is none.
         history: logged scalars, one dict per iteration of ``metrics.json``, in order.
-        predictions: data set name -> predictions file.
+        predictions: data set name -> predictions file, or folder of masks.
         notes: what is missing or broken, for people.
     """
 
@@ -96,9 +96,10 @@ def load_run(folder: str | PathLike) -> Run:
     settings = _settings(config, notes)
     history = _history(folder / "metrics.json", notes)
     found = sorted(folder.rglob(PREDICTIONS_FILE))
-    if not found:
+    masks = {path.name: path for path in sorted((folder / "inference").glob("*")) if holds_masks(path)}
+    if not (found or masks):
         notes.append(f"No {PREDICTIONS_FILE}, so nothing is evaluated here: run tools/train_net.py --eval-only first.")
-    predictions: dict[str, Path] = {}
+    predictions = masks
     for path in found:
         name = _data_set_of(path, folder) or _test_set(settings)
         if name:

@@ -4,9 +4,21 @@
 A target outside is treated as an ignored one, a detection outside is never a false alarm.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from irstd_d2.evaluation.matching import detection_table, target_table
+
+
+@contextmanager
+def labelled(label):
+    """Say of which case an error is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(label)
+        raise
 
 
 def random_case(seed, num_images=6, num_classes=2, max_targets=5, max_detections=9):

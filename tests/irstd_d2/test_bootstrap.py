@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from plain_metrics import labelled
 
 from irstd_d2.evaluation.average_precision import PAPER, average_precision, precision_recall, voc_verdicts
 from irstd_d2.evaluation.bootstrap import (
@@ -139,9 +140,14 @@ def evaluated(detections, targets, pixels):
     return found
 
 
-@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("ties", [True, False])
-def test_every_metric_is_the_evaluators_on_repeated_images(seed, ties):
+def test_every_metric_is_the_evaluators_on_repeated_images(ties):
+    for seed in range(20):
+        with labelled(f"seed {seed}"):
+            check_every_metric_on_repeated_images(seed, ties)
+
+
+def check_every_metric_on_repeated_images(seed, ties):
     images = random_tables(seed)
     if not ties:
         rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_metrics import plain_centre, plain_curve_ap, plain_pd_fa, plain_voc, random_case
+from plain_metrics import labelled, plain_centre, plain_curve_ap, plain_pd_fa, plain_voc, random_case
 
 from irstd_d2.evaluation.average_precision import (
     EXACT,
@@ -32,8 +32,13 @@ from irstd_d2.evaluation.matching import (
 from irstd_d2.evaluation.table_evaluation import CentreDistanceEvaluator
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_voc_equals_a_plain_version(seed):
+def test_voc_equals_a_plain_version():
+    for seed in range(200):
+        with labelled(f"seed {seed}"):
+            check_voc_equals_a_plain_version(seed)
+
+
+def check_voc_equals_a_plain_version(seed):
     targets, detections = random_case(seed)
     threshold = (0.25, 0.5, 0.75)[seed % 3]
     legacy = bool(seed % 2)
@@ -149,8 +154,13 @@ def test_greedy_matching_equals_the_sequential_rule(seed, num_detections, num_ta
     assert match_greedy(d, t, quality[d, t], num_detections, num_targets).tolist() == expected
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_pd_fa_equals_a_plain_version_at_every_threshold(seed):
+def test_pd_fa_equals_a_plain_version_at_every_threshold():
+    for seed in range(200):
+        with labelled(f"seed {seed}"):
+            check_pd_fa_equals_a_plain_version_at_every_threshold(seed)
+
+
+def check_pd_fa_equals_a_plain_version_at_every_threshold(seed):
     targets, detections = random_case(seed)
     pixels = [100 * (i + 1) for i in range(6)]
     curve = operating_curve(detections, targets, pixels)
@@ -193,8 +203,13 @@ def test_operating_curve_without_detections():
     assert curve.pd_at_fa([0, 1]).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_cocos_rule_gives_cocos_numbers(seed):
+def test_cocos_rule_gives_cocos_numbers():
+    for seed in range(200):
+        with labelled(f"seed {seed}"):
+            check_cocos_rule_gives_cocos_numbers(seed)
+
+
+def check_cocos_rule_gives_cocos_numbers(seed):
     targets, detections = random_case(seed, max_detections=(9, 40)[seed % 2])
     limit = (100, 3)[seed // 2 % 2]
     metric = resampled_metrics(max_detections=limit)["bbox/AP"]
@@ -203,8 +218,13 @@ def test_cocos_rule_gives_cocos_numbers(seed):
     assert 100 * found[0] == pytest.approx(expected["AP"], abs=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_average_precision_by_centre_distance_equals_a_plain_version(seed):
+def test_average_precision_by_centre_distance_equals_a_plain_version():
+    for seed in range(200):
+        with labelled(f"seed {seed}"):
+            check_average_precision_by_centre_distance_equals_a_plain_version(seed)
+
+
+def check_average_precision_by_centre_distance_equals_a_plain_version(seed):
     targets, detections = random_case(seed)
     evaluator = CentreDistanceEvaluator(GroundTruth.from_dicts([], ("a", "b")), distances=(1, 2, 3, 5))
     found = evaluator.compute(detections, targets, np.ones(6, int))
