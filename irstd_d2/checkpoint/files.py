@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
@@ -15,12 +16,38 @@ from ..files import write_atomically
 from .safe import SUFFIX, read_safetensors
 
 
-def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
+class _Inert:
+    """Stands for an object of another program: takes whatever it is made from and does nothing with it."""
+
+    def __new__(cls, *_args: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object):
+        """Nothing is kept."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is kept."""
+
+
+# What mmengine writes beside the weights: curves of its message hub, with numpy arrays and the names of their methods.
+# Each name gives an inert object; none of the functions is called.
+_STAND_INS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
+
+def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = False) -> Any:
     """Read what ``torch.save`` or :func:`write_safetensors` wrote: tensors and plain data; nothing in it is run.
 
     Args:
         path: the file.
         mmap: leave the tensors on the disk until they are used.
+        stand_ins: read the objects that mmengine writes beside the weights as inert ones; any other is still refused.
 
     Raises:
         DatasetError: for a file that is missing, damaged, or holds objects other than plain data and tensors.
@@ -28,12 +55,13 @@ def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
     if fspath(path).endswith(SUFFIX):
         return read_safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS] if stand_ins else []):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise DatasetError(
             path,
             "file",
-            f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_reason(error)})",
+            f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_refused(error)})",
             "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
             "with torch.save",
         ) from error
@@ -41,6 +69,12 @@ def load_plain(path: str | PathLike, *, mmap: bool = False) -> Any:
         raise DatasetError(
             path, "file", f"cannot be read ({_reason(error)})", "check the path, or fetch or train it again"
         ) from error
+
+
+def _refused(error: Exception) -> str:
+    """The name of the object at which reading stopped."""
+    named = re.search(r"GLOBAL `?([\w.]+)", str(error))
+    return named[1] if named else _reason(error)
 
 
 def _reason(error: Exception) -> str:
@@ -53,7 +87,7 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     Raises:
         DatasetError: for a file that :func:`load_plain` refuses, or that holds no tensors.
     """
-    content = load_plain(path)
+    content = load_plain(path, stand_ins=True)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

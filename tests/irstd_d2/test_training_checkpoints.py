@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from toy_training import assert_same_tensors, train
 
-from irstd_d2.engine import IRSTDCheckpointer
+from irstd_d2 import get_config
+from irstd_d2.engine import IRSTDCheckpointer, load_weights
+from irstd_d2.engine.checkpoint import refuse_frozen_random
 from irstd_d2.engine.hooks import PeriodicCheckpointer
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.files import write_atomically
@@ -81,7 +83,7 @@ class Evil:
 def test_a_checkpoint_cannot_run_code(tmp_path):
     model = nn.Linear(1, 1)
     torch.save({"model": model.state_dict(), "extra": Evil(tmp_path / "trace")}, tmp_path / "evil.pth")
-    with pytest.raises(DatasetError, match=r"(?i)weights.only"):
+    with pytest.raises(DatasetError, match=r"plain tensors \((posix|nt)\.mkdir\)"):
         IRSTDCheckpointer(model, str(tmp_path)).load(str(tmp_path / "evil.pth"))
     (tmp_path / "model.pkl").write_bytes(b"")
     with pytest.raises(ConfigError, match="pickle files can run code"):
@@ -162,3 +164,56 @@ def test_a_checkpoint_beyond_the_space_left_loses_nothing(tmp_path):
     assert f"error: {tmp_path}/model_0000009.pth could not be written" in result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000004.pth"]
     assert IRSTDCheckpointer(nn.Linear(10, 10), str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 4
+
+
+CASES = [
+    ({"c.weight": None}, r"fills 3 of 4 tensors of the model: 1 missing \(c\.weight\)"),
+    ({"a.weight": torch.zeros(2, 2)}, r"1 of another shape \(a\.weight \(2, 2\) in the file, \(1, 1\) in the model\)"),
+    ({"roi_heads.weight": torch.zeros(1)}, r"fills 4 of 4 .* 1 unknown to the model \(roi_heads\.weight\)"),
+]
+
+
+def two_layers():
+    return nn.ModuleDict({"a": nn.Linear(1, 1), "c": nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES)
+def test_weights_must_fill_the_model(tmp_path, changes, message):
+    state = {k: v for k, v in (two_layers().state_dict() | changes).items() if v is not None}
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=message):
+        IRSTDCheckpointer(two_layers()).load(str(tmp_path / "weights.pth"))
+    IRSTDCheckpointer(two_layers(), match="partial").load(str(tmp_path / "weights.pth"))
+
+
+def test_weights_of_which_nothing_fits_are_refused_even_in_part(tmp_path):
+    torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match="fills 0 of 4"):
+        IRSTDCheckpointer(two_layers(), match="partial").load(str(tmp_path / "weights.pth"))
+
+
+def test_no_weights_are_refused_where_they_are_used():
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is empty, so the detector would be random"):
+        load_weights(two_layers(), get_config())
+    assert load_weights(two_layers(), get_config(opts=["MODEL.WEIGHTS_MATCH", "none"])) is None
+    with pytest.raises(ConfigError, match="known are 'complete', 'partial' and 'none'"):
+        load_weights(two_layers(), get_config(opts=["MODEL.WEIGHTS_MATCH", "all"]))
+
+
+@pytest.mark.parametrize("freeze", ["parameter", "norm"])
+def test_frozen_parts_are_not_trained_from_random_weights(freeze):
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+            self.backbone[0].requires_grad_(freeze != "parameter")
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.backbone[1].train(mode and freeze != "norm")
+            return self
+
+    with pytest.raises(ConfigError, match=r"freezes .*backbone\..*configs/bafe/\*_scratch\.yaml"):
+        refuse_frozen_random(Norms(), get_config())
+    refuse_frozen_random(Norms(), get_config(opts=["MODEL.WEIGHTS", "backbone.pth"]))
+    refuse_frozen_random(two_layers(), get_config())
