@@ -163,7 +163,7 @@ class NumericField:
         log: whether the range is divided by ratio and not by difference, for values of several magnitudes.
 
     Raises:
-        ConfigError: for a range that is none.
+        ConfigError: for an invalid range.
     """
 
     field_name: str

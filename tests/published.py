@@ -32,7 +32,7 @@ class Published:
         return torch.from_numpy(self._fill.image(seed, shape))
 
 
-def assert_close(actual, expected, tolerance=1e-4, what=""):
+def assert_close(actual, expected, tolerance=5e-5, what=""):
     """Compare with a tolerance relative to the largest expected magnitude."""
     actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
     assert actual.shape == expected.shape, f"{what}: {actual.shape} against {expected.shape}"
@@ -48,7 +48,7 @@ def summary(x: torch.Tensor) -> np.ndarray:
     return np.array([a.mean(), a.std(), a.sum(), np.abs(a).sum(), a.min(), a.max()])
 
 
-def assert_same_detections(boxes, scores, expected, box_tolerance=0.02, score_tolerance=1e-4):
+def assert_same_detections(boxes, scores, expected, box_tolerance=0.005, score_tolerance=1e-4):
     """Compare detections with (D, 5) expected rows as sets: every row has a partner, one to one."""
     boxes, scores = np.asarray(boxes), np.asarray(scores)
     assert len(boxes) == len(expected)

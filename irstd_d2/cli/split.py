@@ -1,4 +1,4 @@
-"""Split a data set by lot: the same shares of every platform and band, and no sequence in two splits.
+"""Split a data set at random: the same shares of every platform and band, and no sequence in two splits.
 
     irstd split mine --ratio train=0.7 val=0.2 test=0.1
     irstd split mine --ratio train=8 val=2 --group-pattern '^(.+)_\\d+$'

@@ -1,4 +1,4 @@
-"""Splits by lot that keep the shares of platforms and bands, and keep sequences together."""
+"""Random splits that keep the shares of platforms and bands, and keep sequences together."""
 
 from __future__ import annotations
 

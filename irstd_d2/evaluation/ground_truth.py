@@ -30,7 +30,7 @@ class GroundTruth:
         metadata: per image the dict ``{"platform": ..., "band": ..., "width": ..., "height": ...}``.
         class_names: names of the classes.
         files: per image, where its pixels are.
-        category_index: the data set's own category ids, which saved predictions bear -> class indices.
+        category_index: the data set's own category ids, which saved predictions have -> class indices.
     """
 
     image_ids: tuple[Any, ...]

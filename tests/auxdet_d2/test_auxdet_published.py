@@ -144,7 +144,7 @@ def test_box_head_on_the_published_proposals(model, published, metadata, images,
     for i, (found, meta) in enumerate(zip(detections, published.manifest["meta"])):
         assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det_raw{i}"])
         final = detector_postprocess(found, meta["height"], meta["width"])
-        assert_same_detections(final.pred_boxes.tensor, final.scores, arrays[f"det{i}"], box_tolerance=0.08)
+        assert_same_detections(final.pred_boxes.tensor, final.scores, arrays[f"det{i}"])
         compared += len(found)
     assert compared == 89 + 100 + 85 + 100
 

@@ -9,6 +9,7 @@ from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from torch.nn import functional as F
 
 from auxdet_d2.modeling import CascadeRPN
@@ -93,7 +94,7 @@ def test_offsets_of_known_anchors():
     assert moved[0, :, 0, 0].tolist() == [2.0, 1.0] * 9
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@for_every("value", [math.nan, math.inf, -math.inf])
 def test_offsets_are_numbers_whatever_the_boxes(value):
     boxes = grid_anchors((2, 2), 4, 8.0, CPU)[None].clone()
     boxes[0, 0, 2] = value
@@ -120,7 +121,7 @@ def test_offset_convolution_reads_where_the_anchor_is():
     assert y[0, 0].count_nonzero() == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_every("dtype", [torch.bfloat16, torch.float16])
 def test_offset_convolution_keeps_the_offsets_precise(dtype):
     # 200.3 has no neighbour closer than 0.5 in bfloat16; the tap would read half a cell away.
     conv = AdaptiveConv(CHANNELS, "offset")
@@ -140,7 +141,7 @@ def test_dilation():
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=3, dilation=3))
 
 
-@pytest.mark.parametrize("adaptation", ["dilation", "offset"])
+@for_every("adaptation", ["dilation", "offset"])
 def test_a_stage_compiles_without_a_break(adaptation):
     stage = CascadeRPNStage(CHANNELS, adaptation=adaptation, dilation=3, with_logits=True)
     offsets = torch.rand(1, 18, 5, 6) if adaptation == "offset" else None
@@ -240,7 +241,7 @@ def test_anchors_in_the_padding_take_no_part():
     assert model._valid_anchors(images, SIZES, CPU).all()
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("adaptation", "assigners"),
     [
         (["dilation"], [OverlapAssigner]),
@@ -294,7 +295,7 @@ def test_images_without_targets_pull_no_box():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_every("dtype", [torch.bfloat16, torch.float16])
 def test_trains_under_autocast(dtype):
     model = build().train()
     images, features = inputs()
@@ -308,7 +309,7 @@ def test_trains_under_autocast(dtype):
     sum(losses.values()).backward()
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"ADAPTATION": ["dilation"]}, "one per stage"),

@@ -1,7 +1,7 @@
 """Deformable convolution by rows against torchvision's operator."""
 
-import pytest
 import torch
+from loops import for_every
 from torchvision.ops import deform_conv2d
 
 from auxdet_d2.modeling import deformable
@@ -16,9 +16,9 @@ def inputs(num_images=2, c_in=5, c_out=7, kernel=3, size=(6, 9), spread=3.0, dty
     return x, offsets, weight
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("spread", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize("size", [(1, 1), (6, 9)])
+@for_every("kernel", [1, 3, 5])
+@for_every("spread", [0.0, 1.0, 10.0])
+@for_every("size", [(1, 1), (6, 9)])
 def test_equals_torchvision_in_values_and_gradients(kernel, spread, size):
     x, offsets, weight = inputs(kernel=kernel, spread=spread, size=size)
     ours = deformable_conv2d_by_rows(x, offsets, weight)
@@ -52,7 +52,7 @@ def test_half_a_cell_outside_counts_by_half():
     assert result.item() == 1.0
 
 
-@pytest.mark.parametrize("wild", [1e9, -1e9, 1e30, -1e30])
+@for_every("wild", [1e9, -1e9, 1e30, -1e30])
 def test_wild_offsets_give_zero(wild):
     rows, weights = bilinear_corners(torch.full((1, 18, 4, 4), wild), 3)
     assert rows.min() >= 0

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import for_every
 
 from auxdet_d2.modeling.dynamic_mlp import DynamicLayer, DynamicMLP, build_dynamic_layer, per_sample_linear
 from irstd_d2.errors import ConfigError
@@ -20,9 +21,9 @@ def test_variant_a_against_a_loop():
         torch.testing.assert_close(row, expected)
 
 
-@pytest.mark.parametrize("variant", ["A", "B", "C"])
-@pytest.mark.parametrize("num_layers", [1, 2, 4])
-@pytest.mark.parametrize("out_features", [None, 11])
+@for_every("variant", ["A", "B", "C"])
+@for_every("num_layers", [1, 2, 4])
+@for_every("out_features", [None, 11])
 def test_shapes_and_gradients(variant, num_layers, out_features):
     mlp = DynamicMLP(12, 5, out_features, hidden=3, num_layers=num_layers, variant=variant)
     x, aux = torch.randn(4, 12, requires_grad=True), torch.randn(4, 5, requires_grad=True)
@@ -35,7 +36,7 @@ def test_shapes_and_gradients(variant, num_layers, out_features):
     assert aux.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("variant", ["A", "B", "C"])
+@for_every("variant", ["A", "B", "C"])
 def test_images_do_not_mix(variant):
     mlp, x, aux = DynamicMLP(12, 5, 8, hidden=3, variant=variant), torch.randn(4, 12), torch.randn(4, 5)
     alone = torch.cat([mlp(x[i : i + 1], aux[i : i + 1]) for i in range(4)])

@@ -1,7 +1,7 @@
 """The gradients that M2DM writes itself, against autograd's of the plain expressions, and LEEM and M2DM compiled."""
 
-import pytest
 import torch
+from loops import for_every
 from torch import nn
 
 from auxdet_d2.modeling.leem import LEEM
@@ -49,8 +49,8 @@ class Sharpened(nn.Module):
         return x + self.leem(x) * aux.mean(dim=1).sigmoid()[:, None, None, None]
 
 
-@pytest.mark.parametrize("build", [Sharpened, lambda: M2DM(8, 6), lambda: M2DM(8, 6, mode="spatial_channel")])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@for_every("build", [Sharpened, lambda: M2DM(8, 6), lambda: M2DM(8, 6, mode="spatial_channel")])
+@for_every("backend", ["eager", "aot_eager"])
 def test_compiles_as_one_graph_with_the_same_gradients(build, backend):
     module, x, aux = build().train(), torch.randn(2, 8, 6, 5, requires_grad=True), torch.randn(2, 6)
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]

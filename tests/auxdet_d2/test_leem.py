@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from loops import for_every
 
 from auxdet_d2.modeling.leem import LEEM, ResidualGate, normalize_instance, normalize_std
 from irstd_d2.errors import ConfigError
@@ -14,8 +15,8 @@ def test_normalisations_written_out():
     torch.testing.assert_close(normalize_instance(x), F.instance_norm(x))
 
 
-@pytest.mark.parametrize("normalize", [normalize_std, normalize_instance])
-@pytest.mark.parametrize("size", [(1, 1), (3, 3)])
+@for_every("normalize", [normalize_std, normalize_instance])
+@for_every("size", [(1, 1), (3, 3)])
 def test_flat_maps_and_single_cells_give_zero(normalize, size):
     x = torch.full((2, 3, *size), 7.0, requires_grad=True)
     y = normalize(x)
@@ -36,7 +37,7 @@ def test_edges_of_a_point():
     torch.testing.assert_close(lines.horizontal(lines.vertical(x))[0, 0], expected)
 
 
-@pytest.mark.parametrize("kernel", ["1d", "3x3"])
+@for_every("kernel", ["1d", "3x3"])
 def test_identity_prior_is_the_depthwise_one(kernel):
     x = torch.randn(2, 4, 6, 5)
     dense, depthwise = LEEM(4, kernel=kernel, init="laplacian_identity"), LEEM(4, kernel=kernel, connection="depthwise")
@@ -54,7 +55,7 @@ def test_xavier_has_the_spread_of_the_released_weights():
     assert LEEM(256, init="xavier").vertical.weight.std().item() == pytest.approx(0.0361, rel=0.01)
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "count"),
     [
         ({}, 2 * 3 * 64 * 64 + 2),
@@ -72,7 +73,7 @@ def test_parameters_and_gradients(options, count):
     assert all(p.grad is not None for p in leem.parameters())
 
 
-@pytest.mark.parametrize("norm", ["std", "instance"])
+@for_every("norm", ["std", "instance"])
 def test_the_inner_gate_is_cancelled_by_the_norm(norm):
     leem, x = LEEM(4, norm=norm), torch.randn(2, 4, 6, 5)
     before = leem(x)
@@ -95,7 +96,7 @@ def test_residual_gate():
     assert gate.hidden.out_features == 3
 
 
-@pytest.mark.parametrize("key", ["kernel", "connection", "init", "norm"])
+@for_every("key", ["kernel", "connection", "init", "norm"])
 def test_unknown_options(key):
     with pytest.raises(ConfigError, match=f"LEEM.{key.upper()} is 'other'"):
         LEEM(4, **{key: "other"})

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from loops import for_every
 
 from auxdet_d2.modeling.m2dm import (
     M2DM,
@@ -48,7 +49,7 @@ def slow_edges(maps, kernels):
     return result
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4, 5), (1, 6)])
+@for_every("size", [(1, 1), (4, 5), (1, 6)])
 def test_kernels_against_a_loop(size):
     maps, kernels = torch.randn(3, 2, *size), torch.randn(3, 2, 3, 3)
     torch.testing.assert_close(apply_edge_kernels(maps, kernels), slow_edges(maps, kernels), rtol=1e-5, atol=1e-5)
@@ -73,7 +74,7 @@ def test_pooling():
     assert pool_channels(x).flatten().tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@for_every("mode", MODES)
 def test_modes_are_what_they_say(mode):
     m2dm, x, aux = M2DM(6, 5, mode=mode, hidden=3, detach_kernels=False), torch.randn(2, 6, 4, 5), torch.randn(2, 5)
     modulation = m2dm.predict_modulation(x, aux)
@@ -100,7 +101,7 @@ def test_channel_gain():
     assert channel_gain(torch.tensor([[0.0, 1.0]])).flatten().tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("detach", [True, False])
+@for_every("detach", [True, False])
 def test_only_differentiable_kernels_train_the_taps(detach):
     m2dm, x = M2DM(6, 5, hidden=3, detach_kernels=detach), torch.randn(2, 6, 4, 5)
     m2dm(x, torch.randn(2, 5)).square().sum().backward()
@@ -110,7 +111,7 @@ def test_only_differentiable_kernels_train_the_taps(detach):
     assert (grad[6:].abs().sum() == 0) == detach
 
 
-@pytest.mark.parametrize("tap_order", ["up_down_left_right", "up_left_right_down"])
+@for_every("tap_order", ["up_down_left_right", "up_left_right_down"])
 def test_tap_order_reaches_the_kernels(tap_order):
     m2dm, x, aux = M2DM(6, 5, tap_order=tap_order), torch.randn(2, 6, 4, 5), torch.randn(2, 5)
     modulation = m2dm.predict_modulation(x, aux)
@@ -118,7 +119,7 @@ def test_tap_order_reaches_the_kernels(tap_order):
     torch.testing.assert_close(m2dm(x, aux), x * (2 + modulation[:, :6, None, None] + gain))
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"mode": "serial"}, "MODE is 'serial'"),

@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from auxdet_d2.modeling import AuxDetROIHeads, CascadeRPN
 from auxdet_d2.modeling.anchor_targets import IGNORED, NEGATIVE, OverlapAssigner, RegionAssigner, assign_by_iou
@@ -146,7 +147,7 @@ def test_cascade_rpn_by_distance_trains_and_bears_images_without_targets():
         assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         (["MODEL.CASCADE_RPN.BOX_LOSS", "l1"], "BOX_LOSS is 'l1'; known are"),
@@ -176,7 +177,7 @@ BESIDE = [(12.0, 10, 14, 12), (30, 10, 32, 12)]
 BY_NWD = ["MODEL.ROI_HEADS.MATCH_BY", "nwd", "MODEL.NWD_SCALE", 8.0]
 
 
-@pytest.mark.parametrize(("opts", "expected"), [([], [1, 1]), (BY_NWD, [0, 1]), ([*BY_NWD[:3], 2.0], [1, 1])])
+@for_every(("opts", "expected"), [([], [1, 1]), (BY_NWD, [0, 1]), ([*BY_NWD[:3], 2.0], [1, 1])])
 def test_a_proposal_beside_its_target_is_positive(opts, expected):
     heads = roi_heads(*opts, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False)
     with EventStorage() as storage:

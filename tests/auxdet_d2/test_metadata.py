@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from auxdet_d2.metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, Vocabulary, collate_metadata
 from irstd_d2 import get_config
@@ -72,7 +73,7 @@ def test_sizes_survive(width, height):
     torch.testing.assert_close(size, torch.tensor([expected], dtype=torch.float32))
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("entry", "field"),
     [
         ({"platform": 3}, "platform"),
@@ -117,13 +118,13 @@ def test_larger_vocabularies_from_the_config():
     assert len(vocabulary.platforms) == 3
 
 
-@pytest.mark.parametrize("names", [(), ("Air", "AIR"), ("Air", "-")])
+@for_every("names", [(), ("Air", "AIR"), ("Air", "-")])
 def test_vocabularies_that_cannot_work(names):
     with pytest.raises(ConfigError, match="platform vocabulary"):
         Vocabulary("platform", names)
 
 
-@pytest.mark.parametrize("alias", ["airborne", "=Air", "airborne="])
+@for_every("alias", ["airborne", "=Air", "airborne="])
 def test_a_malformed_alias_is_refused(alias):
     cfg = get_config()
     cfg.MODEL.METADATA.ALIASES = (alias,)
@@ -177,13 +178,13 @@ def test_numbers_outside_count_as_the_nearer_end_and_are_reported_once(caplog):
     ]
 
 
-@pytest.mark.parametrize(("name", "value"), [("view_angle", "steep"), ("gsd", float("inf")), ("season", 3)])
+@for_every(("name", "value"), [("view_angle", "steep"), ("gsd", float("inf")), ("season", 3)])
 def test_a_further_value_of_the_wrong_kind_names_file_and_field(name, value):
     with pytest.raises(ValueError, match=rf"^b\.png: metadata {name} is .*give a"):
         collate_metadata([None, {name: value}], MORE, files=["a.png", "b.png"])
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("numeric", "categorical", "message"),
     [
         (["view_angle"], [], "EXTRA_NUMERIC has 'view_angle'"),

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from torch import nn
 
 from auxdet_d2.metadata import MetadataBatch
@@ -70,7 +71,7 @@ def test_larger_batches_are_those_of_batch_norm():
     torch.testing.assert_close(norm.eval()(x), reference.eval()(x))
 
 
-@pytest.mark.parametrize("uses", [1, 2, 3])
+@for_every("uses", [1, 2, 3])
 def test_the_momentum_stands_for_several_updates(uses):
     norm, reference, x = MetadataBatchNorm(4, uses), nn.BatchNorm1d(4), torch.randn(5, 4)
     norm(x)
@@ -87,8 +88,8 @@ def test_residual_mlp_drops_between_its_layers_only():
     torch.testing.assert_close(mlp(x), x + F.relu(mlp.fc2(F.relu(mlp.fc1(x)))))
 
 
-@pytest.mark.parametrize("fields", [("platform",), ("size", "band"), ("platform", "band", "size"), ()])
-@pytest.mark.parametrize("visual", [0, 5])
+@for_every("fields", [("platform",), ("size", "band"), ("platform", "band", "size"), ()])
+@for_every("visual", [0, 5])
 def test_each_field_decides_alone(fields, visual):
     if not fields and not visual:
         with pytest.raises(ConfigError, match="neither FIELDS nor VISUAL"):
@@ -116,8 +117,8 @@ def test_stages_share_the_embedding_but_not_the_dropout():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("norm", ["BN", "LN"])
-@pytest.mark.parametrize("unknown", ["zero", "learned"])
+@for_every("norm", ["BN", "LN"])
+@for_every("unknown", ["zero", "learned"])
 def test_a_batch_of_one_unknown_image_trains(norm, unknown):
     encoder = AuxiliaryEncoder(norm=norm, unknown=unknown, visual_channels=7, dropout=0.0)
     hints = [torch.randn(1, 7) for _ in range(2)]
@@ -143,7 +144,7 @@ def test_larger_vocabularies():
     assert not torch.equal(*encoder(metadata((4, 6, (9, 9)), (3, 5, (9, 9))))[0])
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"fields": ["platform", "azimuth"]}, "FIELDS has"),
@@ -156,7 +157,7 @@ def test_unknown_options(options, message):
         AuxiliaryEncoder(**options)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (33, 47)])
+@for_every("size", [(64, 96), (33, 47)])
 def test_detail_compensation_is_the_pooled_difference(size):
     shallow = torch.randn(2, 8, *size)
     deepest = torch.randn(2, 6, -(-size[0] // 8), -(-size[1] // 8))
@@ -173,7 +174,7 @@ def test_numbers_turn_by_half_a_circle():
     assert encode_numbers(torch.tensor([0.3, math.nan]), "learned")[:, 2].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("unknown", ["zero", "learned"])
+@for_every("unknown", ["zero", "learned"])
 def test_further_fields_have_embeddings_of_their_own(unknown):
     encoder = AuxiliaryEncoder(visual_channels=0, extra={"angle": 0, "season": 2}, unknown=unknown).eval()
     flag = int(unknown == "learned")

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from loops import for_every
 
 from bafe_d2.modeling import BAFEHead, BAFENet, sky_loss, stack_sky_masks
 from bafe_d2.modeling.background import add_sky
@@ -81,7 +82,7 @@ def test_predictions_are_shown_in_the_original_size():
     assert not second.argmax(0).any()
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_samples_without_a_mask_add_nothing(repo_root, name):
     model = make_model(repo_root, name)
     assert losses_of(model, [sample(sky=False)])["loss_sky"] == 0
@@ -90,7 +91,7 @@ def test_samples_without_a_mask_add_nothing(repo_root, name):
     assert 0 < half < with_mask
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_batches_of_one_without_targets_train(repo_root, name):
     losses = losses_of(make_model(repo_root, name), [sample(boxes=())])
     total = sum(losses.values())
@@ -98,7 +99,7 @@ def test_batches_of_one_without_targets_train(repo_root, name):
     assert torch.isfinite(total)
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_the_weight_scales_the_sky_loss_alone(repo_root, name):
     plain, weighted = (
         losses_of(make_model(repo_root, name, "MODEL.BAFE.SKY_LOSS_WEIGHT", weight), [sample()])
@@ -111,8 +112,8 @@ def test_the_weight_scales_the_sky_loss_alone(repo_root, name):
         torch.testing.assert_close(weighted[key], plain[key])
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
-@pytest.mark.parametrize("selection", ["dynamic", "straight_through"])
+@for_every("name", [BAFE, RCNN])
+@for_every("selection", ["dynamic", "straight_through"])
 def test_mixed_precision_trains(repo_root, name, selection):
     model = make_model(repo_root, name, "MODEL.BAFE.EXCHANGE.SELECTION", selection)
     with torch.autocast("cpu", torch.bfloat16):
@@ -124,7 +125,7 @@ def test_mixed_precision_trains(repo_root, name, selection):
     assert untrained == []
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_results_have_instances_and_sky_in_original_pixels(repo_root, name):
     model = make_model(repo_root, name).eval()
     inputs = [sample(height=100, width=150), sample((48, 64), seed=1)]
@@ -136,7 +137,7 @@ def test_results_have_instances_and_sky_in_original_pixels(repo_root, name):
         torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(result["sem_seg"].shape[1:]))
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_segmentation_learns_to_tell_the_halves(repo_root, name):
     model = make_model(repo_root, name)
     one = sample((64, 64))
@@ -151,7 +152,7 @@ def test_segmentation_learns_to_tell_the_halves(repo_root, name):
     assert (logits == one["sem_seg"]).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("name", [BAFE, RCNN])
+@for_every("name", [BAFE, RCNN])
 def test_sky_supervision_reaches_detection_only_through_the_exchange(repo_root, name):
     for enabled in (True, False):
         model = make_model(repo_root, name, "MODEL.BAFE.EXCHANGE.ENABLED", enabled)

@@ -185,7 +185,7 @@ def test_features_outputs_and_detections(model, published, oracle_dir):
     samples = [{"height": m["ori_shape"][0], "width": m["ori_shape"][1]} for m in meta]
     for i, result in enumerate(model.postprocess(detections, predictions, images, samples)):
         found = result["instances"]
-        assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"], box_tolerance=0.05)
+        assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"])
         assert result["sem_seg"].shape == (2, *meta[i]["ori_shape"])
         torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(meta[i]["ori_shape"]))
 

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from bafe_d2.data import BAGCopyPaste, PasteRule, TargetLibrary
 from bafe_d2.data.bag_cp import PasteTransform
@@ -120,8 +121,8 @@ def cluster_sizes(new, rule):
     return counts
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("channels", [0, 3])
+@for_every("dtype", [np.uint8, np.uint16, np.float32])
+@for_every("channels", [0, 3])
 def test_rules_hold_on_synthetic_skies(library, dtype, channels):
     rule, counts, images = PasteRule(), [], 0
     for seed in range(40):
@@ -291,7 +292,7 @@ def test_plain_detectron2_input(library):
     assert len(aug_input.boxes) > 8
 
 
-@pytest.mark.parametrize("values", [{"gaps": (2, 1)}, {"sigma": (-1, 1)}, {"area_edge": 4}])
+@for_every("values", [{"gaps": (2, 1)}, {"sigma": (-1, 1)}, {"area_edge": 4}])
 def test_impossible_rules_are_refused(values):
     with pytest.raises(ConfigError, match=r"INPUT\.BAG_CP"):
         PasteRule(**values)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from bafe_d2.modeling import FeatureExchange
 from bafe_d2.modeling.bafe_head import CrossTask
@@ -60,9 +61,9 @@ def exchange_slowly(module, first, second):
     return first, second
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("adapter_width", [0, 3])
+@for_every("mechanism", MECHANISMS)
+@for_every("selection", SELECTIONS)
+@for_every("adapter_width", [0, 3])
 def test_it_equals_the_slow_version(mechanism, selection, adapter_width):
     module = FeatureExchange(8, fraction=0.375, mechanism=mechanism, selection=selection, adapter_width=adapter_width)
     with torch.no_grad():
@@ -89,7 +90,7 @@ def test_any_size_equals_the_slow_version(channels, size, num_images, fraction, 
             torch.testing.assert_close(result, wanted)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@for_every("mechanism", MECHANISMS)
 def test_without_an_adapter_nothing_is_made_or_lost(mechanism):
     """Each value of both inputs is in one of the outputs, once."""
     first, second = features()
@@ -169,7 +170,7 @@ def test_the_mask_of_dynamic_selection_is_frozen_and_that_of_straight_through_le
     assert all(p.grad.abs().sum() > 0 for p in dynamic.adapter.parameters())
 
 
-@pytest.mark.parametrize("mechanism", ["channel", "spatial"])
+@for_every("mechanism", ["channel", "spatial"])
 def test_the_straight_through_gradient_is_that_of_a_soft_exchange(mechanism):
     """d loss / d importance = sum of (received - own) * d loss / d output over the exchanged slice."""
     module = FeatureExchange(8, selection="straight_through", mechanism=mechanism, adapter_width=0)
@@ -210,8 +211,8 @@ def test_straight_through_learns_to_exchange_what_helps():
     assert losses[-1] < losses[0] - 1
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@for_every("selection", SELECTIONS)
+@for_every("mechanism", MECHANISMS)
 def test_autocast_keeps_types_and_trains(selection, mechanism):
     module = CrossTask(16, selection=selection, mechanism=mechanism, adapter_width=4)
     first, second = (x.bfloat16() for x in features(2, 16))
@@ -238,9 +239,9 @@ def test_channels_are_ranked_in_float32_under_autocast():
     assert min(same) >= 29
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("mechanism", ["channel", "spatial+channel"])
+@for_every("training", [True, False])
+@for_every("selection", SELECTIONS)
+@for_every("mechanism", ["channel", "spatial+channel"])
 def test_it_compiles_without_a_break(selection, mechanism, training):
     torch._dynamo.reset()
     module = CrossTask(8, selection=selection, mechanism=mechanism, adapter_width=4).train(training)
@@ -253,7 +254,7 @@ def test_it_compiles_without_a_break(selection, mechanism, training):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("arguments", "message"),
     [
         ({"fraction": 0.0}, r"fraction is 0.0; use a value in \(0, 1\]"),

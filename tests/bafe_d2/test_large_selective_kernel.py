@@ -2,8 +2,8 @@
 
 import math
 
-import pytest
 import torch
+from loops import for_every
 
 from bafe_d2.modeling import LargeSelectiveKernel
 from bafe_d2.modeling.large_selective_kernel import DilatedDepthwiseConv
@@ -93,8 +93,8 @@ def test_it_compiles_without_a_break_and_takes_any_batch():
         torch.testing.assert_close(compiled(x), block(x))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3), (8, 7), (20, 31)])
-@pytest.mark.parametrize(("kernel", "dilation"), [(7, 3), (3, 2), (5, 1)])
+@for_every("size", [(1, 1), (2, 5), (3, 3), (8, 7), (20, 31)])
+@for_every(("kernel", "dilation"), [(7, 3), (3, 2), (5, 1)])
 def test_sub_grids_are_the_dilated_convolution(size, kernel, dilation):
     conv = DilatedDepthwiseConv(6, kernel, dilation).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from loops import for_every
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from irstd_d2.errors import ConfigError
@@ -14,7 +15,7 @@ from irstd_d2.modeling.fcos_targets import Targets, distances_to_boxes, fcos_los
 TARGET, WIDER = torch.tensor([[2.0, 2, 2, 2]]), torch.tensor([[4.0, 2, 4, 2]])
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "expected"),
     [
         ({}, math.log(2)),
@@ -29,7 +30,7 @@ def test_values_by_hand(options, expected):
     assert BoxLoss(**options)(WIDER, TARGET).tolist() == pytest.approx([expected], rel=1e-5)
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("kind", "function"),
     [("giou", generalized_box_iou_loss), ("diou", distance_box_iou_loss), ("ciou", complete_box_iou_loss)],
 )
@@ -40,8 +41,8 @@ def test_losses_of_torchvision(kind, function):
     torch.testing.assert_close(BoxLoss(kind)(predicted, target), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("kind", BOX_LOSSES)
+@for_every("share", [0.0, 0.3, 1.0])
+@for_every("kind", BOX_LOSSES)
 def test_equal_boxes_cost_nothing_and_others_more(kind, share):
     loss = BoxLoss(kind, share, 5.0)
     same = torch.tensor([[3.0, 1, 0.5, 2]])
@@ -64,7 +65,7 @@ def test_a_target_of_one_pixel_beside_its_point_pulls_the_box():
         assert (predicted.grad[0, 2] < 0) == learns  # grow to the right
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"kind": "l2"}, "BBOX_REG_LOSS_TYPE is 'l2'; known are"),
@@ -77,8 +78,8 @@ def test_wrong_settings_are_named(options, message):
         BoxLoss(**options)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", BOX_LOSSES)
+@for_every("share", [0.0, 0.5, 1.0])
+@for_every("kind", BOX_LOSSES)
 def test_background_adds_nothing_and_keeps_gradients_finite(kind, share):
     distances = (torch.randn(2, 5, 4) + 1).exp().requires_grad_()
     labels = torch.ones(2, 5, dtype=torch.long)

@@ -10,6 +10,7 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import NoOpTransform
+from loops import for_every
 from PIL import Image
 
 from irstd_d2 import get_config
@@ -95,7 +96,7 @@ def test_flip_moves_all_together(sample):
     assert mapped["image"].is_contiguous()
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (72, 32), (12, 16)])
+@for_every(("height", "width"), [(48, 64), (72, 32), (12, 16)])
 def test_fixed_resize_scales_all_together(sample, height, width):
     mapped = mapper(Resize((height, width)))(sample)
     assert mapped["image"].shape == (3, height, width)
@@ -113,9 +114,9 @@ def test_shortest_edge(sample):
     assert mapped["instances"].image_size == (45, 60)
 
 
-@pytest.mark.parametrize("shape", [(24, 32, 3), (24, 32), (24, 32, 1), (24, 32, 5)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("target", [(48, 64), (12, 16), (37, 11), (24, 32)])
+@for_every("shape", [(24, 32, 3), (24, 32), (24, 32, 1), (24, 32, 5)])
+@for_every("dtype", [np.float32, np.float64])
+@for_every("target", [(48, 64), (12, 16), (37, 11), (24, 32)])
 def test_resize_equals_detectron2(shape, dtype, target):
     image = (np.random.default_rng(0).random(shape) * 255).astype(dtype)
     ours = ResizeTransform(24, 32, *target, Image.BILINEAR).apply_image(image)
@@ -346,8 +347,8 @@ class SeesOneChannel(T.Augmentation):
         return NoOpTransform()
 
 
-@pytest.mark.parametrize("bits", [np.uint8, np.uint16])
-@pytest.mark.parametrize("is_train", [True, False])
+@for_every("bits", [np.uint8, np.uint16])
+@for_every("is_train", [True, False])
 def test_a_gray_image_gets_its_channels_last_and_nothing_else_changes(sample, bits, is_train):
     rng = np.random.default_rng(0)
     cv2.imwrite(sample["file_name"], rng.integers(0, np.iinfo(bits).max, (24, 32), dtype=bits, endpoint=True))

@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec, batched_nms
 from detectron2.modeling import Backbone, build_model
 from detectron2.structures import Boxes, ImageList, Instances
+from loops import for_every
 from torch import nn
 
 from irstd_d2 import get_config
@@ -169,7 +170,7 @@ def test_an_image_gives_the_same_in_every_batch():
     assert together[2]["instances"].pred_boxes.tensor.amax(0)[2:].tolist() <= [48, 32]
 
 
-@pytest.mark.parametrize("strides", [(4,), (2, 4), (4, 8, 16, 32, 64)])
+@for_every("strides", [(4,), (2, 4), (4, 8, 16, 32, 64)])
 def test_any_number_of_levels_and_strides(strides):
     ranges = [(2 * s, 4 * s) for s in strides]
     model = make_model(strides=strides, regress_ranges=[(-1, ranges[0][1]), *ranges[1:]]).train()
@@ -187,7 +188,7 @@ def test_batches_of_one_and_images_without_targets():
     assert all(torch.isfinite(v) for v in model([sample(boxes=BOXES)]).values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@for_every("dtype", [torch.bfloat16, torch.float16])
 def test_losses_and_decoding_are_float32_under_autocast(dtype):
     model = make_model().train()
     samples = [sample(boxes=BOXES)]

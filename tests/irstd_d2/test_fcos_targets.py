@@ -7,6 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from torchvision.ops import box_iou
 
 from irstd_d2.modeling import fcos_targets
@@ -57,7 +58,7 @@ def test_the_smallest_target_that_a_point_lies_strictly_inside_wins():
     assert targets.distances[0, 3].tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("edge", "fits"), [(7.875, False), (8.0, True), (16.0, True), (16.125, False)])
+@for_every(("edge", "fits"), [(7.875, False), (8.0, True), (16.0, True), (16.125, False)])
 def test_both_ends_of_a_range_are_inside(edge, fits):
     points = points_of([(1, 1)], [16], [(8, 16)])  # one point at (8, 8)
     boxes, classes = batch([(8 - edge, 8 - 1, 8 + 1, 8 + 1, 0)])

@@ -8,6 +8,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from irstd_d2.modeling.gaussian_distance import pairwise_nwd, wasserstein_similarities, wasserstein_similarity
 
@@ -26,7 +27,7 @@ def by_definition(first, second, scale):
     return math.exp(-math.sqrt(squared) / scale)
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("other", "distance"),
     [
         ((0, 0, 4, 4), 0),

@@ -10,6 +10,7 @@ import toy_training as toy
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
+from loops import for_every
 
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
@@ -112,7 +113,7 @@ def test_a_proposal_generator_that_stops_the_step_names_the_images_and_the_state
     assert again.start_iter == 4
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@for_every("dtype", ["bfloat16", "float16"])
 def test_training_in_reduced_precision_moves_and_stays_finite(toy_config, dtype):
     trainer = toy.train(toy_config(**{"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": dtype}))
     exact = toy.train(toy_config("exact"))

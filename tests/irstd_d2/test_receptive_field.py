@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -48,7 +49,7 @@ def gaussian(centre, size):
     return MultivariateNormal(torch.tensor(centre), torch.diag(torch.tensor(size) ** 2 / 4))
 
 
-@pytest.mark.parametrize(("centre", "size", "field"), [((3.0, 4), (5.0, 2), 14.0), ((0.0, 0), (6.0, 6), 6.0)])
+@for_every(("centre", "size", "field"), [((3.0, 4), (5.0, 2), 14.0), ((0.0, 0), (6.0, 6), 6.0)])
 def test_the_axes_add_up_to_the_distance_of_the_gaussians(centre, size, field):
     kl, squared = (
         sum(axis_distance(torch.tensor(d), torch.tensor(s), field, kind) for d, s in zip(centre, size))
@@ -78,7 +79,7 @@ def test_the_nearest_points_of_the_level_that_fits():
     assert ((targets.labels[0] != K).nonzero() >= 63).all()
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@for_every("distance", DISTANCES)
 def test_a_decayed_field_adds_a_point_of_another_level(distance):
     # A target of 14.7 x 14.7 fits the field of 14 better than that of 17, and 0.9 x 17 better than 0.9 x 14.
     points = points_of()
@@ -199,7 +200,7 @@ def test_a_map_with_fewer_points_than_wishes():
     assert targets.labels.tolist() == [[0, 0]]
 
 
-@pytest.mark.parametrize("boxes", [torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), torch.tensor([[[5.0, 5, 5, 9]]] * 2)])
+@for_every("boxes", [torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), torch.tensor([[[5.0, 5, 5, 9]]] * 2)])
 def test_images_without_targets_are_background(boxes):
     targets = ReceptiveFieldAssigner(FIELDS)(points_of(), boxes, torch.zeros(boxes.shape[:2], dtype=torch.long), K)
     assert (targets.labels == K).all()
@@ -250,7 +251,7 @@ def test_a_target_of_one_pixel_between_the_points_trains_its_box():
     assert (distances.grad[0].abs().amax(-1) > 0).tolist() == positive.tolist()
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("depth", "in_1x1", "expected"),
     [
         # Of the published implementation for ResNet-50; P6 is reached by one more 3x3 convolution.
@@ -287,7 +288,7 @@ def test_theoretical_fields_are_where_gradients_reach():
         assert reached.sum() == field
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"distance": "iou"}, "DISTANCE is 'iou'; known are"),
@@ -329,7 +330,7 @@ def test_strides_without_a_stage_need_widths(repo_root):
         theoretical_fields(build(repo_root).backbone, [4, 12])
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@for_every("dtype", [None, torch.bfloat16])
 def test_it_trains(repo_root, dtype):
     opts = ["MODEL.FCOS.ASSIGNMENT", "rfla", "MODEL.FCOS.NWD_LOSS_SHARE", 0.5, "MODEL.NWD_SCALE", 4.0]
     model = build(repo_root, *opts).train()

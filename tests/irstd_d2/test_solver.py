@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.solver import build_lr_scheduler
+from loops import for_every
 from torch import nn
 
 from irstd_d2 import get_config
@@ -73,7 +74,7 @@ def test_cosine_with_linear_warm_up():
     np.testing.assert_allclose(values[:10], start + (end - start) * np.arange(10) / 10, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["SGD", "ADAMW", "DADAPT_ADAM"])
+@for_every("name", ["SGD", "ADAMW", "DADAPT_ADAM"])
 def test_norms_and_biases_can_be_spared_from_weight_decay(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4))
     cfg = config(OPTIMIZER=name, BASE_LR=1.0, WEIGHT_DECAY=0.05, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=0.0)
@@ -116,7 +117,7 @@ def test_gradients_are_clipped():
     torch.testing.assert_close(before - model.weight.detach(), torch.tensor([[0.0, 0.6, 0.8]]))
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"OPTIMIZER": "DADAPT_ADAM", "BIAS_LR_FACTOR": 2.0}, "BIAS_LR_FACTOR"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import for_every
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.synthetic.domains import DomainSequence, ImagingDomain, domain_table, real_formats, small_size
@@ -23,7 +24,7 @@ def test_embedded_table_totals():
     assert counts == {("Space", "NIR"): 5787, ("Land", "LWIR"): 1599, ("Air", "LWIR"): 1444, ("Space", "SWIR"): 21}
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("size", "main_side", "expected"),
     [
         ((1024, 1024), 1024, (128, 128)),
@@ -38,7 +39,7 @@ def test_small_size(size, main_side, expected):
     assert small_size(*size, main_side) == expected
 
 
-@pytest.mark.parametrize("size", ["small", "real", (160, 128)])
+@for_every("size", ["small", "real", (160, 128)])
 def test_real_balance_keeps_the_real_shares(size):
     shares = Counter()
     for domain, probability in domain_table(size, "real"):
@@ -64,7 +65,7 @@ def test_pairs_restrict_the_table():
     assert sum(probability for _, probability in table) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
+@for_every(
     "arguments",
     [
         ("tiny", "real"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from loops import for_every
 
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.average_precision import EXACT, PAPER, VOCProtocol, precision_recall, voc_verdicts
@@ -156,7 +157,7 @@ def test_a_broken_predictions_file_is_named(truth, tmp_path, text):
         add_predictions_file(VOCDetectionEvaluator(truth), path)
 
 
-@pytest.mark.parametrize(("protocol", "legacy"), [(EXACT, False), (PAPER, True)])
+@for_every(("protocol", "legacy"), [(EXACT, False), (PAPER, True)])
 def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(oracle_dir, protocol, legacy):
     data = json.loads((oracle_dir / "voc_metric.json").read_text())
     records = [
@@ -185,8 +186,8 @@ def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(oracle_dir
             assert found[f"recall{suffix}"] == pytest.approx(100 * recall, abs=1e-4)
 
 
-@pytest.mark.parametrize(("mode", "threshold"), [("area", "0.5"), ("area", "0.75"), ("11points", "0.5")])
-@pytest.mark.parametrize("legacy", [False, True])
+@for_every(("mode", "threshold"), [("area", "0.5"), ("area", "0.75"), ("11points", "0.5")])
+@for_every("legacy", [False, True])
 def test_the_curve_is_that_of_the_papers_implementation_between_equal_scores(oracle_dir, mode, threshold, legacy):
     data = json.loads((oracle_dir / "voc_metric.json").read_text())
     images = data["images"]

@@ -9,6 +9,7 @@ from detectron2.modeling import RetinaNet
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -167,7 +168,7 @@ def plain_vote(views, threshold):
     return sorted(merged, key=lambda row: -row[0])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_every("seed", range(20))
 def test_votes_are_those_of_plain_loops(seed):
     rng = np.random.default_rng(seed)
     views = []
@@ -250,7 +251,7 @@ def two_samples():
     ]
 
 
-@pytest.mark.parametrize("config", DETECTORS)
+@for_every("config", DETECTORS)
 def test_one_plain_view_changes_nothing(repo_root, config):
     cfg, model = real_detector(repo_root, config)
     cfg.TEST.AUG.FLIP = False
@@ -269,7 +270,7 @@ def test_one_plain_view_changes_nothing(repo_root, config):
                     torch.testing.assert_close(result["sem_seg"], expected["sem_seg"])
 
 
-@pytest.mark.parametrize("config", ["bafe/tiny/bafe_tiny", "auxdet/tiny/auxdet_tiny"])
+@for_every("config", ["bafe/tiny/bafe_tiny", "auxdet/tiny/auxdet_tiny"])
 def test_the_mirror_image_gives_the_mirrored_result(repo_root, config):
     """Its views are the same in another order."""
     cfg, model = real_detector(repo_root, config)
@@ -307,7 +308,7 @@ def test_the_detectors_own_suppression_counts(repo_root):
     assert nms_threshold_of(cfg, SimpleNamespace(roi_heads=None)) == 0.3
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("options", "message"),
     [
         ({"scales": ()}, r"TEST\.AUG\.SCALES and TEST\.AUG\.MIN_SIZES are empty"),

@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loops import for_every
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.inference import TiledPredictor, tile_grid
@@ -74,8 +75,8 @@ def test_grid_covers_the_image_and_cores_divide_it(height, width, tile, data):
     assert all(a + tile - b >= overlap for a, b in pairwise(xs))
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.4])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@for_every("jitter", [0.0, 0.4])
+@for_every("dtype", [np.uint8, np.uint16])
 def test_targets_on_every_seam_are_found_once(dtype, jitter):
     height, width, tile, overlap = 220, 300, 96, 16
     tiles = tile_grid(height, width, tile, overlap)
@@ -164,7 +165,7 @@ class Boxes2:
         return outputs
 
 
-@pytest.mark.parametrize("at", [20.0, 46.0, 48.0, 50.0])
+@for_every("at", [20.0, 46.0, 48.0, 50.0])
 def test_only_doubles_of_other_tiles_are_dropped(at):
     """What one tile reports together stays together, as on the whole image: that is for the model's NMS to decide."""
     boxes = [[at - 3, 10, at + 3, 16], [at - 2.5, 10, at + 3.5, 16], [at - 3, 10, at + 3, 16]]
@@ -227,7 +228,7 @@ def test_best_detections_come_first_and_can_be_limited():
     assert found.image_size == (100, 100)
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("crop", "expected"),
     [
         (np.full((2, 3), 7, np.uint8), 7.0),

@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone import SimpleFeaturePyramid, SwinTransformer, ViT
+from loops import for_every
 from torchvision.ops import StochasticDepth
 
 from irstd_d2 import get_config
@@ -35,7 +36,7 @@ def drop_probabilities(backbone):
     return [module.p for module in backbone.modules() if isinstance(module, StochasticDepth)]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (50, 71), (1, 1)])
+@for_every("size", [(64, 96), (50, 71), (1, 1)])
 def test_swin_is_that_of_detectron2_under_other_names(size):
     ours = SwinBackbone(**SWIN).eval()
     theirs = SwinTransformer(**SWIN, drop_path_rate=0.0).eval()
@@ -65,7 +66,7 @@ def test_swin_stages_beyond_the_outputs_are_not_built():
         SwinBackbone(**SWIN, out_features=("p2",))
 
 
-@pytest.mark.parametrize(("freeze_at", "layers"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+@for_every(("freeze_at", "layers"), [(0, 0), (1, 0), (2, 1), (3, 2)])
 def test_swin_frozen_stages(freeze_at, layers):
     backbone = SwinBackbone(**SWIN, freeze_at=freeze_at, drop_path=0.7)
     trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
@@ -88,7 +89,7 @@ def test_defaults_are_swin_t():
     assert sum(sizes) == 28_288_354 - 769_000 + 192 + 384 + 768  # as published, without classifier, three norms more
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@for_every("size", [(64, 64), (48, 80)])
 def test_vit_is_that_of_detectron2(size):
     ours = ViTPyramid(ViT(**VIT, use_rel_pos=True), levels=("p2", "p3", "p4"), out_channels=16).eval()
     theirs = SimpleFeaturePyramid(ViT(**VIT, use_rel_pos=True), "last_feat", 16, (2.0, 1.0, 0.5)).eval()
@@ -118,7 +119,7 @@ def test_a_patch_wider_than_every_level_decides_the_padding():
     assert backbone.size_divisibility == 16
 
 
-@pytest.mark.parametrize(
+@for_every(
     ("opts", "message"),
     [
         (["MODEL.VIT.LEVELS", ["p2", "p6"]], r"LEVELS has \['p6'\]"),

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from loops import for_every
 
 from irstd_d2.visualization import (
     FALSE_COLOUR,
@@ -27,8 +28,8 @@ def has(picture, colour):
     return bool((picture == np.array(colour, np.uint8)).all(-1).any())
 
 
-@pytest.mark.parametrize("zoom", [1, 4])
-@pytest.mark.parametrize("gap", [1, 4])
+@for_every("zoom", [1, 4])
+@for_every("gap", [1, 4])
 def test_brackets_surround_a_target_without_touching_it(zoom, gap):
     canvas = np.zeros((40 * zoom, 40 * zoom, 3), np.uint8)
     box = np.array([18, 20, 21, 23])
@@ -90,7 +91,7 @@ def test_the_skyline_is_drawn():
     assert not picture[15:].any()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 200), (20, 31), (300, 10)])
+@for_every("size", [(1, 1), (5, 200), (20, 31), (300, 10)])
 def test_images_smaller_than_an_inset(size):
     height, width = size
     picture = draw_detections(

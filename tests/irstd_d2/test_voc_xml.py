@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loops import for_every
 from voc_files import voc_xml
 
 from irstd_d2.data import read_voc_xml
@@ -81,7 +82,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@for_every("name", HOSTILE)
 def test_hostile_xml_is_refused(parse, name):
     record, faults = parse(HOSTILE[name])
     assert record is None
@@ -89,7 +90,7 @@ def test_hostile_xml_is_refused(parse, name):
     assert "a DTD or entities, refused" in faults[0].problem
 
 
-@pytest.mark.parametrize(
+@for_every(
     "text",
     [
         b"",
@@ -123,7 +124,7 @@ def test_deep_nesting_does_not_overflow(parse):
     assert kinds(faults) == [FaultKind.MISSING_FIELD, FaultKind.MISSING_FIELD]  # width and height
 
 
-@pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf", "1e999", "", "abc", "1_0", "0x10", "１", "1 2"])
+@for_every("value", ["nan", "NaN", "inf", "-inf", "1e999", "", "abc", "1_0", "0x10", "１", "1 2"])
 def test_coordinates_that_are_no_numbers(parse, value):
     record, faults = parse(voc_xml(boxes=[(1, 2, value, 4)]))
     assert record is None
@@ -145,7 +146,7 @@ def test_all_faults_of_one_file_at_once(parse):
     ]
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "3.5", "nan", ""])
+@for_every("value", ["0", "-5", "3.5", "nan", ""])
 def test_sizes_that_are_no_pixel_counts(parse, value):
     record, faults = parse(voc_xml(width=value))
     assert record is None
@@ -159,7 +160,7 @@ def test_missing_size_and_box(parse):
     assert [f.field for f in faults][2:] == [f"object[0].bndbox.{c}" for c in ("xmin", "ymin", "xmax", "ymax")]
 
 
-@pytest.mark.parametrize("name", ["C:\\data\\a.png", "frames/a.png", "/home/me/a.png", "a.png"])
+@for_every("name", ["C:\\data\\a.png", "frames/a.png", "/home/me/a.png", "a.png"])
 def test_paths_in_filename(parse, name):
     record, faults = parse(voc_xml(filename=name))  # nothing is opened by this name
     assert (faults, len(record.objects)) == ([], 1)
@@ -173,7 +174,7 @@ def test_objects_without_box_are_no_target(parse):
     assert (len(record.objects), record.boxless) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "..", "..\\a.png", "a/../../b.png"])
+@for_every("name", ["../a.png", "..", "..\\a.png", "a/../../b.png"])
 def test_path_traversal_in_filename(parse, name):
     record, faults = parse(voc_xml(filename=name))
     assert record is None
@@ -181,12 +182,12 @@ def test_path_traversal_in_filename(parse, name):
     assert "leads out of the image folder" in str(faults[0])
 
 
-@pytest.mark.parametrize("name", ["a.png", "Misc_1", "a..b", "紅外.png", "with space.png", ".hidden"])
+@for_every("name", ["a.png", "Misc_1", "a..b", "紅外.png", "with space.png", ".hidden"])
 def test_plain_names(name):
     assert is_plain_name(name)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/", "/a", "a\0b"])
+@for_every("name", ["", ".", "..", "a/", "/a", "a\0b"])
 def test_names_that_are_not_plain(name):
     assert not is_plain_name(name)
 
@@ -200,14 +201,14 @@ def test_sound_boxes():
     assert faults_of((0, 0, 32, 24), (31, 23, 32, 24), (0.5, 0.5, 0.75, 0.75)) == []
 
 
-@pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 5, 5, 5)])
+@for_every("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 5, 5, 5)])
 def test_boxes_without_area(box):
     faults = faults_of((1, 1, 2, 2), box)
     assert kinds(faults) == [FaultKind.BAD_BOX]
     assert faults[0].field == "object[1].bndbox"
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, -0.5, 4, 4), (30, 0, 33, 4), (0, 20, 4, 24.5)])
+@for_every("box", [(-1, 0, 4, 4), (0, -0.5, 4, 4), (30, 0, 33, 4), (0, 20, 4, 24.5)])
 def test_boxes_outside(box):
     faults = faults_of(box)
     assert kinds(faults) == [FaultKind.BOX_OUTSIDE]

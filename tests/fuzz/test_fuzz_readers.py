@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus"
 
 
-tool = load_program(ROOT / "tools" / "fuzz_readers.py")
+tool = load_program(ROOT / "tests" / "fuzz" / "fuzz_readers.py")
 
 
 @pytest.mark.parametrize(

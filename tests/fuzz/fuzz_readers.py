@@ -2,9 +2,9 @@
 """Look for inputs that break the readers of data files, guided by the code that they reach.
 
     .venv/bin/pip install -c constraints.txt atheris
-    tools/fuzz_readers.py --seconds 3600 --output output/fuzz      # all readers, an equal share of the time each
-    tools/fuzz_readers.py --seconds 60 coco split                  # some of them
-    tools/fuzz_readers.py --replay FILE... coco                    # inputs again, without atheris
+    tests/fuzz/fuzz_readers.py --seconds 3600 --output output/fuzz      # all readers, an equal share of the time each
+    tests/fuzz/fuzz_readers.py --seconds 60 coco split                  # some of them
+    tests/fuzz/fuzz_readers.py --replay FILE... coco                    # inputs again, without atheris
 
 An input is a finding when a reader raises anything but its documented DatasetError, returns what it must not, takes
 more than --timeout seconds of processor time, which other work on the machine does not lengthen, or ten times that on
@@ -12,7 +12,6 @@ the clock, or takes the process past --memory MiB. Findings stay in OUTPUT/TARGE
 code in OUTPUT/TARGET/corpus, where the next run goes on. Ends with code 1 on findings.
 """
 
-# ruff: noqa: S101  an assertion that fails is a finding
 from __future__ import annotations
 
 import argparse
@@ -321,7 +320,7 @@ def _mutate(
     structured: Callable[[bytes, random.Random], bytes], words: list[bytes], data: bytes, size: int, seed: int
 ) -> bytes:
     """Change the structure of an input in three of four cases, else its bytes."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     if rng.random() < 0.75:
         try:
             changed = structured(data, rng)
@@ -373,7 +372,7 @@ def campaign(target: str, seconds: int, output: Path, timeout: int, memory: int)
         command += ["--libfuzzer", left, *options]
         log, start = output / target / "log", time.monotonic()
         with log.open("wb") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         text = log.read_text(errors="replace")
         if code and _findings(findings) == found:
             raise RuntimeError(f"the fuzzer ended with code {code} without a finding; see {log}")
