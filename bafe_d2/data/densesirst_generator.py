@@ -11,18 +11,15 @@ import hashlib
 import json
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from irstd_d2.data import read_sky_mask
 from irstd_d2.data.check import Collection, collect
@@ -35,6 +32,7 @@ from irstd_d2.data.voc_xml import VocObject, VocRecord
 from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.files import write_atomically
 from irstd_d2.manifest import claim_folder
+from irstd_d2.parallel import for_each
 
 from .bag_cp import BAGCopyPaste, PasteRule, PasteTransform
 from .target_library import TargetLibrary
@@ -166,7 +164,8 @@ def generate_densesirst(
     missing = [sample for sample in source.dicts if not _is_written(folder, sample["image_id"])]
     logger.info("%s: %d of %d images are there", folder, len(source.dicts) - len(missing), len(source.dicts))
     items = [(sample, source.target_mask(sample)) for sample in missing]
-    _run(partial(_write_image, folder, config, library), items, jobs, progress)
+    write = partial(_write_image, folder, config, library)
+    for_each(write, items, workers=jobs, title=FOLDER, progress=progress)
     for split, names in official_splits(source).items():
         _write(folder / "Splits" / f"{split}.txt", split_lines(names))
     return folder
@@ -266,29 +265,6 @@ def _write(path: Path, data: bytes) -> None:
 
 def _is_written(folder: Path, name: str) -> bool:
     return (folder / f"SIRST/BBox/{name}.xml").exists() and (folder / f"PNGImages/{name}.png").exists()
-
-
-def _run(
-    work: Callable[[tuple[dict[str, Any], Path | None]], None],
-    items: Sequence[tuple[dict[str, Any], Path | None]],
-    jobs: int,
-    progress: bool,
-) -> None:
-    with tqdm(total=len(items), desc=FOLDER, unit="image", disable=not progress or not items) as bar:
-
-        def count(done: Iterable[None]) -> None:
-            for _ in done:
-                bar.update()
-
-        if jobs == 1:
-            count(map(work, items))
-            return
-        # Not forked: the caller may run threads.
-        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-        try:
-            count(pool.map(work, items, chunksize=8))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the waiting images are not begun
 
 
 def _describe(config: GeneratorConfig, library: TargetLibrary, source: Collection) -> dict[str, Any]:

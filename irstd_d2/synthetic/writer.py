@@ -11,21 +11,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from ..data.layout_writer import SKY_PALETTE, densesirst_files, png_bytes, split_lines
-from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
+from ..data.layout_writer import densesirst_files, split_lines, wideirstd_files
+from ..data.voc_xml import VocObject, VocRecord
 from ..errors import ConfigError
 from ..manifest import claim_folder
+from ..parallel import for_each
 from .config import SceneConfig, dense_config
 from .scene import Scene, SceneGenerator
 
@@ -37,7 +33,7 @@ CLASS_NAME = "Target"
 # Scenes of a split start here, so that no image is in two of them.
 SPLIT_START = {"train": 0, "val": 1 << 24, "test": 1 << 25}
 
-SceneWriter = Callable[[Path, str, Scene], None]
+FilesOf = Callable[..., Iterator[tuple[str, bytes]]]
 
 
 def write_wideirstd(
@@ -133,7 +129,8 @@ def _write_set(
     ]
     total = sum(counts.values())
     logger.info("%s: %d of %d images are there", folder, total - len(missing), total)
-    _write_scenes(folder, config, missing, workers, progress)
+    write = partial(_write_one, folder, config)
+    for_each(write, missing, workers=workers, title=folder.name, progress=progress)
     _SPLIT_WRITERS[layout](folder, names)
     return folder
 
@@ -143,28 +140,9 @@ def _claim(folder: Path, config: SceneConfig, overwrite: bool) -> None:
     claim_folder(folder, MANIFEST, wanted, overwrite=overwrite, kind="synthetic set", write=_write_bytes)
 
 
-def _write_scenes(
-    folder: Path, config: SceneConfig, scenes: list[tuple[int, str]], workers: int, progress: bool
-) -> None:
-    """Write scenes, given by their number and name."""
-    write = partial(_write_one, folder, config)
-    with tqdm(total=len(scenes), desc=folder.name, unit="image", disable=not progress or not scenes) as bar:
-
-        def count(done: Iterable[None]) -> None:
-            for _ in done:
-                bar.update()
-
-        if workers <= 1:
-            count(map(write, scenes))
-        else:
-            # Not forked: the caller may run threads.
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                count(pool.map(write, scenes, chunksize=16))
-
-
 def _write_one(folder: Path, config: SceneConfig, item: tuple[int, str]) -> None:
     index, name = item
-    _SCENE_WRITERS[folder.name](folder, name, _generator(config).scene(index))
+    _write_scene(_FILES[folder.name], folder, name, _generator(config).scene(index))
 
 
 @lru_cache(maxsize=1)
@@ -180,16 +158,8 @@ def _image(folder: Path, name: str) -> Path:
     return folder / "PNGImages" / f"{name}.png"
 
 
-def _write_wideirstd_scene(folder: Path, name: str, scene: Scene) -> None:
-    mask = (scene.target_mask > 0).astype(np.uint8) * np.uint8(255)
-    _write_bytes(_image(folder, name), png_bytes(scene.image))
-    _write_bytes(folder / "Masks" / f"{name}.png", png_bytes(mask))
-    _write_bytes(folder / "SkyMasks" / f"{name}.png", png_bytes(scene.sky_mask, SKY_PALETTE))
-    _write_bytes(_annotation(folder, name), format_voc_xml(_record(scene), f"{name}.png"))
-
-
-def _write_densesirst_scene(folder: Path, name: str, scene: Scene) -> None:
-    for path, data in densesirst_files(name, scene.image, _record(scene), scene.target_mask, scene.sky_mask):
+def _write_scene(files_of: FilesOf, folder: Path, name: str, scene: Scene) -> None:
+    for path, data in files_of(name, scene.image, _record(scene), scene.target_mask, scene.sky_mask):
         _write_bytes(folder / path, data)
 
 
@@ -210,7 +180,7 @@ def _write_densesirst_splits(folder: Path, names: Mapping[str, list[str]]) -> No
     _write_list(folder / "Splits" / "trainval_v2.txt", names["train"] + names["val"])
 
 
-_SCENE_WRITERS: dict[str, SceneWriter] = {"VOC2007": _write_wideirstd_scene, "SIRSTdevkit": _write_densesirst_scene}
+_FILES: dict[str, FilesOf] = {"VOC2007": wideirstd_files, "SIRSTdevkit": densesirst_files}
 _SPLIT_WRITERS: dict[str, Callable[[Path, Mapping[str, list[str]]], None]] = {
     "VOC2007": _write_wideirstd_splits,
     "SIRSTdevkit": _write_densesirst_splits,

