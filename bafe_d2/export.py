@@ -57,7 +57,7 @@ def _(model: BAFENet, features: Features, image_size: Tensor, suppress: NMS) -> 
 
 @region_candidates.register
 def _(heads: ExchangeROIHeads, features: Features, boxes: Tensor, present: Tensor, image_size: Tensor) -> Candidates:
-    exchanged, sky = heads._exchange(features)
+    exchanged, sky = heads.exchange_features(features)
     found = region_candidates(heads.roi_heads, exchanged, boxes, present, image_size)
     # Regions and sky look at the same levels; the pooler knows the stride of the finest.
     stride = 2**heads.roi_heads.box_pooler.min_level

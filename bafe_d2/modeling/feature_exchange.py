@@ -124,10 +124,10 @@ class FeatureExchange(nn.Module):
         if self.steps != ["channel"]:
             return self(sender, receiver)[1]
         index, importance = self._choose(torch.cat([sender, receiver]), 1, self.num_exchanged)
-        channels = receiver.shape[1]
-        first = channels * torch.arange(len(receiver), device=receiver.device)[:, None]
+        num_images, channels = receiver.shape[:2]  # not len(), which a trace would keep
+        first = channels * torch.arange(num_images, device=receiver.device)[:, None]
         sent_rows, own_rows = ((rows + first).flatten() for rows in halves(index))
-        sent = sender.flatten(0, 1).index_select(0, sent_rows).unflatten(0, (len(receiver), -1))
+        sent = sender.flatten(0, 1).index_select(0, sent_rows).unflatten(0, (num_images, -1))
         sent = (sent if self.adapter is None else self.adapter(sent)).flatten(0, 1)
         table = receiver.flatten(0, 1)
         if importance is not None:

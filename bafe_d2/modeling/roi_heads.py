@@ -120,7 +120,7 @@ class ExchangeROIHeads(nn.Module):
             As the inner heads, with ``loss_sky`` among the losses; at test time the second value holds ``sky``, the
             logits (N, 1, h, w) of the finest level.
         """
-        exchanged, sky = self._exchange(features)
+        exchanged, sky = self.exchange_features(features)
         results, losses = self.roi_heads(images, exchanged, proposals, targets)
         if not self.training:
             return results, {"sky": sky[0]}
@@ -131,9 +131,10 @@ class ExchangeROIHeads(nn.Module):
 
     def forward_with_given_boxes(self, features: Mapping[str, Tensor], instances: list[Instances]) -> list[Instances]:
         """See ``ROIHeads.forward_with_given_boxes``."""
-        exchanged, _ = self._exchange(features)
+        exchanged, _ = self.exchange_features(features)
         return self.roi_heads.forward_with_given_boxes(exchanged, instances)
 
-    def _exchange(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def exchange_features(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The levels as the box head sees them, and the logits of sky (N, 1, h, w) per level."""
         box_features, sky = self.seg_head([features[name] for name in self.in_features])
         return {**features, **dict(zip(self.in_features, box_features))}, sky

@@ -269,7 +269,10 @@ def refuse_frozen_random(model: nn.Module, cfg: CfgNode) -> None:
     if cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS_MATCH == "none":
         return
     model.train()
-    parts = [name for name, p in model.named_parameters() if name.startswith(_PRETRAINED) and not p.requires_grad]
+    names = [name for name, _ in model.named_parameters()]
+    # Only what lies below a pyramid can be pretrained; levels that the pyramid leaves out are frozen and never run.
+    prefix = next((prefix for prefix in _PRETRAINED if any(name.startswith(prefix) for name in names)), "backbone.")
+    parts = [name for name, p in model.named_parameters() if name.startswith(prefix) and not p.requires_grad]
     # Norms with fixed statistics, which at the start of a training are those of no data.
     parts += [
         name

@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from bafe_d2.data.context import area_weights, context_image, context_mask, fit, window_of
 from bafe_d2.modeling.context import Context, context_of_images, context_sky_loss, sample_context
 from irstd_d2 import get_config
+from irstd_d2.engine.checkpoint import refuse_frozen_random
 from irstd_d2.errors import ConfigError
 from irstd_d2.export.graphs import build_graph
 from irstd_d2.inference import DetectorWithTTA, TiledPredictor
@@ -286,3 +287,15 @@ def test_the_control_has_neither_exchange_nor_sky_loss(repo_root):
     assert losses["loss_sky"] == 0
     losses["loss_cls"].backward()
     assert sum(p.grad.abs().sum() for p in model.context.down.parameters()) > 0  # detection alone trains its context
+
+
+@pytest.mark.parametrize(
+    "config", [FINE, "configs/bafe/tiny/fcos_fine.yaml", "configs/bafe/tiny/fcos_context_fine.yaml"]
+)
+def test_levels_that_a_pyramid_leaves_out_do_not_count_as_frozen(repo_root, config):
+    cfg = get_config(repo_root / config, ["MODEL.DEVICE", "cpu"])
+    refuse_frozen_random(build_model(cfg), cfg)
+    cfg = get_config(repo_root / config, ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", 2])
+    frozen = build_model(cfg)
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is empty"):
+        refuse_frozen_random(frozen, cfg)
