@@ -1,14 +1,15 @@
 """The demo's own functions; .ci/run runs it as a whole."""
 
+import importlib
 import json
 
 import pytest
-from programs import load_program
 
 
 @pytest.fixture
-def demo(repo_root):
-    return load_program(repo_root / "tools" / "run_demo.py")
+def demo(repo_root, monkeypatch):
+    monkeypatch.syspath_prepend(repo_root / "tools")
+    return importlib.import_module("run_demo")
 
 
 @pytest.mark.parametrize(
