@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,8 +16,10 @@ FALSE_COLOUR = (255, 90, 60)
 SKY_COLOUR = (120, 160, 255)
 FRAME_COLOUR = (235, 235, 235)
 TEXT_COLOUR = (255, 255, 120)
-INSET_PIXELS = 32  # edge of an inset in pixels of the image
+INSET_PIXELS = 32  # edge of an inset in pixels of the image; a multiple of it where a target is larger
+INSET_MARGIN = 4  # pixels of the image around a target in its inset
 INSET_ZOOM = 8  # at least; a target of 3x3 pixels then covers 24x24
+Part = tuple[int, int, int]  # upper left pixel x, y and edge of a part of an image
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
@@ -61,6 +64,9 @@ def draw_brackets(
     for extra in range(thickness):
         x1, y1 = np.round(np.asarray(box[:2]) * zoom).astype(int) - gap - 1 - extra
         x2, y2 = np.round(np.asarray(box[2:]) * zoom).astype(int) + gap + extra
+        bottom, right = canvas.shape[0] - 1, canvas.shape[1] - 1
+        if x1 < 0 and y1 < 0 and x2 > right and y2 > bottom:  # fills the canvas, and would have no visible mark
+            x1, y1, x2, y2 = extra, extra, right - extra, bottom - extra
         arm = max(3, min(x2 - x1, y2 - y1) // 4)
         for x, y, dx, dy in ((x1, y1, 1, 1), (x2, y1, -1, 1), (x1, y2, 1, -1), (x2, y2, -1, -1)):
             cv2.line(canvas, (int(x), int(y)), (int(x + dx * arm), int(y)), colour, 1)
@@ -76,7 +82,7 @@ def draw_detections(
     correct: np.ndarray | None = None,
     sky: np.ndarray | None = None,
     edge: int = 512,
-    insets: int | Sequence[tuple[int, int]] = 3,
+    insets: int | Sequence[Part] = 3,
     inset_zoom: int | None = None,
     below: bool = False,
 ) -> np.ndarray:
@@ -93,9 +99,10 @@ def draw_detections(
         sky: (H, W) bool, the line between it and the rest is drawn.
         edge: the whole image is drawn about this long: enlarged by a whole number, or reduced if it is longer by half.
             With ``below`` it is drawn exactly this wide.
-        insets: number of zoomed parts with every pixel, around the best detections and the targets without one; or the
-            upper left pixels (x, y) of these parts.
-        inset_zoom: of the insets; by default what fits, but at least ``INSET_ZOOM``.
+        insets: number of zoomed parts with every pixel, around the best detections and the targets without one; or
+            these parts, see :func:`choose_parts`.
+        inset_zoom: of the insets of ``INSET_PIXELS``, larger parts are reduced to their size; by default what fits, but
+            at least ``INSET_ZOOM``.
         below: the insets stand in a row below the image, instead of in a column beside it.
 
     Returns:
@@ -126,44 +133,52 @@ def draw_detections(
         canvas[(large == 1) & (cv2.erode(large, np.ones((3, 3), np.uint8)) == 0)] = SKY_COLOUR
     draw(canvas, zoom, np.zeros(2))
     image_size = height, width
-    corners = inset_corners([*boxes, *targets], insets, image_size) if isinstance(insets, int) else list(insets)
-    if not corners:
+    parts = choose_parts([*boxes, *targets], insets, image_size) if isinstance(insets, int) else list(insets)
+    if not parts:
         return canvas
     if inset_zoom is None:
-        inset_zoom = max(INSET_ZOOM, canvas.shape[1 if below else 0] // (max(len(corners), 3) * INSET_PIXELS))
+        inset_zoom = max(INSET_ZOOM, canvas.shape[1 if below else 0] // (max(len(parts), 3) * INSET_PIXELS))
     column = []
-    for number, (x, y) in enumerate(corners, 1):
-        part = enlarge(to_bytes(image[y : y + INSET_PIXELS, x : x + INSET_PIXELS]), inset_zoom)
-        draw(part, inset_zoom, np.array([x, y]))
-        write_scores(part, boxes, scores, np.array([x, y]), inset_zoom, targets=targets)
+    for number, (x, y, side) in enumerate(parts, 1):
+        part_zoom = inset_zoom * INSET_PIXELS / side
+        part = _scaled(to_bytes(image[y : y + side, x : x + side]), part_zoom)
+        draw(part, part_zoom, np.array([x, y]))
+        write_scores(part, boxes, scores, np.array([x, y]), part_zoom, targets=targets)
         frame = np.zeros((INSET_PIXELS * inset_zoom, INSET_PIXELS * inset_zoom, 3), np.uint8)
         frame[: part.shape[0], : part.shape[1]] = part
         _write(frame, str(number), 5, 14, FRAME_COLOUR)
         column.append(np.pad(frame, ((2, 2), (2, 2), (0, 0)), constant_values=90))
         left, top = int(x * zoom), int(y * zoom)
-        right, bottom = int(min(x + INSET_PIXELS, width) * zoom) - 1, int(min(y + INSET_PIXELS, height) * zoom) - 1
+        right, bottom = int(min(x + side, width) * zoom) - 1, int(min(y + side, height) * zoom) - 1
         cv2.rectangle(canvas, (left, top), (right, bottom), FRAME_COLOUR, 1)
         # Beside the frame when it is too small to hold the number.
         _write(canvas, str(number), left + 3 if right - left > 24 else right + 3, top + 13, FRAME_COLOUR)
     return _join(canvas, np.concatenate(column, axis=1 if below else 0), axis=0 if below else 1)
 
 
-def inset_corners(boxes: Sequence[np.ndarray], count: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Upper left pixels of the parts worth a look: around boxes in their order, except those in a part chosen before.
+def choose_parts(boxes: Sequence[np.ndarray], count: int, image_size: tuple[int, int]) -> list[Part]:
+    """Parts worth a look: around boxes in their order, except those with their centre near that of one before.
 
     Args:
         boxes: x1 y1 x2 y2, most interesting first.
         count: parts at most.
         image_size: (height, width)
+
+    Returns:
+        Upper left pixel x, y and edge of each: ``INSET_PIXELS`` or the least multiple that shows the box whole.
     """
-    chosen: list[np.ndarray] = []
+    chosen: list[tuple[np.ndarray, int]] = []
     for box in boxes:
         centre = (box[:2] + box[2:]) / 2
-        if len(chosen) < count and all(np.abs(centre - c).max() > INSET_PIXELS / 2 for c in chosen):
-            chosen.append(centre)
-    last = np.maximum(np.array(image_size[::-1]) - INSET_PIXELS, 0)
-    corners = (np.clip(np.round(centre - INSET_PIXELS / 2), 0, last).astype(int) for centre in chosen)
-    return [(int(x), int(y)) for x, y in corners]
+        if len(chosen) < count and all(np.abs(centre - c).max() > INSET_PIXELS / 2 for c, _ in chosen):
+            room = min(float((box[2:] - box[:2]).max()) + 2 * INSET_MARGIN, max(image_size))
+            chosen.append((centre, INSET_PIXELS * max(1, math.ceil(room / INSET_PIXELS))))
+    parts = []
+    for centre, side in chosen:
+        last = np.maximum(np.array(image_size[::-1]) - side, 0)
+        x, y = np.clip(np.round(centre - side / 2), 0, last).astype(int)
+        parts.append((int(x), int(y), side))
+    return parts
 
 
 def _write(canvas: np.ndarray, text: str, x: int, y: int, colour: tuple[int, int, int]) -> None:
@@ -176,7 +191,7 @@ def write_scores(
     boxes: np.ndarray,
     scores: np.ndarray,
     corner: np.ndarray,
-    zoom: int,
+    zoom: float,
     *,
     targets: np.ndarray | None = None,
 ) -> None:

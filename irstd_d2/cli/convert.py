@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", dest="target_format", choices=DATASET_FORMATS, required=True)
     parser.add_argument("--to-layout", choices=LAYOUTS, default="voc_png", help="of a VOC folder (%(default)s)")
     parser.add_argument("--platform", help="of the images that have none: Air, Space or Land")
-    parser.add_argument("--band", help="of the images that have none: LWIR, NIR or SWIR")
+    parser.add_argument("--band", help="of the images that have none: LWIR, NIR, SWIR or another, such as MWIR")
     parser.add_argument("--link", action="store_true", help="symbolic links to the images in place of copies")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     voc = parser.add_argument_group("reading VOC")

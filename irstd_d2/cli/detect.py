@@ -47,8 +47,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save", nargs="+", choices=RESULT_FORMATS, default=("picture", "json"), help="what to write (picture json)"
     )
-    parser.add_argument("--platform", help="Air, Space or Land, of all images; unknown by default")
-    parser.add_argument("--band", help="LWIR, NIR or SWIR, of all images; unknown by default")
+    parser.add_argument(
+        "--platform",
+        help="Air, Space, Land or what the model was trained with (MODEL.METADATA.PLATFORMS), of all images; "
+        "unknown by default",
+    )
+    parser.add_argument(
+        "--band",
+        help="LWIR, NIR, SWIR or what the model was trained with (MODEL.METADATA.BANDS), of all images; "
+        "unknown by default",
+    )
     parser.add_argument("--metadata", metavar="FILE", help="table (CSV or TSV) with a line per image")
     parser.add_argument("--xml", metavar="DIR", help="XML files with <view> and <band_type>, one per image")
     parser.add_argument(

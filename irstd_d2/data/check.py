@@ -166,8 +166,7 @@ def _collect_registered(name: str) -> Collection:
     if isinstance(source, CocoSource):
         return _collect_coco(source, name)
     if isinstance(source, VocSource):
-        root = source.resolve_root()
-        scan = source.scan()
+        scan, root = source.scan(), source.resolve_root()
         mask = target_mask_finder(root, get_layout(source.layout, root))
         convention = source.box_convention or get_layout(source.layout, root).box_convention
         title, splits = f"{name}: {root}", {name: _ids(scan.dicts)}

@@ -13,16 +13,29 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from .classes import ClassTable, fold, parse_aliases, require_same_names
 from .coco import read_coco_classes, scan_coco
 from .faults import get_skip_bad
-from .layout import LAYOUTS, VocLayout
+from .layout import LAYOUTS, VocLayout, get_layout
 from .scan import Scan
 from .voc import CLASS_NAMES, read_voc_classes, scan_voc
 
 # The classes to take (None: all that the files name), and other names for them.
 ClassChoice = tuple[Sequence[str] | None, Mapping[str, str]]
+# How to get the built-in sets, by folder.
+_ORIGINS = {
+    "SIRSTdevkit": "download it from https://github.com/GrokCV/DenseSIRST and run datasets/prepare_densesirst.py",
+    "open-sirst-v2": "clone https://github.com/YimianDai/open-sirst-v2",
+    "WideIRSTD-Full": "download it from https://github.com/XinyiYing/WideIRSTD-Dataset",
+    "WideIRSTD-matched": "make it with datasets/prepare_wideirstd_matched.py (datasets/README.md)",
+    "SpaceIR-sen2ships": "make it with datasets/prepare_spaceir.py (datasets/README.md)",
+    "synthetic_omni": "make it with tools/make_synthetic.py",
+    "IRSTD-1K": "download it from https://github.com/RuiZhang97/ISNet and convert it (datasets/README.md)",
+    "NUDT-SIRST": "download it from https://github.com/YeRen123455/Infrared-Small-Target-Detection and convert it "
+    "(datasets/README.md)",
+    "synthetic_dense/SIRSTdevkit": "make it with tools/make_synthetic.py --layout densesirst",
+}
 _OWN_OPTIONS = {"voc": {"layout", "class_names", "box_convention", "sidecar"}, "coco": {"class_names"}}
 
 
@@ -31,7 +44,8 @@ class VocSource:
     """Where a registered set comes from; fields as the arguments of :func:`load_voc`.
 
     A relative ``builtin_root`` is taken below :func:`datasets_root` at the time of loading. Of the split's images every
-    ``step``-th is taken. ``chosen`` is what :func:`align_classes` chose, in place of ``class_names``.
+    ``step``-th is taken. ``chosen`` is what :func:`align_classes` chose, in place of ``class_names``. ``origin`` says
+    how to get a built-in set.
     """
 
     root: str | PathLike | None = None
@@ -43,6 +57,7 @@ class VocSource:
     builtin_root: str | None = None
     step: int = 1
     chosen: ClassChoice | None = field(default=None, compare=False)
+    origin: str = ""
 
     def resolve_root(self) -> Path:
         return datasets_root() / self.builtin_root if self.builtin_root else Path(self.root or ".")
@@ -50,10 +65,26 @@ class VocSource:
     def at_hand(self) -> bool:
         return self.class_names is not None or self.resolve_root().is_dir()
 
+    def present_root(self) -> Path:
+        """The folder, whose parts exist.
+
+        Raises:
+            DatasetError: a built-in set is not there, or only a part of it; with the place to get it from.
+        """
+        root = self.resolve_root()
+        if self.builtin_root:
+            layout = get_layout(self.layout, root)
+            for folder in (root, root / layout.images, root / layout.annotations):
+                if not folder.is_dir():
+                    problem = f"not there, and a part of the built-in set {self.builtin_root!r}"
+                    fix = f"{self.origin}, or set DETECTRON2_DATASETS to the folder that holds {self.builtin_root!r}"
+                    raise DatasetError(folder, "folder", problem, fix)
+        return root
+
     def scan(self) -> Scan:
         names, aliases = self.chosen or (self.class_names, {})
         scan = scan_voc(
-            self.resolve_root(),
+            self.present_root(),
             self.split,
             layout=self.layout,
             class_names=names,
@@ -67,7 +98,7 @@ class VocSource:
         names, aliases = self.chosen or (self.class_names, {})
         if names is not None:
             return ClassTable.from_names(names)
-        return read_voc_classes(self.resolve_root(), layout=self.layout, class_aliases=aliases)
+        return read_voc_classes(self.present_root(), layout=self.layout, class_aliases=aliases)
 
 
 @dataclass(frozen=True)
@@ -344,7 +375,8 @@ def _register_builtin() -> None:
 
 
 def _builtin(folder: str, split: str, layout: str, **options: Any) -> VocSource:
-    return VocSource(split=split, layout=layout, class_names=CLASS_NAMES, builtin_root=folder, **options)
+    origin = _ORIGINS[folder]
+    return VocSource(split=split, layout=layout, class_names=CLASS_NAMES, builtin_root=folder, origin=origin, **options)
 
 
 _register_builtin()

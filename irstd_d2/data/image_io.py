@@ -194,6 +194,8 @@ def uses_small_part(image: np.ndarray) -> bool:
 def steady_range(image: np.ndarray) -> tuple[float, float]:
     """Lowest and highest value after a 3x3 median, without the rim: a few stuck pixels of a sensor do not decide.
 
+    Of an image that is flat without them, the lowest and highest of all pixels.
+
     Args:
         image: ``(H, W)`` or ``(H, W, C)``, C at least 3, of which the first three count.
     """
@@ -207,7 +209,10 @@ def steady_range(image: np.ndarray) -> tuple[float, float]:
         for plane in (strip,) if image.ndim == 2 else np.moveaxis(strip[:, :, :3], 2, 0):
             inner = cv2.medianBlur(np.ascontiguousarray(plane, dtype=dtype), 3)[1:-1, 1:-1]
             low, high = min(low, float(inner.min())), max(high, float(inner.max()))
-    return low, high
+    if low < high:
+        return low, high
+    used = image[:, :, :3] if image.ndim == 3 else image
+    return float(used.min()), float(used.max())
 
 
 def read_raw(path: str | PathLike) -> np.ndarray:

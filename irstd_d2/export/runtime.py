@@ -342,7 +342,8 @@ def _steady_range(image: np.ndarray) -> tuple[float, float]:
         near = [strip[y : y + rows, x : x + width - 2] for y in range(3) for x in range(3)]
         median = np.partition(np.stack(near), 4, axis=0)[4]
         limits += [float(median.min()), float(median.max())]
-    return min(limits), max(limits)
+    low, high = min(limits), max(limits)
+    return (low, high) if low < high else (float(image.min()), float(image.max()))
 
 
 def shortest_edge_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.structures import Instances
 
 from ..data.image_io import to_float_image, value_limits
-from ..visualization import INSET_PIXELS, contact_sheet, draw_detections, inset_corners
+from ..visualization import choose_parts, contact_sheet, draw_detections
 
 PICTURE_EDGE = 512  # of the overview, in pixels; an image that is longer than twice this is reduced first
 INSET_EDGE = 256
@@ -45,8 +45,8 @@ def draw_result(
 
     overview = draw(brightest_of_blocks(raw, step), boxes / step, PICTURE_EDGE)
     parts = [
-        draw(np.ascontiguousarray(raw[y : y + INSET_PIXELS, x : x + INSET_PIXELS]), boxes - [x, y, x, y], INSET_EDGE)
-        for x, y in inset_corners(list(boxes), insets, (raw.shape[0], raw.shape[1]))
+        draw(np.ascontiguousarray(raw[y : y + side, x : x + side]), boxes - [x, y, x, y], INSET_EDGE)
+        for x, y, side in choose_parts(list(boxes), insets, (raw.shape[0], raw.shape[1]))
     ]
     return contact_sheet([overview, contact_sheet(parts, columns=1)], columns=2) if parts else overview
 

@@ -16,7 +16,7 @@ from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.predictions import mask_reader
 from ..evaluation.results import format_number
 from ..evaluation.sky import confusion, sky_metrics
-from ..visualization import INSET_PIXELS, draw_brackets, draw_detections, inset_corners
+from ..visualization import INSET_PIXELS, Part, choose_parts, draw_brackets, draw_detections
 from .features import FeatureMap, Insight, Lens, target_ratio
 from .metrics import RunOnSet
 from .pictures import data_uri, heat_map, sky_picture, surface_picture
@@ -128,13 +128,11 @@ def make_example(
     )
 
 
-def _surfaces(
-    image: np.ndarray, insets: Sequence[tuple[int, int]], image_id: Any, runs: Sequence[RunOnSet]
-) -> list[Picture]:
+def _surfaces(image: np.ndarray, insets: Sequence[Part], image_id: Any, runs: Sequence[RunOnSet]) -> list[Picture]:
     if not insets:
         return []
-    x, y = insets[0]
-    part = np.s_[y : y + INSET_PIXELS, x : x + INSET_PIXELS]
+    x, y, side = insets[0]
+    part = np.s_[y : y + side, x : x + side]
     text = f"part 1 of the image, from x {x}, y {y}"
     pictures = [
         Picture("Image", f"Gray values of {text}", data_uri(surface_picture(image[part].mean(-1), "gray value")))
@@ -150,17 +148,17 @@ def _surfaces(
     return pictures
 
 
-def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[RunOnSet]) -> list[tuple[int, int]]:
+def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[RunOnSet]) -> list[Part]:
     """Parts that all pictures of an image enlarge: a target, the best false alarm of each run, then other targets."""
     false = []
     for run in runs:
         table = run.rescored.detections
         wrong = (table.image == index) & (table.scores >= run.threshold) & run.rescored.verdicts.false
         false += list(table.boxes[wrong][:1])
-    return inset_corners([*targets[:1], *false, *targets[1:]], INSETS, image.shape[:2])
+    return choose_parts([*targets[:1], *false, *targets[1:]], INSETS, image.shape[:2])
 
 
-def _truth_picture(image: np.ndarray, targets: np.ndarray, insets: Sequence[tuple[int, int]], name: str) -> Picture:
+def _truth_picture(image: np.ndarray, targets: np.ndarray, insets: Sequence[Part], name: str) -> Picture:
     text = f"{len(targets)} target{'s' if len(targets) != 1 else ''}"
     picture = draw_detections(image, targets=targets, edge=EDGE, insets=insets, inset_zoom=INSET_ZOOM, below=True)
     return Picture(f"Ground truth: {text}", f"Image {name} with {text} in green brackets", data_uri(picture))
@@ -169,7 +167,7 @@ def _truth_picture(image: np.ndarray, targets: np.ndarray, insets: Sequence[tupl
 def _detections(
     image: np.ndarray,
     targets: np.ndarray,
-    insets: Sequence[tuple[int, int]],
+    insets: Sequence[Part],
     index: int,
     run: RunOnSet,
     truth: GroundTruth,

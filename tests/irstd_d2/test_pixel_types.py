@@ -149,6 +149,19 @@ def test_further_pages_are_named(tmp_path, caplog, dtype):
 
 class TestCountsOfASensor:
     @pytest.mark.parametrize(
+        ("dtype", "level", "target"), [("uint16", 10, 200), ("uint16", 7000, 7100), ("float32", 300.5, 300.75)]
+    )
+    def test_one_pixel_on_a_flat_background_is_seen_by_every_reader(self, tmp_path, dtype, level, target):
+        counts = np.full((30, 40), level, dtype)
+        counts[12, 20] = target
+        for pixels in (counts, np.repeat(counts[:, :, None], 3, axis=2)):
+            tifffile.imwrite(tmp_path / "a.tif", pixels)
+            for reader in READERS:
+                image = reader(tmp_path / "a.tif")
+                assert image[12, 20] == pytest.approx(255)
+                assert image.sum() == pytest.approx(3 * 255)
+
+    @pytest.mark.parametrize(
         ("counts", "stretched"),
         [
             (np.linspace(7329, 7882, 600).astype(np.uint16), True),  # 14 bits of 16

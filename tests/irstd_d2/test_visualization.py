@@ -12,11 +12,11 @@ from irstd_d2.visualization import (
     TARGET_COLOUR,
     TEXT_COLOUR,
     TRUE_COLOUR,
+    choose_parts,
     contact_sheet,
     draw_brackets,
     draw_detections,
     enlarge,
-    inset_corners,
     to_bytes,
     with_caption,
     write_picture,
@@ -120,7 +120,7 @@ def test_thick_brackets_grow_outwards():
 
 def test_insets_below_and_at_given_places_look_alike_whatever_is_detected():
     image = np.random.default_rng(0).random((90, 120, 3))
-    parts = {"insets": [(0, 0), (88, 58)], "inset_zoom": 4, "below": True, "edge": 300}
+    parts = {"insets": [(0, 0, 32), (88, 58, 32)], "inset_zoom": 4, "below": True, "edge": 300}
     plain = draw_detections(image, **parts)
     assert plain.shape == (225 + 4 + 132, 300, 3)
     marked = draw_detections(image, boxes=[[100, 70, 104, 74]], scores=[0.4], correct=[False], **parts)
@@ -128,7 +128,7 @@ def test_insets_below_and_at_given_places_look_alike_whatever_is_detected():
     np.testing.assert_array_equal(plain[229:, first], marked[229:, first])
     assert has(marked[229:, second], FALSE_COLOUR)
     assert has(marked[229:, second], TEXT_COLOUR)
-    tall = draw_detections(image.transpose(1, 0, 2), insets=[(0, 0)], below=True, edge=45)
+    tall = draw_detections(image.transpose(1, 0, 2), insets=[(0, 0, 32)], below=True, edge=45)
     assert tall.shape == (60 + 4 + INSET_PIXELS * INSET_ZOOM + 4, INSET_PIXELS * INSET_ZOOM + 4, 3)
 
 
@@ -144,10 +144,21 @@ def test_an_inset_has_its_own_range():
 
 def test_parts_worth_a_look():
     boxes = np.array([[50, 50, 53, 53], [55, 48, 58, 51], [0, 0, 3, 3], [90, 90, 93, 93]], float)
-    assert inset_corners(boxes, 2, (100, 100)) == [(36, 36), (0, 0)]
-    assert inset_corners(boxes[3:], 3, (100, 100)) == [(68, 68)]
-    assert inset_corners([], 3, (100, 100)) == []
-    assert inset_corners(boxes, 0, (100, 100)) == []
+    assert choose_parts(boxes, 2, (100, 100)) == [(36, 36, 32), (0, 0, 32)]
+    assert choose_parts(boxes[3:], 3, (100, 100)) == [(68, 68, 32)]
+    assert choose_parts([], 3, (100, 100)) == []
+    assert choose_parts(boxes, 0, (100, 100)) == []
+
+
+@for_every("box", [(100, 90, 140, 110), (20, 30, 90, 44), (10, 12, 190, 150), (0, 0, 200, 160)])
+def test_the_inset_of_a_large_target_shows_its_whole_mark(box):
+    ((x, y, side),) = choose_parts(np.array([box], float), 3, (160, 200))
+    assert side % INSET_PIXELS == 0
+    assert x <= box[0] < box[2] <= x + side
+    assert y <= box[1] < box[3] <= y + side
+    picture = draw_detections(np.zeros((160, 200, 3)), boxes=[box], scores=[0.5], edge=200, insets=1)
+    assert picture.shape[1] == 200 + 4 + INSET_PIXELS * INSET_ZOOM + 4
+    assert has(picture[:, 206:-2], TRUE_COLOUR)
 
 
 def scores_written(boxes, scores, targets=None, size=100):

@@ -336,12 +336,24 @@ def test_malformed_own_sets(entry):
         register_own_sets([entry])
 
 
-def test_missing_builtin_set_says_where_to_put_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "present", "missing", "page"),
+    [
+        ("densesirst_v2_train", None, "SIRSTdevkit", "https://github.com/GrokCV/DenseSIRST"),
+        ("sirstv2_test", "open-sirst-v2/mixed", "open-sirst-v2/annotations/bboxes", "YimianDai/open-sirst-v2"),
+        ("wideirstd_val", "WideIRSTD-Full/VOC2007/Annotations", "VOC2007/PNGImages", "XinyiYing/WideIRSTD-Dataset"),
+        ("spaceir_train", "SpaceIR-sen2ships/VOC2007/PNGImages", "VOC2007/Annotations", "prepare_spaceir.py"),
+    ],
+)
+def test_a_missing_builtin_set_is_named_with_its_source(tmp_path, monkeypatch, name, present, missing, page):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(
-        DatasetError, match=r"SIRSTdevkit/PNGImages: folder.*check the data root \(DETECTRON2_DATASETS\)"
-    ):
-        DatasetCatalog.get("densesirst_v2_train")
+    if present:
+        (tmp_path / present).mkdir(parents=True)
+    for read in (DatasetCatalog.get, collect):
+        with pytest.raises(
+            DatasetError, match=rf"{missing}: folder: not there.*built-in set.*{page}.*DETECTRON2_DATASETS"
+        ):
+            read(name)
 
 
 SPLITS = {
