@@ -13,6 +13,7 @@ from .voc_xml import BOX_CONVENTIONS
 
 _FARTHEST = 3  # pixels between the corners of a box and of its target in the mask
 _SHARE = 0.8  # of the boxes that must be off in the same way
+_LIGHT_SHARE = 0.5  # of the boxes that must show light at all
 
 Boxes = NDArray[np.float64]
 
@@ -86,6 +87,32 @@ def edge_note(dicts: Iterable[dict[str, Any]], convention: str | None) -> list[s
     return [
         f"no box begins at column or row 0, but {begins[1.0]} begin at 1 and {ends} end at the edge of the image: they "
         f"may count from 1, with xmax and ymax the last column and row; {_how('inclusive')} if so"
+    ]
+
+
+def light_note(offsets: Sequence[NDArray[np.floating]], convention: str | None) -> list[str]:
+    """A remark if the light of a set's boxes lies where boxes of another convention have their centres.
+
+    Args:
+        offsets: ``(N, 2)`` of each image, see :func:`irstd_d2.data.statistics.light_offsets`.
+        convention: that the boxes were read in; ``None`` where there is no choice.
+    """
+    if convention not in ("half_open", "one_based", "inclusive"):
+        return []
+    every = np.concatenate([np.zeros((0, 2)), *offsets])
+    off = every[np.isfinite(every).all(axis=1)].mean(axis=1)  # the conventions move both axes alike
+    if len(off) < max(2, _LIGHT_SHARE * len(every)):
+        return []
+    centres = {name: sum(BOX_CONVENTIONS[name]) / 2 for name in ("half_open", "inclusive", "one_based")}
+    steps = {name: centre - centres[convention] for name, centre in centres.items()}
+    likely = min(steps, key=lambda name: abs(float(np.median(off)) - steps[name]))
+    count = int((np.abs(off - steps[likely]) < np.abs(off)).sum())
+    if likely == convention or count < _SHARE * len(off):
+        return []
+    return [
+        f"the light of {count} of {len(off)} targets is off the centre of its box in the same way, by "
+        f"{np.median(off):+.1f} pixels in x and y: the boxes seem to be {likely}, read as {convention}; look at some of "
+        f"them and {_how(likely)} if so"
     ]
 
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import DatasetError
-from .box_checks import boxes_of, common_offset, edge_note, offset_note, repeated_boxes
+from .box_checks import boxes_of, common_offset, edge_note, light_note, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
 from .image_io import read_raw, read_sky_mask, to_float_image, uses_small_part
@@ -152,6 +152,8 @@ def check_collection(
                 masked.append((sample, result.bounds))
     notes += repeated_boxes(collection.dicts)
     notes += _mask_notes(masked, collection)
+    if not masked:
+        notes += light_note([image.offsets for image in images if image.offsets is not None], collection.box_convention)
     notes += range_notes(images)
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):

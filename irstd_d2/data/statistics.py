@@ -43,6 +43,7 @@ class ImageStatistics:
         pixel_kind: such as ``"gray, 8 bits"``.
         levels: lowest and highest value in the file, and whether they fill a small part of their type only
             (:func:`irstd_d2.data.image_io.uses_small_part`); ``None`` where nobody looked.
+        offsets: ``(N, 2)`` of the light from the boxes' centres, see :func:`light_offsets`; ``None`` as above.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageStatistics:
     brightness: np.ndarray
     pixel_kind: str
     levels: tuple[float, float, bool] | None = None
+    offsets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def measure_image(
         brightness=relative_brightness(gray, boxes),
         pixel_kind=pixel_kind,
         levels=levels,
+        offsets=light_offsets(gray, boxes),
     )
 
 
@@ -193,6 +196,33 @@ def local_contrast(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     ring_mean = (outer_sum - inner_sum) / np.maximum(ring_area, 1)
     ratio = (inner_sum / np.maximum(inner_area, 1) + _DARK) / (ring_mean + _DARK)
     return np.where(ring_area > 0, ratio, 1.0)
+
+
+def light_offsets(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Where the light of each box and of one pixel around it is, from the box's centre.
+
+    The light is what exceeds the middle between the highest pixel of the box and the median two pixels around it.
+
+    Args:
+        gray: ``(H, W)`` image.
+        boxes: ``(N, 4)`` XYXY, pixels; widened to whole pixels.
+
+    Returns:
+        ``(N, 2)`` pixels; NaN for boxes at the edge of the image, and for those no brighter than what is around.
+    """
+    offsets = np.full((len(boxes), 2), np.nan)
+    height, width = gray.shape
+    for i, (x1, y1, x2, y2) in enumerate(_whole_pixels(boxes, gray.shape).tolist()):
+        if x1 < 2 or y1 < 2 or x2 > width - 2 or y2 > height - 2:
+            continue
+        around = gray[y1 - 2 : y2 + 2, x1 - 2 : x2 + 2]
+        rim = np.concatenate([around[[0, -1]].ravel(), around[1:-1, [0, -1]].ravel()])
+        light = np.maximum(around[1:-1, 1:-1] - (gray[y1:y2, x1:x2].max(initial=0) + np.median(rim)) / 2, 0.0)
+        if light.sum() > 0 and gray[y1:y2, x1:x2].max(initial=0) > rim.max():
+            rows, columns = np.mgrid[: light.shape[0], : light.shape[1]]
+            centre = np.array([light.shape[1] - 1, light.shape[0] - 1]) / 2
+            offsets[i] = np.array([(columns * light).sum(), (rows * light).sum()]) / light.sum() - centre
+    return offsets
 
 
 def relative_brightness(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:

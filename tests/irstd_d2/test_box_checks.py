@@ -91,6 +91,58 @@ def test_the_edge_of_the_image_gives_the_convention_away(tmp_path, boxes, suspic
         assert notes_of(tmp_path, box_convention="inclusive") == []
 
 
+def lit_set(root, targets, added, blur=0.0):
+    """Images without masks, each with the same targets, whose corners are written with ``added`` to them."""
+    voc, rng = VocSet(root), np.random.default_rng(0)
+    for name in "abc":
+        pixels = rng.normal(40, 2, (48, 64))
+        for x1, y1, x2, y2 in targets:
+            pixels[y1:y2, x1:x2] = 200
+        pixels = cv2.GaussianBlur(pixels, (0, 0), blur) if blur else pixels
+        written = [tuple(np.add(box, added).tolist()) for box in targets]
+        voc.add(name, width=64, height=48, boxes=written)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(voc.image(name))
+    return root
+
+
+SMALL = [(10, 10, 14, 14), (40, 30, 43, 33)]
+MIXED = [(5, 7, 7, 8), (20, 20, 29, 26), (50, 10, 53, 14)]
+
+
+@pytest.mark.parametrize("targets", [SMALL, MIXED])
+@pytest.mark.parametrize("blur", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("added", "name"), [((0, 0, 0, 0), "half_open"), ((1, 1, 1, 1), "one_based"), ((1, 1, 0, 0), "inclusive")]
+)
+def test_the_light_gives_the_convention_away(tmp_path, targets, blur, added, name):
+    if name == "inclusive":  # a side of one pixel has no area, and is a fault with the same advice
+        targets = [box for box in targets if min(box[2] - box[0], box[3] - box[1]) > 1]
+    lit_set(tmp_path, targets, added, blur)
+    notes = notes_of(tmp_path)
+    if name == "half_open":
+        assert notes == []
+        return
+    (note,) = notes
+    assert f"the boxes seem to be {name}, read as half_open" in note
+    assert f"--box-convention {name}" in note
+    assert notes_of(tmp_path, box_convention=name) == []
+
+
+def test_light_that_is_off_in_several_ways_or_missing_says_nothing(tmp_path):
+    lit_set(tmp_path, SMALL, (1, 1, 1, 1))
+    (tmp_path / "Annotations" / "b.xml").write_text(voc_xml(64, 48, boxes=[(9, 9, 13, 13), (39, 29, 42, 32)]))
+    (tmp_path / "Annotations" / "c.xml").write_text(voc_xml(64, 48, boxes=SMALL))
+    assert notes_of(tmp_path) == []
+    lit_set(tmp_path, SMALL[:1], (1, 1, 1, 1))
+    for name in "abc":  # one lit box of five
+        elsewhere = [(x, 40, x + 3, 43) for x in (5, 15, 25, 35)]
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(voc_xml(64, 48, boxes=[(11, 11, 15, 15), *elsewhere]))
+        pixels = np.full((48, 64), 40, np.uint8)
+        pixels[10:14, 10:14] = 200
+        Image.fromarray(pixels).save(tmp_path / "PNGImages" / f"{name}.png")
+    assert notes_of(tmp_path) == []
+
+
 @pytest.mark.parametrize("names", [("Target", "Target"), ("Target", "drone")])
 def test_repeated_boxes(tmp_path, names):
     plain_set(tmp_path, [(3, 4, 6, 8), (10, 10, 14, 14), (3, 4, 6, 8), (3, 4, 6, 8), (3, 4, 6, 9)])
