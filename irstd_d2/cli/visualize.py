@@ -1,6 +1,7 @@
-"""Draw images of a registered data set with targets and, given a predictions file, detections.
+"""Draw images of a data set with targets and, given a predictions file, detections.
 
     irstd visualize --dataset densesirst_v2_test --output sheet.png
+    irstd visualize --dataset mine --output sheet.png
     irstd visualize --dataset mine_val --config-file output/own/config.yaml --output sheet.png
     irstd visualize --dataset densesirst_v2_test --output pictures/ --images Misc_304 S2_26 \
         --predictions output/bafe/inference/densesirst_v2_test/coco_instances_results.json
@@ -27,7 +28,9 @@ INSETS = 3
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("--dataset", required=True, help="registered name")
+    parser.add_argument(
+        "--dataset", required=True, help="registered name, folder in a VOC layout, or COCO file (images beside it)"
+    )
     parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
     parser.add_argument("--predictions", type=Path, help="COCO results as the evaluation saves them")
     parser.add_argument("--output", type=Path, required=True, help="PNG file of a sheet, or a folder")
@@ -100,10 +103,13 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
 
 def run(args: argparse.Namespace) -> int:
     from ..config import get_config
-    from ..data.datasets import check_registered
+    from ..data.datasets import check_registered, register_own_sets
     from ..visualization import contact_sheet, write_picture
 
     get_config(args.config_file)
+    if Path(args.dataset).exists():
+        images = str(Path(args.dataset).parent) if args.dataset.endswith(".json") else ""
+        register_own_sets([(args.dataset, args.dataset, images)])
     check_registered("--dataset", [args.dataset])
     try:
         pictures = draw(args)

@@ -111,8 +111,8 @@ def light_note(offsets: Sequence[NDArray[np.floating]], convention: str | None) 
         return []
     return [
         f"the light of {count} of {len(off)} targets is off the centre of its box in the same way, by "
-        f"{np.median(off):+.1f} pixels in x and y: the boxes seem to be {likely}, read as {convention}; look at some of "
-        f"them and {_how(likely)} if so"
+        f"{np.median(off):+.1f} pixels in x and y: the boxes seem to be {likely}, read as {convention}; look at some "
+        f"of them and {_how(likely)} if so"
     ]
 
 

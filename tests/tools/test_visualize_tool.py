@@ -97,3 +97,23 @@ def test_a_set_that_a_configuration_registers_is_drawn(tool, tmp_path):
         DatasetCatalog.remove("visualize_mine")
         MetadataCatalog.remove("visualize_mine")
     assert TARGET_COLOUR in colours(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["folder", "coco"])
+def test_sets_that_are_not_registered(tool, tmp_path, kind):
+    root = VocSet(tmp_path / "mine").add("a").add("b").root
+    source = root
+    if kind == "coco":
+        box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [3, 4, 3, 4]}
+        image = {"id": 1, "file_name": "PNGImages/a.png", "width": 32, "height": 24}
+        source = root / "mine.json"
+        content = {"images": [image], "annotations": [box], "categories": [{"id": 7, "name": "drone"}]}
+        source.write_text(json.dumps(content))
+    try:
+        assert tool("--dataset", source, "--output", tmp_path / "out", "--edge", "300") == 0
+    finally:
+        DatasetCatalog.remove(str(source))
+        MetadataCatalog.remove(str(source))
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == (["a.png"] if kind == "coco" else ["a.png", "b.png"])
+    assert all(TARGET_COLOUR in colours(tmp_path / "out" / name) for name in written)
