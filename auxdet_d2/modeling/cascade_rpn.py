@@ -378,7 +378,7 @@ def stages_from_config(cfg: CfgNode) -> list[StageSpec]:
         rpn.BATCH_SIZE_PER_IMAGE,
         rpn.POSITIVE_FRACTION,
     )
-    assigners = {
+    assigners: dict[str, RegionAssigner | OverlapAssigner] = {
         "region": RegionAssigner(rpn.CENTER_RATIO, rpn.IGNORE_RATIO, rpn.REGION_LOSS_DIVISOR),
         "iou": overlap(),
         "nwd": overlap(similarity=partial(wasserstein_similarities, scale=scale)),

@@ -7,9 +7,9 @@ third party's model can use a conditioned backbone without knowing of metadata.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -138,7 +138,7 @@ class MetadataConditionedModel(nn.Module):
     def inference(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """Call the model's ``inference``, which test-time augmentation uses; its backbone sees the metadata."""
         with condition_on_batch(self.vocabulary, batched_inputs):
-            return self.model.inference(batched_inputs, *args, **kwargs)
+            return cast(Callable[..., Any], self.model.inference)(batched_inputs, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -170,7 +170,7 @@ def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]
 
 
 def sample_context(
-    maps: Tensor, window: Tensor, size: tuple[int, int], stride: int, image_sizes: Tensor, context_size: tuple[int, int]
+    maps: Tensor, window: Tensor, size: Sequence[int], stride: int, image_sizes: Tensor, context_size: tuple[int, int]
 ) -> Tensor:
     """Read maps of the context at the points of one level, bilinearly; at its edge beyond it.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,6 @@ def run(args: argparse.Namespace) -> int:
         )
         for suffix, content in ((".json", document), (".md", text)):
             path = args.output.with_name(args.output.name + suffix)
-            write_atomically(path, lambda file, content=content: file.write(f"{content}\n".encode()))
+            write_atomically(path, methodcaller("write", f"{content}\n".encode()))
             print(f"Wrote {path}")
     return 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,11 +143,11 @@ def run(args: argparse.Namespace) -> int:
 
     found, source_format = read(args)
     if source_format == "coco" and args.source.is_dir():
-        files = find_coco_files(args.source)
-        if len(files) > 1:
-            problem = f"{', '.join(file.name for file in files)} are splits already"
+        sources = find_coco_files(args.source)
+        if len(sources) > 1:
+            problem = f"{', '.join(file.name for file in sources)} are splits already"
             raise DatasetError(args.source, "folder", problem, "name the one COCO file to split")
-        args.source = files[0]
+        args.source = sources[0]
     strata = {record.name: stratum_of(record, args.stratify) for record in found.records}
     groups = find_groups(args, list(strata))
     splits = make_splits(strata, dict(args.ratio), groups=groups, seed=args.seed)
@@ -158,8 +159,7 @@ def run(args: argparse.Namespace) -> int:
     if present and not args.overwrite:
         raise DatasetError(present[0], "file", "exists", "choose other names, or pass --overwrite")
     for split, names in splits.items():
-        content = content_of(args, source_format, names, found)
-        write_atomically(files[split], lambda file, content=content: file.write(content))
+        write_atomically(files[split], methodcaller("write", content_of(args, source_format, names, found)))
     if source_format == "yolo":
         describe_splits(args.source, list(splits))
     print_table(args.stratify, strata, splits)

@@ -117,8 +117,8 @@ def collect(
         return _collect_registered(str(source))
     path = Path(source)
     if path.is_file():
-        source = CocoSource(path, image_root if image_root is not None else path.parent, class_names)
-        return _collect_coco(source, str(path))
+        coco = CocoSource(path, image_root if image_root is not None else path.parent, class_names)
+        return _collect_coco(coco, str(path))
     return _collect_folder(
         path, get_layout(layout, path), splits, sidecar=sidecar, class_names=class_names, box_convention=box_convention
     )
@@ -286,6 +286,7 @@ def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
 
 def _mask_notes(masked: Sequence[tuple[dict[str, Any], np.ndarray]], collection: Collection) -> list[str]:
     """Remarks on boxes and masks that contradict each other; one line where a whole set does so in the same way."""
+    offset: tuple[float, ...]
     common = common_offset([(boxes_of(sample), bounds) for sample, bounds in masked])
     if common is None:
         offset, notes = (0.0,) * 4, [] if masked else edge_note(collection.dicts, collection.box_convention)

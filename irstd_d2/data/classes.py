@@ -172,15 +172,16 @@ def num_classes_of(model: nn.Module) -> tuple[int, str]:
     Raises:
         ConfigError: the model does not tell.
     """
-    while not (hasattr(model, "num_classes") or hasattr(model, "roi_heads")):
-        inner = next((getattr(model, key) for key in ("model", "module") if hasattr(model, key)), None)
+    detector: Any = model
+    while not (hasattr(detector, "num_classes") or hasattr(detector, "roi_heads")):
+        inner = next((getattr(detector, key) for key in ("model", "module") if hasattr(detector, key)), None)
         if not isinstance(inner, nn.Module):
-            raise ConfigError(f"{type(model).__name__} has no num_classes, which its data sets are compared with")
-        model = inner
-    if hasattr(model, "roi_heads"):
-        return int(model.roi_heads.num_classes), "MODEL.ROI_HEADS.NUM_CLASSES"
-    key = "RETINANET" if type(model).__name__ == "RetinaNet" else "FCOS"
-    return int(model.num_classes), f"MODEL.{key}.NUM_CLASSES"
+            raise ConfigError(f"{type(detector).__name__} has no num_classes, which its data sets are compared with")
+        detector = inner
+    if hasattr(detector, "roi_heads"):
+        return int(detector.roi_heads.num_classes), "MODEL.ROI_HEADS.NUM_CLASSES"
+    key = "RETINANET" if type(detector).__name__ == "RetinaNet" else "FCOS"
+    return int(detector.num_classes), f"MODEL.{key}.NUM_CLASSES"
 
 
 def check_num_classes(model: nn.Module, classes: ClassTable, source: str) -> None:

@@ -263,14 +263,15 @@ def prepare_classes(cfg: CfgNode, *, train: bool, trained: ClassTable | None = N
     Raises:
         ConfigError: checkpoint, configuration and sets contradict each other.
     """
-    names, of = tuple(cfg.DATASETS.CLASSES) or None, "DATASETS.CLASSES"
+    names: tuple[str, ...] | None = tuple(cfg.DATASETS.CLASSES) or None
+    of = "DATASETS.CLASSES"
     if trained is not None:
         if names:
             require_same_names(("the checkpoint", trained.names), (of, names))
         names, of = trained.names, "the checkpoint"
     elif not names and not train:
         configured = configured_classes(cfg)
-        names, of = configured and configured.names, "the training set"
+        names, of = None if configured is None else configured.names, "the training set"
     sets = dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST] if train else cfg.DATASETS.TEST)
     aliases = parse_aliases(cfg.DATASETS.CLASS_ALIASES)
     return align_classes(list(sets), names, aliases, of=of, subset=bool(cfg.DATASETS.CLASSES))

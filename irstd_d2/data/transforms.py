@@ -94,7 +94,8 @@ class RandomGainOffset(T.Augmentation):
         self.gain_range, self.offset_range, self.invert_prob = tuple(gain_range), offset_range, invert_prob
 
     def get_transform(self, image: np.ndarray) -> T.Transform:  # noqa: ARG002
-        gain = np.random.uniform(*self.gain_range)
+        low, high = self.gain_range
+        gain = np.random.uniform(low, high)
         if np.random.uniform() < self.invert_prob:
             gain = -gain
         offset = np.random.uniform(-self.offset_range, self.offset_range)

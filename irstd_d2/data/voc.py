@@ -152,8 +152,8 @@ def read_voc_classes(
     files = [name for stem in folder.stems() for name in folder[stem]]
     records, _ = read_annotations(folder.folder, files)
     found = Counter(obj.name for record in records.values() for obj in record.objects)
-    names = sorted(found, key=lambda name: (fold(name), -found[name], name))
-    _, names = name_lookup(names or CLASS_NAMES, class_aliases, found=True)
+    spellings = sorted(found, key=lambda name: (fold(name), -found[name], name))
+    _, names = name_lookup(spellings or CLASS_NAMES, class_aliases, found=True)
     return ClassTable.from_names(names)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import singledispatch
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
@@ -74,7 +74,7 @@ def extract_features(model: nn.Module, images: Tensor, image_size: Tensor) -> Fe
         images: (N, 3, H, W), normalised and padded.
         image_size: (N, 2)
     """
-    return model.backbone(images)
+    return cast(nn.Module, model.backbone)(images)
 
 
 @singledispatch

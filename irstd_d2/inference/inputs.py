@@ -226,10 +226,10 @@ class Video:
         capture = self._capture()
         try:
             while True:
-                readable, frame = capture.read()
+                readable, picture = capture.read()
                 if not readable:
                     return
-                yield frame
+                yield picture
         finally:
             capture.release()
 

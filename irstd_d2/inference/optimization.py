@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -94,7 +94,7 @@ def fold_batch_norms(model: nn.Module) -> int:
     return folded
 
 
-def _ends_linear(module: nn.Module) -> bool:
+def _ends_linear(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether a module is a convolution and nothing behind it."""
     behind = (getattr(module, "norm", None), getattr(module, "activation", None))
     return type(module) in (nn.Conv2d, Conv2d) and behind == (None, None)

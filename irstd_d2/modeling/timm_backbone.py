@@ -111,7 +111,7 @@ def _create(name: str, **options: Any) -> Any:
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ConfigError(f"MODEL.TIMM.NAME is {name!r}, which timm does not know; similar are {similar}")
-    net = timm.create_model(name, features_only=True, **options)
+    net: Any = timm.create_model(name, features_only=True, **options)
     last = net.feature_info.info[max(net.feature_info.out_indices)]["module"]
     if isinstance(getattr(net, "blocks", None), nn.Sequential) and last.startswith("blocks."):
         net.blocks = net.blocks[: int(last.removeprefix("blocks.")) + 1]  # timm builds those behind it, too
