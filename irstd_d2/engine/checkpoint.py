@@ -14,6 +14,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import model_zoo
 from ..checkpoint import load_plain
 from ..data.classes import ClassTable
 from ..errors import ConfigError, DatasetError
@@ -135,15 +136,15 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         return [tagged, *(path for path in newest_first if found[path] < found[tagged])]
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load weights and, of ``checkpointables``, the state; see detectron2.
+        """Load weights, of a file or a model of the zoo, and, of ``checkpointables``, the state; see detectron2.
 
         Raises:
             ConfigError: there is no such file, it is a pickle, or it does not fill as much of the model as ``match``
                 asks for.
             DatasetError: the file is damaged or holds more than tensors and plain data.
         """
-        if path and "://" not in path and not Path(path).is_file():
-            raise ConfigError(f"MODEL.WEIGHTS is {path}, which is not a file; check the path")
+        if path and "://" not in path:
+            path = model_zoo.resolve_weights(path)
         self._source = path
         return super().load(path, checkpointables=checkpointables)
 

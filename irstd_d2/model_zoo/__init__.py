@@ -152,7 +152,7 @@ def resolve_weights(weights: str | PathLike) -> str:
     found = read_index()
     if fspath(weights) not in found:
         raise ConfigError(
-            f"--weights {fspath(weights)} is neither a file nor a model of the zoo; the zoo has "
+            f"the weights {fspath(weights)} are neither a file nor a model of the zoo; the zoo has "
             f"{', '.join(found) or 'none yet'}"
         )
     return str(found[fspath(weights)].weights_file)
