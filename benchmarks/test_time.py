@@ -24,12 +24,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import ImageList
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import auxdet_d2  # noqa: F401  registers
-import bafe_d2  # noqa: F401  registers
+from bafe_d2.modeling import BAFENet
 from irstd_d2 import get_config
 from irstd_d2.data import build_mapper
 from irstd_d2.engine import IRSTDTrainer
@@ -38,7 +40,7 @@ from irstd_d2.evaluation.build import EVALUATOR_REGISTRY
 from irstd_d2.evaluation.collection import DetectionCollector
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.inference import DetectorWithTTA
-from irstd_d2.modeling.fcos import IRSTDFCOS
+from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions
 
 METRICS = {
     "mAP07": "voc_paper/AP50_11point",
@@ -74,7 +76,7 @@ class OncePerView(nn.Module):
     """A dense detector that predicts for each view of the present image once, whatever is made of it then.
 
     Args:
-        model: its ``outputs`` are computed anew each time.
+        model: its detections are computed anew each time.
         predicted: of the present image, shared by all rows of the same weights; the owner empties it.
     """
 
@@ -90,11 +92,23 @@ class OncePerView(nn.Module):
             self.pixels += images.tensor[0, 0].numel()
             key = _key(sample["image"])
             if key not in self.predicted:
-                features = self.model.backbone(images.tensor)
-                self.predicted[key] = self.model.head([features[name] for name in self.model.head_in_features])
+                self.predicted[key] = self._predict(images, sample)
             predictions = self.predicted[key]
-            results += self.model.outputs(self.model.points(predictions), predictions, images, [sample])
+            found = self.model.forward_inference(images, [], predictions)
+            if isinstance(self.model, BAFENet):
+                results += self.model.postprocess(found, predictions, images, [sample])
+            else:
+                results.append({"instances": detector_postprocess(found[0], sample["height"], sample["width"])})
         return results
+
+    def _predict(self, images: ImageList, sample: dict[str, Any]) -> Predictions:
+        maps = self.model.backbone(images.tensor)
+        features = [maps[name] for name in self.model.head_in_features]
+        if not isinstance(self.model, BAFENet) or self.model.context is None:
+            return self.model.head(features)
+        context = self.model.context.batch([sample], images.tensor, images.image_sizes)
+        sizes = torch.tensor(images.image_sizes, dtype=torch.float32)
+        return self.model.predict_in_context(features, context, sizes)
 
 
 def _key(image: Tensor) -> tuple[Any, ...]:

@@ -291,7 +291,7 @@ def _read_pixels(path: str) -> np.ndarray:
     """(H, W) or BGR (H, W, 3) of 8 or 16 bits."""
     raw = read_raw(path)
     if raw.dtype not in (np.uint8, np.uint16):
-        raw = np.round(to_float_image(raw, path, format="BGR") * 257).astype(np.uint16)
+        raw = np.round(to_float_image(raw, path, format="BGR", high_bit_depth="full_range") * 257).astype(np.uint16)
     return np.ascontiguousarray(raw[:, :, :3] if raw.ndim == 3 else raw)
 
 

@@ -181,11 +181,25 @@ class Trainer:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The training inherits the lock, and so holds it even if this process is killed.
-                subprocess.run(
-                    command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, pass_fds=[lock.fileno()],
-                    timeout=None if seconds == float("inf") else seconds, check=True,
+                _wait(
+                    subprocess.Popen(
+                        command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, pass_fds=[lock.fileno()]
+                    ),
+                    None if seconds == float("inf") else seconds,
                 )  # fmt: skip
             except BlockingIOError as error:
                 raise NotFinishedError("another process is training it") from error
             except subprocess.TimeoutExpired as error:
                 raise NotFinishedError("interrupted: no time left") from error
+
+
+def _wait(process: subprocess.Popen, timeout: float | None) -> None:
+    """Wait for a process; whatever ends the wait also ends the process, before it goes on."""
+    try:
+        status = process.wait(timeout)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, process.args)

@@ -199,7 +199,8 @@ def test_the_optimised_model_detects_what_the_published_one_does(model, publishe
         pyramid = model.backbone(image)
         predictions = model.head([pyramid[name] for name in LEVELS])
         images = ImageList(image, [tuple(m["img_shape"]) for m in meta])
-        results = model.outputs(model.points(predictions), predictions, images, samples)
+        detections = model.forward_inference(images, [], predictions)
+        results = model.postprocess(detections, predictions, images, samples)
     for i, result in enumerate(results):
         found = result["instances"]
         assert_same_detections(found.pred_boxes.tensor, found.scores, arrays[f"det{i}"], box_tolerance=0.05)

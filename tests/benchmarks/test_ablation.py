@@ -280,7 +280,7 @@ def test_a_training_gets_its_configuration_data_and_folder(tmp_path, script):
 
 
 def test_stopping_the_command_stops_the_training(tmp_path, script, caplog):
-    script(f"echo $$ > {tmp_path}/child; kill -INT $PPID; exec sleep 60")  # what Ctrl-C sends
+    script(f"echo $$ > {tmp_path}/child; sleep 1; kill -INT $PPID; exec sleep 60")  # what Ctrl-C sends
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert ablate.main(["bafe-4", "--rows", "a_none", "--output", str(tmp_path / "out")]) == 130

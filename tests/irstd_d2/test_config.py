@@ -78,7 +78,7 @@ def test_unknown_names_are_refused_before_the_training(tmp_path, opts, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config-file", "{0}/absent.yaml"], r"configuration .*absent\.yaml: .*does not exist"),
+        (["--config-file", "{0}/absent.yaml"], r"--config-file .*absent\.yaml is neither a file, nor one below .*"),
         (["SOLVER.BASE_LRR", "0.1"], r"SOLVER\.BASE_LRR.*did you mean SOLVER\.BASE_LR\?"),
         (["MODEL.WEIGTHS", "x"], r"MODEL\.WEIGTHS.*did you mean MODEL\.WEIGHTS\?"),
         (["--num-gpus", "2"], r"--num-gpus is 2, but this machine has no CUDA device; .*torchrun --nproc-per-node 2"),

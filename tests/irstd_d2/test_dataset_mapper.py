@@ -203,7 +203,7 @@ def test_ignored_sky_pixels_survive(sample, tmp_path):
 
 def test_sixteen_bits(sample, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((24, 32), 257 * 100, np.uint16))
-    assert mapper()(sample)["image"].unique().tolist() == [100]
+    assert mapper(high_bit_depth="full_range")(sample)["image"].unique().tolist() == [100]
     stretched = mapper(high_bit_depth="minmax")(sample)["image"]
     assert stretched.unique().tolist() == [0]
 
