@@ -37,6 +37,11 @@ def parse_tile(text: str) -> int | None:
     return int(text)
 
 
+def parse_format(text: str) -> str:
+    """Take the names that ``--save`` had before version 0.4 for those of today."""
+    return {"pictures": "picture", "coco": "json"}.get(text, text)
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, videos, folders, patterns, camera numbers")
@@ -45,8 +50,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("detections"), help="folder to write to (%(default)s)")
     add_score_thresh(parser, "detections below are left out; default: of the zoo's model, else 0.3")
     parser.add_argument(
-        "--save", nargs="+", choices=RESULT_FORMATS, default=("picture", "json"), help="what to write (picture json)"
-    )
+        "--save", nargs="+", type=parse_format, choices=RESULT_FORMATS, default=("picture", "json"),
+        help="what to write (picture json)",
+    )  # fmt: skip
     parser.add_argument(
         "--platform",
         help="Air, Space, Land or what the model was trained with (MODEL.METADATA.PLATFORMS), of all images; "

@@ -8,7 +8,7 @@ import pytest
 
 import irstd_d2
 from irstd_d2 import cli
-from irstd_d2.cli import COMMANDS, main, options
+from irstd_d2.cli import COMMANDS, detect, main, options
 from irstd_d2.convert import FORMATS
 from irstd_d2.convert.splitting import STRATA
 from irstd_d2.data.image_io import HIGH_BIT_DEPTH_MODES
@@ -87,3 +87,11 @@ def test_unknown_commands_and_names_are_refused(capsys):
     assert "choose from" in capsys.readouterr().err
     with pytest.raises(AttributeError, match="nothing"):
         irstd_d2.nothing  # noqa: B018
+
+
+def test_older_names_of_options_still_work():
+    args = detect.get_parser().parse_args(["--input", "a.png", "--threshold", "0", "--save", "pictures", "coco", "csv"])
+    assert (args.input, args.score_thresh, args.save) == (["a.png"], 0, ["picture", "json", "csv"])
+    assert detect.get_parser().parse_args(["a.png", "--save", "json", "yolo"]).save == ["json", "yolo"]
+    with pytest.raises(SystemExit):
+        detect.get_parser().parse_args(["a.png", "--save", "xml"])
