@@ -7,6 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 
 from ..errors import DatasetError
+from .coco import is_contained
 from .faults import Fault, FaultKind, refuse_or_skip
 from .image_io import strip_image_suffix
 from .voc_xml import MAX_NAME, is_plain_name
@@ -39,8 +40,10 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
         if not name:
             faults.append(Fault.of(FaultKind.EMPTY_LINE, path, field, "empty", "delete the line"))
         elif not is_plain_name(name):
-            problem, fix = f"{name[:80]!r} leads out of the image folder", "write the bare image name"
-            faults.append(Fault.of(FaultKind.UNSAFE_NAME, path, field, problem, fix))
+            inside = is_contained(name.replace("\\", "/"))
+            what = "names a folder, but images are found by bare names" if inside else "leads out of the image folder"
+            fix = "write the bare image name"
+            faults.append(Fault.of(FaultKind.UNSAFE_NAME, path, field, f"{name[:80]!r} {what}", fix))
         elif name in names:
             problem = f"{name[:80]!r} again, first on line {names[name]}"
             faults.append(Fault.of(FaultKind.DUPLICATE_LINE, path, field, problem, "delete one of the two"))

@@ -103,3 +103,20 @@ def test_any_bytes(tmp_path, data):
         assert error.file == str(path)  # noqa: PT017  both outcomes are right
     else:
         assert names or faults
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("seq1/a", "names a folder, but images are found by bare names"),
+        ("JPEGImages\\a.png", "names a folder, but images are found by bare names"),
+        ("seq1/../../a", "leads out of the image folder"),
+        ("/data/a", "leads out of the image folder"),
+    ],
+)
+def test_paths_say_what_is_wrong_with_them(tmp_path, line, problem):
+    (tmp_path / "train.txt").write_text(line + "\n")
+    names, (fault,) = read_split(tmp_path / "train.txt")
+    assert names == []
+    assert problem in fault.problem
+    assert (fault.kind, fault.field) == (FaultKind.UNSAFE_NAME, "line 1")
