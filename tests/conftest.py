@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock
 
@@ -43,6 +44,7 @@ def _fresh_logging():
         logger.propagate = propagate
         logger.handlers.clear()
     setup_logger.cache_clear()
+    detectron2_logger._LOG_COUNTER.clear()  # a warning given once per process is given once per test
 
 
 def _shared(name: str) -> Path:

@@ -139,8 +139,16 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
         super().__init__(ground_truth, distributed=distributed)
         self._path = Path(folder) / PREDICTIONS_FILE
 
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Store what a model found on a batch; a model that only segments has no detections to store."""
+        pairs = [(sample, output) for sample, output in zip(inputs, outputs) if "instances" in output]
+        super().process([sample for sample, _ in pairs], [output for _, output in pairs])
+
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Write the file; there are no metrics."""
+        """Write the file, unless the model gives no detections at all; there are no metrics."""
+        if not any(comm.all_gather(bool(self._columns)) if self._distributed else [self._columns]):
+            logger.info("The model gives no detections: %s is not written", self._path)
+            return OrderedDict()
         columns = self._gather()
         if columns is not None:
             rows = [row for number, image in enumerate(columns) for row in self._rows(number, image)]
