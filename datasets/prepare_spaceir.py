@@ -120,7 +120,7 @@ def write_set(source: Path, folder: Path) -> dict[str, tuple[int, int]]:
         ships = None
         for band in site.bands:
             file = find_one(source / port, f"*_{band}_(Raw).tiff")
-            image = np.rint(read_image(file)[:, :, 0]).astype(np.uint8)
+            image = np.rint(read_image(file, high_bit_depth="full_range")[:, :, 0]).astype(np.uint8)
             if image.shape != (site.rows[-1], site.columns[-1]):
                 raise DatasetError(file, "size", f"{image.shape[1]}x{image.shape[0]} pixels", "clone sen2ships again")
             if ships is None:

@@ -55,8 +55,8 @@ def test_same_model(name, tmp_path):
         assert torch.equal(feature, features[1][level])
     # The score of a network without training is below the published threshold; all detections are compared.
     for m in (model, expected):
-        if hasattr(m, "score_threshold"):
-            m.score_threshold = 0.0
+        if hasattr(m, "test_score_thresh"):
+            m.test_score_thresh = 0.0
     with torch.no_grad():
         found = [m(samples)[0]["instances"] for m in (model, expected)]
     assert len(found[0])

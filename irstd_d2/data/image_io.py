@@ -447,6 +447,8 @@ def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarra
             if max(ends, default=0) > len(data):
                 raise DatasetError(path, "pixels", "a truncated TIFF", _REWRITE)
             pixels, axes = page.asarray(), page.axes
+            if pixels.shape != page.shape:  # without data it decodes to nothing
+                raise DatasetError(path, "pixels", "a TIFF without pixels", _REWRITE)
     except DatasetError:
         raise
     except Exception as error:  # tifffile lets whatever it stumbles over through

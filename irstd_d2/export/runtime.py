@@ -280,7 +280,10 @@ def _read_deep_tiff(path: str | PathLike) -> np.ndarray | None:
             logger.warning("%s holds %d pages: the first is read, %d are left out", path, pages, pages - 1)
         if page.bitspersample <= 8 and page.sampleformat == 1:
             return None
-        pixels = np.moveaxis(page.asarray(), 0, 2) if page.axes == "SYX" else page.asarray()
+        pixels = page.asarray()
+        if pixels.shape != page.shape:  # without data it decodes to nothing
+            raise ValueError(f"{path}: a TIFF without pixels")
+        pixels = np.moveaxis(pixels, 0, 2) if page.axes == "SYX" else pixels
     colours = int(page.photometric)
     if page.axes not in ("YX", "YXS", "SYX") or pixels.dtype.kind not in "uif" or colours > 2:
         raise ValueError(f"{path}: {pixels.dtype} with axes {page.axes}; store it as gray or RGB")

@@ -1,5 +1,7 @@
 """One table of pixel types for all readers: training and demo (read_image, open_raw) and the exported runtime."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -204,3 +206,18 @@ class TestCountsOfASensor:
         cv2.imwrite(str(tmp_path / "a.png"), pixels)
         for reader in READERS:
             assert (reader(tmp_path / "a.png")[:, :, 0] == pixels).all()
+
+
+@pytest.mark.parametrize("tag", [273, 279])  # StripOffsets, StripByteCounts
+@pytest.mark.parametrize("pixels", [of_type(np.uint16), of_type(np.float32, COLOUR)], ids=["gray", "colour"])
+def test_a_tiff_without_pixels_is_refused(tmp_path, pixels, tag):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels)
+    data = path.read_bytes()
+    entry = data.index(struct.pack("<H", tag), 8)
+    path.write_bytes(data[:entry] + struct.pack("<H", 65000) + data[entry + 2 :])
+    for read in (read_image, open_raw):
+        with pytest.raises(DatasetError, match=r"a\.tif.*TIFF"):
+            read(path)
+    with pytest.raises(ValueError, match=r"a\.tif.*TIFF"):
+        runtime.read_image(path)
