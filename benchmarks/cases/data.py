@@ -79,7 +79,6 @@ def _bag_cp(bench: Bench) -> None:
         f"BAG-CP, {size}x{size}",
         ("BAG-CP", paste),
         ("the same rule pixel by pixel", lambda: plain_paste(image.copy(), boxes, sky, library, rng), 1 / 50),
-        ("limit", 0.001, 1.0),
         other_seldom=5,
     )
 

@@ -1,6 +1,6 @@
 """Detect targets in images, folders, patterns, videos and cameras; write pictures and files with all detections.
 
-    irstd detect image.png folder/ 'runs/*/*.tif' clip.mp4 --weights fcos_general --output detections
+    irstd detect image.png folder/ 'runs/*/*.tif' clip.mp4 --weights bafe_dense --output detections
     irstd detect folder/ --weights output/mine/model_best.pth --save picture csv json --platform Air --band LWIR
     torchrun --nproc-per-node 4 -m irstd_d2 detect folder/ --weights bafe_dense
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .options import RESULT_FORMATS, add_config_options, add_score_thresh, new_parser
 
-DEFAULT_WEIGHTS = "fcos_general"
+DEFAULT_WEIGHTS = "fcos_dense"
 
 
 def parse_tile(text: str) -> int | None:

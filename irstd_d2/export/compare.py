@@ -33,8 +33,12 @@ class Difference:
     unpaired_score: float
 
     def within(self, boxes: float, scores: float) -> bool:
-        """Whether everything has a partner within these tolerances."""
-        return self.unpaired == 0 and self.boxes <= boxes and self.scores <= scores
+        """Whether everything has a partner within these tolerances.
+
+        One that only one of them has is as if the other had it with a score of 0: of scores below the tolerance,
+        rounding decides which of two overlapping boxes suppresses the other.
+        """
+        return self.unpaired_score <= scores and self.boxes <= boxes and self.scores <= scores
 
 
 def compare_detections(expected: Detections, found: Detections) -> Difference:

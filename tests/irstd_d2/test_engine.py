@@ -220,7 +220,7 @@ def test_sigkill_of_a_real_detector_and_resume_equal_an_uninterrupted_training(t
 
     env = {"cwd": repo_root, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run("whole")
-    process = subprocess.Popen(command("killed", "--resume"), start_new_session=True, **env)
+    process = subprocess.Popen(command("killed"), start_new_session=True, **env)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and not list((tmp_path / "killed").glob("model_0*")):
         time.sleep(0.01)
