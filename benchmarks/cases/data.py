@@ -14,13 +14,11 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from harness import Bench, timed
-from PIL import Image
 
 import bafe_d2  # noqa: F401
 from bafe_d2.data import BAGCopyPaste, TargetLibrary
 from irstd_d2 import get_config
 from irstd_d2.data import IRSTDAugInput, IRSTDDatasetMapper, load_voc
-from irstd_d2.data.voc_xml import VocObject, VocRecord, format_voc_xml
 from irstd_d2.engine import IRSTDTrainer
 from irstd_d2.synthetic import dense_config, write_densesirst
 
@@ -33,7 +31,6 @@ def run(bench: Bench) -> None:
     for size, suffix in itertools.product((64,) if bench.quick else (512, 1024), (".jpg", ".png")):
         _mapper(bench, size, suffix)
     _bag_cp(bench)
-    _second_start(bench)
     _waiting(bench)
 
 
@@ -80,33 +77,6 @@ def _bag_cp(bench: Bench) -> None:
         ("BAG-CP", paste),
         ("the same rule pixel by pixel", lambda: plain_paste(image.copy(), boxes, sky, library, rng), 1 / 50),
         other_seldom=5,
-    )
-
-
-def _second_start(bench: Bench) -> None:
-    count = 30 if bench.quick else 9000
-    root = bench.folder / "large" / "VOC2007"
-    for name in ("PNGImages", "Annotations", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    objects = tuple(VocObject("Target", False, tuple(box)) for box in small_boxes(3, 256).round().tolist())
-    text = format_voc_xml(VocRecord(256, 256, "Air", "LWIR", objects), "0.png")
-    Image.new("L", (256, 256)).save(root / "PNGImages" / "0.png")
-    for number in range(count):
-        (root / "Annotations" / f"{number}.xml").write_bytes(text)
-        if number:
-            (root / "PNGImages" / f"{number}.png").hardlink_to(root / "PNGImages" / "0.png")
-    (root / "ImageSets/Main/train.txt").write_text("\n".join(map(str, range(count))), encoding="utf-8")
-    time.sleep(0.2)  # what changed a moment ago is not kept
-
-    def load() -> None:
-        assert len(load_voc(bench.folder / "large", "train", layout="wideirstd")) == count
-
-    first = timed(load, bench.device)
-    bench.compare(
-        f"second start, {count} images",
-        ("load", load),
-        ("limit", 0.5, 1.0),
-        ("first start", first, None),
     )
 
 
