@@ -14,6 +14,10 @@ from .runtime import Detections
 PARTNER = 1.0  # pixels within which a detection is taken for the same
 
 
+# Single precision does not order scores that differ by less.
+NEGLIGIBLE_SCORE = 1e-6
+
+
 @dataclass(frozen=True)
 class Difference:
     """Of two sets of detections.
@@ -35,10 +39,9 @@ class Difference:
     def within(self, boxes: float, scores: float) -> bool:
         """Whether everything has a partner within these tolerances.
 
-        One that only one of them has is as if the other had it with a score of 0: of scores below the tolerance,
-        rounding decides which of two overlapping boxes suppresses the other.
+        Of negligible scores, rounding decides which of two overlapping boxes suppresses the other; these need none.
         """
-        return self.unpaired_score <= scores and self.boxes <= boxes and self.scores <= scores
+        return self.unpaired_score <= NEGLIGIBLE_SCORE and self.boxes <= boxes and self.scores <= scores
 
 
 def compare_detections(expected: Detections, found: Detections) -> Difference:
