@@ -265,7 +265,7 @@ def test_a_camera_is_read_until_enough_frames_came(demo, tmp_path, monkeypatch):
 
 
 def test_gray_frames_of_16_bits_stay_so(tmp_path):
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="pip install av")
     deep = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
     with av.open(str(tmp_path / "deep.mkv"), "w") as out:
         stream = out.add_stream("ffv1", rate=30)
