@@ -5,7 +5,7 @@ from irstd_d2 import System, Tap, register_system
 from . import data, modeling
 from .checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
 from .config import add_auxdet_config
-from .metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, collate_metadata
+from .metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, collate_metadata, remark_on_metadata
 
 register_system(
     System(
@@ -20,6 +20,7 @@ register_system(
             Tap(modeling.LEEM, "edges by LEEM"),
             Tap(modeling.FeatureRefinement, "after LEEM"),
         ),
+        metadata_remark=remark_on_metadata,
     )
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
@@ -20,14 +21,16 @@ from irstd_d2.export.graphs import (
     extract_features,
     metadata_vocabulary,
     proposals,
+    region_candidates,
     suppression,
 )
-from irstd_d2.modeling.decoding import take, top_candidates
+from irstd_d2.modeling.decoding import take, top_candidates, without_empty
 
 from .metadata import MetadataBatch
 from .modeling.backbone import conditioned_on
 from .modeling.cascade_rpn import CascadeRPN
 from .modeling.meta_arch import AuxDet, MetadataConditionedModel
+from .modeling.roi_heads import AuxDetROIHeads
 
 
 @metadata_vocabulary.register(AuxDet)
@@ -77,3 +80,10 @@ def _(generator: CascadeRPN, features: Features, image_size: Tensor, suppress: N
         scores, place, _ = top_candidates(logits.sigmoid()[..., None], generator.pre_nms_topk[1])
         columns.append((take(boxes, place), scores))
     return best_proposals(columns, image_size, suppress, generator.nms_thresh, generator.post_nms_topk[1])
+
+
+@region_candidates.register
+def _(heads: AuxDetROIHeads, features: Features, boxes: Tensor, present: Tensor, image_size: Tensor) -> Candidates:
+    standard = region_candidates.dispatch(StandardROIHeads)
+    found: Candidates = standard(heads, features, boxes, present, image_size)
+    return found._replace(scores=without_empty(found.boxes, found.scores))

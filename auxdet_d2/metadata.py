@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
+from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 
 UNKNOWN_INDEX = -1
@@ -32,6 +33,8 @@ def _key(name: str) -> str:
 
 
 _OWN = ("platform", "band", "width", "height")
+# Spellings of a band that the published models do not know; they serve vocabularies that have it.
+_FURTHER_ALIASES = {"midwave": "MWIR", "midwave infrared": "MWIR", "medium wave infrared": "MWIR"}
 
 
 @dataclass(frozen=True)
@@ -142,15 +145,22 @@ class Vocabulary:
         """Return the position of a name; ``UNKNOWN_INDEX`` for ``None`` and, with a warning, for a foreign name."""
         if name is None:
             return UNKNOWN_INDEX
-        position = self._index.get(_key(name), UNKNOWN_INDEX)
-        if position == UNKNOWN_INDEX and _key(name) not in _MISSING:
-            key = f"MODEL.METADATA.{self.field_name.upper()}S"
-            message = (
-                f"{self.field_name} {name!r} is not among {self.names} and is treated as unknown; a model that is "
-                f"trained with it in {key} tells it apart"
-            )
+        remark = self.remark(name)
+        if remark is not None:
+            message = f"{self.field_name} {name!r} {remark}"
             log_first_n(logging.WARNING, message, key="message", name=__name__)
-        return position
+        return self._index.get(_key(name), UNKNOWN_INDEX)
+
+    def remark(self, name: str) -> str | None:
+        """What to know about a foreign name, with the key that admits it; ``None`` about a known or a missing one."""
+        if _key(name) in self._index or _key(name) in _MISSING:
+            return None
+        canonical = {_key(alias): target for alias, target in self.aliases.items()}.get(_key(name), name)
+        wider = ", ".join(f'"{known}"' for known in (*self.names, canonical))
+        return (
+            f"is not among {self.names} and is treated as unknown; a model that is trained with "
+            f"MODEL.METADATA.{self.field_name.upper()}S '({wider})' tells it apart"
+        )
 
 
 @dataclass(frozen=True)
@@ -254,7 +264,7 @@ class MetadataVocabulary:
     def from_config(cls, cfg: CfgNode) -> MetadataVocabulary:
         """Build the vocabularies from the keys ``MODEL.METADATA``."""
         keys = cfg.MODEL.METADATA
-        aliases = {}
+        aliases = dict(_FURTHER_ALIASES)
         for entry in keys.ALIASES:
             alias, separator, name = entry.partition("=")
             if not (separator and _key(alias) and _key(name)):
@@ -285,6 +295,12 @@ def _parse_categorical_field(entry: str, aliases: Mapping[str, str]) -> Vocabula
             f"MODEL.METADATA.EXTRA_CATEGORICAL has {entry!r}; write 'name=first,second', e.g. 'season=summer,winter'"
         )
     return Vocabulary(name.strip(), tuple(part.strip() for part in names.split(",")), aliases)
+
+
+def remark_on_metadata(field_name: str, name: str) -> str | None:
+    """What the default configuration makes of a ``platform`` or ``band`` of a data set; see ``Vocabulary.remark``."""
+    vocabulary = MetadataVocabulary.from_config(get_config())
+    return (vocabulary.platforms if field_name == "platform" else vocabulary.bands).remark(name)
 
 
 class MetadataBatch(NamedTuple):
@@ -364,4 +380,5 @@ __all__ = [
     "NumericField",
     "Vocabulary",
     "collate_metadata",
+    "remark_on_metadata",
 ]

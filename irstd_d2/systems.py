@@ -50,6 +50,8 @@ class System:
         checkpoint_names: names of published checkpoints' tensors and ours, by the name of a model.
         export_module: imported before a model is exported; registers its modules with ``irstd_d2.export.graphs``.
         feature_taps: the feature maps that a report shows.
+        metadata_remark: given ``platform`` or ``band`` and a name that a data set has there, what to know about a name
+            that the system's default configuration does not tell apart; ``None`` about others.
     """
 
     name: str
@@ -57,6 +59,7 @@ class System:
     checkpoint_names: Mapping[str, NameMap] = field(default_factory=dict)
     export_module: str | None = None
     feature_taps: Sequence[Tap] = ()
+    metadata_remark: Callable[[str, str], str | None] | None = None
 
 
 _systems: dict[str, System] = {}

@@ -10,11 +10,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from irstd_d2.errors import ConfigError
+from irstd_d2.modeling.decoding import clip_boxes, without_empty
 from irstd_d2.modeling.gaussian_distance import pairwise_nwd
 
 from .box_transform import BoundedBox2BoxTransform
@@ -61,6 +63,20 @@ class AuxDetROIHeads(StandardROIHeads):
         predictor.loss_weight["loss_cls"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
         return result
 
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> Any:
+        """Detect as ``StandardROIHeads``, but a box that is clipped to no area takes no place of a detection."""
+        if self.training:
+            return super()._forward_box(features, proposals)
+        levels = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(levels, [image.proposal_boxes for image in proposals])
+        predictor = self.box_predictor
+        predictions = predictor(self.box_head(pooled))
+        boxes, scores = predictor.predict_boxes(predictions, proposals), predictor.predict_probs(predictions, proposals)
+        sizes = [image.image_size for image in proposals]
+        solid = [_score_solid(*image) for image in zip(boxes, scores, sizes)]
+        thresholds = predictor.test_score_thresh, predictor.test_nms_thresh, predictor.test_topk_per_image
+        return fast_rcnn_inference(boxes, solid, sizes, *thresholds)[0]
+
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Label and sample the ground-truth boxes and proposals of each image; see detectron2's ``ROIHeads``."""
@@ -87,6 +103,13 @@ class AuxDetROIHeads(StandardROIHeads):
                 if name.startswith("gt_") and not sampled.has(name):
                     sampled.set(name, value[matches[drawn]])
         return sampled
+
+
+def _score_solid(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores (R, K + 1), below every threshold for boxes (R, 4) or (R, 4 K) without area in an image of ``size``."""
+    clipped = clip_boxes(boxes.unflatten(1, (-1, 4)), boxes.new_tensor([size]))
+    classes = scores[:, :-1]
+    return torch.cat([without_empty(clipped.expand(-1, classes.shape[1], -1), classes), scores[:, -1:]], dim=1)
 
 
 def _targets_first(targets: Instances, proposals: Instances) -> Instances:

@@ -17,6 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import DatasetError
+from ..systems import registered_systems
 from .box_checks import boxes_of, common_offset, edge_note, light_note, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
@@ -155,6 +156,7 @@ def check_collection(
     if not masked:
         notes += light_note([image.offsets for image in images if image.offsets is not None], collection.box_convention)
     notes += range_notes(images)
+    notes += _metadata_notes(collection.dicts)
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):
         notes.append(
@@ -341,6 +343,22 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[
         places = _some([_coordinates(box) for box in missing])
         notes.append(f"{sample['image_id']}: {len(missing)} targets of the mask have no box: {places}")
     return notes
+
+
+def _metadata_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:
+    """Remarks on platforms and bands that a system's models would not tell apart, with the number of images."""
+    found = Counter(
+        (field, str(name))
+        for sample in dicts
+        for field in ("platform", "band")
+        if (name := (sample.get("metadata") or {}).get(field))
+    )
+    return [
+        f"{count} images have the {field} {name!r}, which {remark}"
+        for (field, name), count in sorted(found.items())
+        for system in registered_systems()
+        if system.metadata_remark and (remark := system.metadata_remark(field, name))
+    ]
 
 
 def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:

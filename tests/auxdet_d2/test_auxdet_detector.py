@@ -18,9 +18,11 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+import auxdet_d2.export  # noqa: F401  registers
 from auxdet_d2.modeling import AuxDet, MetadataConditionedModel
 from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
+from irstd_d2.export.graphs import region_candidates
 
 AIR = {"platform": "Air", "band": "LWIR", "width": 256, "height": 256}
 SPACE = {"platform": "Space", "band": "NIR", "width": 1024, "height": 1024}
@@ -223,3 +225,29 @@ def test_saved_configurations_with_predicted_metadata_still_load(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("MODEL: {AUXDET: {PREDICT: {ENABLED: false, FILL: soft}, M2DM: {MODE: channel}}}")
     assert get_config(path).MODEL.AUXDET.M2DM.MODE == "channel"
+
+
+@pytest.mark.parametrize(("moved", "agnostic"), [((1, 0), True), ((0, 1), False), ((1, 1), True), ((-1, 0), False)])
+def test_boxes_that_leave_the_image_take_no_place_among_the_detections(repo_root, monkeypatch, moved, agnostic):
+    """Ten proposals with the best scores end in the padding, or left of the image; all 20 places go to the others."""
+    options = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic, "MODEL.ROI_HEADS.NUM_CLASSES", 2)
+    model = tiny(repo_root, *options, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0, "TEST.DETECTIONS_PER_IMAGE", 20).eval()
+    predictor, size = model.roi_heads.box_predictor, (40, 56)
+    deltas = torch.zeros(30, 1 if agnostic else 2, 4)
+    deltas[:10, :, :2] = torch.tensor(moved, dtype=torch.float) * 1000
+    logits = torch.zeros(30, 3)
+    logits[:10, 0], logits[:, 1] = 5.0, -30.0
+    monkeypatch.setattr(predictor, "forward", lambda _: (logits, deltas.flatten(1)))
+    x, y = torch.arange(30) % 6 * 8.0, torch.arange(30) // 6 * 7.0
+    boxes = torch.stack([x, y, x + 5, y + 5], dim=1)
+    features = {name: torch.zeros(1, 32, 32, 32) for name in model.roi_heads.box_in_features}
+    proposals = Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(30))
+    with torch.no_grad():
+        (found,) = model.roi_heads._forward_box(features, [proposals])
+        exported = region_candidates(
+            model.roi_heads, features, boxes[None], torch.ones(1, 30, dtype=torch.bool), torch.tensor([size])
+        )
+    torch.testing.assert_close(found.pred_boxes.tensor, boxes[10:])
+    torch.testing.assert_close(found.scores, torch.full((20,), 0.5))
+    assert (exported.scores[0].view(30, 2)[:10] == -1).all()
+    torch.testing.assert_close(exported.scores[0].view(30, 2)[10:, 0], torch.full((20,), 0.5))

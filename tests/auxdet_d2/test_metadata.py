@@ -97,8 +97,20 @@ def test_a_foreign_name_is_unknown_and_reported_once(caplog):
         assert collate_metadata([{"platform": "unknown"}], VOCABULARY).platform.tolist() == [-1]
     assert [r.getMessage() for r in caplog.records] == [
         "platform 'Submarine-7' is not among ('Air', 'Space', 'Land') and is treated as unknown; a model that is "
-        "trained with it in MODEL.METADATA.PLATFORMS tells it apart"
+        'trained with MODEL.METADATA.PLATFORMS \'("Air", "Space", "Land", "Submarine-7")\' tells it apart'
     ]
+
+
+@for_every("spelling", ["MWIR", "mid-wave", "Midwave Infrared"])
+def test_spellings_of_a_band_beyond_the_published_ones(spelling):
+    cfg = get_config()
+    published = MetadataVocabulary.from_config(cfg)
+    assert [published.bands.index(name) for name in (*BANDS, spelling)] == [0, 1, 2, -1]
+    assert """BANDS '("LWIR", "NIR", "SWIR", "MWIR")' tells it apart""" in published.bands.remark(spelling)
+    cfg.MODEL.METADATA.BANDS = ("LWIR", "NIR", "SWIR", "MWIR")
+    wider = MetadataVocabulary.from_config(cfg)
+    assert [wider.bands.index(name) for name in (*BANDS, spelling)] == [0, 1, 2, 3]
+    assert wider.bands.remark(spelling) is None
 
 
 def test_the_default_vocabulary_is_that_of_the_config():

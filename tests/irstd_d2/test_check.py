@@ -148,6 +148,21 @@ def test_mixed_depths_and_counts_of_a_sensor_are_noted(folder):
     assert "the other 1 are not" in note
 
 
+def test_platforms_and_bands_that_no_model_knows_are_noted(folder):
+    """Spellings of known ones are not; the note counts images and gives the key, with the value to train with."""
+    for name, band, platform in (("a", "MWIR", "uav"), ("b", "MWIR", "Land"), ("c", "near-infrared", "Ship")):
+        tags = f"<view>{platform}</view><band_type>{band}</band_type>"
+        folder.xml(name).write_text(voc_xml(extra=tags), encoding="utf-8")
+    notes = [note for note in check(folder.root).notes if " have the " in note]
+    unknown = "and is treated as unknown; a model that is trained with MODEL.METADATA."
+    assert notes == [
+        f"2 images have the band 'MWIR', which is not among ('LWIR', 'NIR', 'SWIR') {unknown}"
+        """BANDS '("LWIR", "NIR", "SWIR", "MWIR")' tells it apart""",
+        f"1 images have the platform 'Ship', which is not among ('Air', 'Space', 'Land') {unknown}"
+        """PLATFORMS '("Air", "Space", "Land", "Ship")' tells it apart""",
+    ]
+
+
 def test_colour_images_and_shared_splits_are_noted(folder):
     Image.fromarray(np.zeros((24, 32, 4), np.uint8)).save(folder.image("b"))
     folder.split("test_v2", "c\nb\n")
