@@ -58,6 +58,8 @@ setup(
     package_data={
         "irstd_d2": ["**/*.j2", "**/*.json", "model_zoo/*/*"],
         "irstd_d2.configs": ["**/*.yaml"],
+        "auxdet_d2": ["reference/*"],
+        "bafe_d2": ["reference/*"],
     },
     include_package_data=False,
     install_requires=REQUIRES,

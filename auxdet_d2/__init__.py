@@ -13,6 +13,7 @@ register_system(
         add_auxdet_config,
         checkpoint_names={"auxdet": AUXDET_NAMES, "cascade_rpn": CASCADE_RPN_NAMES},
         export_module=f"{__name__}.export",
+        equality_module=f"{__name__}.equality",
         # What the paper shows: features before and after metadata and edges.
         feature_taps=(
             Tap(modeling.FeatureRefinement, "before M2DM", "input"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from irstd_d2.checkpoint import NameMap, fpn_rules, resnet_rules
 
@@ -57,8 +60,17 @@ def detector_rules() -> list[tuple[str, str]]:
     ]
 
 
-# The constant of LEEM's normalisation is a buffer of the published model.
-AUXDET_NAMES = NameMap([*resnet_rules(), *neck_rules(), *detector_rules()], dropped=("neck.edge_convs.{i}.epsilon",))
+def _leem_constants(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The constant of LEEM's normalisation, a buffer of the published model beside every scale."""
+    scales = [name for name in published if name.startswith("neck.edge_convs.") and name.endswith(".beta")]
+    return {name.removesuffix("beta") + "epsilon": torch.tensor(1e-5) for name in scales}
+
+
+AUXDET_NAMES = NameMap(
+    [*resnet_rules(), *neck_rules(), *detector_rules()],
+    dropped=("neck.edge_convs.{i}.epsilon",),
+    restore=_leem_constants,
+)
 
 # The baseline: a plain pyramid whose fifth output is one more convolution.
 CASCADE_RPN_NAMES = NameMap(

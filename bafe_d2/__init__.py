@@ -12,6 +12,7 @@ register_system(
         add_bafe_config,
         checkpoint_names={"bafe": BAFE_NAMES},
         export_module=f"{__name__}.export",
+        equality_module=f"{__name__}.equality",
         # What the paper shows: features of both tasks before and after their exchange.
         feature_taps=(
             Tap(modeling.FeatureExchange, "background, before exchange", "input", 0),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
 from irstd_d2.checkpoint import NameMap, fpn_rules, resnet_rules
 
 
@@ -25,22 +30,53 @@ def _tower_rules(published: str, ours: str) -> list[tuple[str, str]]:
     ]
 
 
-# Modules of the published head that are built but never run: 850,339 parameters.
-NEVER_RUN = tuple(
-    f"bbox_head.{name}.{{p}}"
-    for name in (
-        "conv_spatial",
-        "conv_squeeze",
-        "conv_post",
-        "conv_squeeze_tgt",
-        "conv_squeeze_bg",
-        "conv_mix",
-        "conv_reduce",
-        "gen_weight",
-        "fusion_conv",
-        "convs_reg",
-    )
+# Layers of the published head that are built but never run, 850,339 parameters: name -> shape of the weight. Some have
+# a norm, of which the name is given, in place of or beside a bias.
+_NEVER_RUN = {
+    "conv_spatial": (256, 1, 3, 3),
+    "conv_squeeze": (1, 2, 3, 3),
+    "conv_post": (256, 256, 1, 1),
+    "conv_squeeze_tgt.conv": (128, 256, 1, 1),
+    "conv_squeeze_bg.conv": (128, 256, 1, 1),
+    "conv_mix.conv": (256, 256, 1, 1),
+    "conv_reduce.conv": (64, 256, 1, 1),
+    "gen_weight.conv": (144, 64, 1, 1),
+    "fusion_conv.conv": (128, 256, 1, 1),
+    "convs_reg.0.layer.0": (128, 256, 3, 3),
+    "convs_reg.1.layer.0": (256, 128, 3, 3),
+}
+_BATCH_NORMS = {
+    **{f"{name}.bn": f"{name}.conv" for name in ("conv_squeeze_tgt", "conv_squeeze_bg", "conv_mix", "conv_reduce")},
+    **{f"convs_reg.{i}.layer.1": f"convs_reg.{i}.layer.0" for i in range(2)},
+}
+_WITHOUT_BIAS = (
+    "conv_squeeze_tgt.conv",
+    "conv_squeeze_bg.conv",
+    "conv_mix.conv",
+    "conv_reduce.conv",
+    "fusion_conv.conv",
 )
+NEVER_RUN = tuple(f"bbox_head.{name}.{{p}}" for name in dict.fromkeys(name.partition(".")[0] for name in _NEVER_RUN))
+
+
+def _never_run(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The layers that never run, as zeros, for a head of the published width."""
+    kernel = published.get("bbox_head.LSKModule.conv0.weight")
+    if kernel is None or len(kernel) != 256:
+        return {}
+    state: dict[str, Tensor] = {}
+    for name, shape in _NEVER_RUN.items():
+        state[f"{name}.weight"] = torch.zeros(shape)
+        if name not in _WITHOUT_BIAS:
+            state[f"{name}.bias"] = torch.zeros(shape[0])
+    for norm, layer in (_BATCH_NORMS | {"fusion_conv.gn": "fusion_conv.conv"}).items():
+        width = _NEVER_RUN[layer][0]
+        state |= {f"{norm}.weight": torch.ones(width), f"{norm}.bias": torch.zeros(width)}
+        if norm in _BATCH_NORMS:
+            state |= {f"{norm}.running_mean": torch.zeros(width), f"{norm}.running_var": torch.ones(width)}
+            state[f"{norm}.num_batches_tracked"] = torch.tensor(0)
+    return {f"bbox_head.{name}": value for name, value in state.items()}
+
 
 BAFE_NAMES = NameMap(
     rules=[
@@ -61,4 +97,5 @@ BAFE_NAMES = NameMap(
         *large_kernel_rules("bbox_head.LSKModule", "head.cross_task.large_kernel"),
     ],
     dropped=NEVER_RUN,
+    restore=_never_run,
 )

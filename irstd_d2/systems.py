@@ -49,6 +49,8 @@ class System:
         add_config: adds its keys to a configuration, in place.
         checkpoint_names: names of published checkpoints' tensors and ours, by the name of a model.
         export_module: imported before a model is exported; registers its modules with ``irstd_d2.export.graphs``.
+        equality_module: has ``compare(folder=None)``, which gives an ``irstd_d2.equality.Comparison`` with numbers of a
+            published implementation; imported by ``irstd check-equality``.
         feature_taps: the feature maps that a report shows.
         metadata_remark: given ``platform`` or ``band`` and a name that a data set has there, what to know about a name
             that the system's default configuration does not tell apart; ``None`` about others.
@@ -58,6 +60,7 @@ class System:
     add_config: Callable[[CfgNode], None]
     checkpoint_names: Mapping[str, NameMap] = field(default_factory=dict)
     export_module: str | None = None
+    equality_module: str | None = None
     feature_taps: Sequence[Tap] = ()
     metadata_remark: Callable[[str, str], str | None] | None = None
 

@@ -61,7 +61,7 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def oracle_dir() -> Path:
-    """Arrays computed with the published implementations."""
+    """The whole arrays computed with the published implementations, whose compact form the packages hold."""
     return _shared("oracle")
 
 

@@ -78,3 +78,10 @@ def test_the_wheel_holds_configurations_systems_and_the_console_script(wheel, tm
         str(wheel / "irstd_d2" / "configs" / name)
         for name in ("bafe/tiny/bafe_fine.yaml", "auxdet/auxdet_r18_fpn.yaml")
     ]
+
+
+def test_the_wheel_holds_the_reference_numbers(wheel, tmp_path):
+    done = run(wheel, tmp_path, "-m", "irstd_d2", "check-equality", "metrics", "bafe_d2")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "all within tolerance" in done.stdout
+    assert len(list(wheel.glob("auxdet_d2/reference/*"))) == 5

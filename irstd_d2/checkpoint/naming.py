@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -54,10 +54,13 @@ class NameMap:
     Attributes:
         rules: pairs (published pattern, our pattern); the first that matches is taken.
         dropped: published patterns without a counterpart here.
+        restore: makes the dropped tensors from the renamed ones, as the published code loads only a complete file;
+            gives none if they are not those of the published model.
     """
 
     rules: Sequence[tuple[str, str]]
     dropped: Sequence[str] = field(default=())
+    restore: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     def to_ours(self, published: Mapping[str, Tensor]) -> Renamed:
         """Rename published tensors.
@@ -72,12 +75,13 @@ class NameMap:
         return Renamed(self._apply(kept, self.rules), dropped)
 
     def to_published(self, ours: Mapping[str, Tensor]) -> Renamed:
-        """Rename our tensors back.
+        """Rename our tensors back, and make those that ours have not.
 
         Raises:
             NamingError: for names that no rule knows.
         """
-        return Renamed(self._apply(ours, [(b, a) for a, b in self.rules]), {})
+        values = self._apply(ours, [(b, a) for a, b in self.rules])
+        return Renamed(values | (self.restore(values) if self.restore else {}), {})
 
     @staticmethod
     def _apply(values: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:

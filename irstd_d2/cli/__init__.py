@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a model as an ONNX or TorchScript file",
     "zoo": "list the trained models, add one",
     "convert-checkpoint": "rename the tensors of published checkpoints",
+    "check-equality": "compare the models with numbers of the published implementations",
     "synthesize": "make synthetic data sets",
 }
 DETECTRON2_MISSING = (

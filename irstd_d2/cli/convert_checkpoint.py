@@ -55,6 +55,8 @@ def convert(model: str, source: str, target: str, *, reverse: bool = False) -> N
         state = {name: tensor for name, tensor in state.items() if not name.startswith("pixel_")}
         renamed = names.to_published(state)
         write_checkpoint({"state_dict": renamed.values, "meta": {}}, target)
+        if added := len(renamed.values) - len(state):
+            logger.info("added %d tensors that never run, which the published code asks for", added)
     else:
         renamed = names.to_ours(state)
         write_checkpoint({"model": renamed.values, "__author__": "irstd-d2"}, target)

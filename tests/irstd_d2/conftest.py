@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import toy_training as toy
 from detection_sets import HEIGHT, WIDTH
+
+from irstd_d2.equality import evaluation
 
 
 @pytest.fixture
@@ -17,6 +22,12 @@ def toy_config(tmp_path):
     toy.register(folder)
     yield lambda name="run", **overrides: toy.toy_config(tmp_path / name, **overrides)
     toy.unregister()
+
+
+@pytest.fixture(scope="session")
+def voc_metric():
+    """Boxes, detections and the numbers that the papers' implementation makes of them."""
+    return json.loads((Path(evaluation.__file__).parent / evaluation.FILE).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Matching and the metrics on top of it, against slow plain versions and the papers' implementation."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,10 +57,9 @@ def check_voc_equals_a_plain_version(seed):
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("threshold", [0.5, 0.75])
 @pytest.mark.parametrize("mode", ["area", "11points"])
-def test_voc_equals_the_papers_implementation(oracle_dir, mode, threshold, legacy, scores):
-    data = json.loads((oracle_dir / "voc_metric.json").read_text())
-    images = data["images"]
-    expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/{scores}"]
+def test_voc_equals_the_papers_implementation(voc_metric, mode, threshold, legacy, scores):
+    images = voc_metric["images"]
+    expected = voc_metric["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/{scores}"]
     targets = target_table([i["gt"] for i in images], None, [i["difficult"] for i in images])
     column = "scores" if scores == "stable" else "scores_unique"
     detections = detection_table([i["det"] for i in images], [i[column] for i in images])

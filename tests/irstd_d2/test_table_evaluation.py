@@ -158,45 +158,43 @@ def test_a_broken_predictions_file_is_named(truth, tmp_path, text):
 
 
 @for_every(("protocol", "legacy"), [(EXACT, False), (PAPER, True)])
-def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(oracle_dir, protocol, legacy):
-    data = json.loads((oracle_dir / "voc_metric.json").read_text())
+def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(voc_metric, protocol, legacy):
     records = [
         record(i, image["gt"], difficult=np.flatnonzero(image["difficult"]).tolist())
-        for i, image in enumerate(data["images"])
+        for i, image in enumerate(voc_metric["images"])
     ]
     evaluator = VOCDetectionEvaluator(
         GroundTruth.from_dicts(records), iou_thresholds=(0.5, 0.75), protocol=protocol, distributed=False
     )
-    for i, image in enumerate(data["images"]):
+    for i, image in enumerate(voc_metric["images"]):
         boxes, scores = np.reshape(np.array(image["det"], float), (-1, 4)), np.array(image["scores"], float)
         evaluator.add(i, boxes, scores, np.zeros(len(scores), int))
     found = evaluator.evaluate()[f"voc_{protocol.name}"]
     for threshold in ("0.5", "0.75"):
         suffix = f"{float(threshold) * 100:.0f}"
         for mode, name in (("area", "area"), ("11points", "11point")):
-            expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/stable"]
+            expected = voc_metric["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}/stable"]
             assert found[f"AP{suffix}_{name}"] == pytest.approx(100 * expected["mAP"], abs=1e-4)
             assert found[f"recall{suffix}"] == pytest.approx(100 * expected["max_recall"], abs=1e-4)
             assert found[f"precision{suffix}"] == pytest.approx(100 * expected["last_precision"], abs=1e-4)
-            published = data["results"].get(f"VOCMetric/{mode}/iou{threshold}/dataset_type=VOC2012")
+            published = voc_metric["results"].get(f"VOCMetric/{mode}/iou{threshold}/dataset_type=VOC2012")
             if legacy:  # sorted unstably there: the order of equal scores moves it by a few thousandths
                 assert found[f"AP{suffix}_{name}"] / 100 == pytest.approx(published["mAP"], abs=4e-3)
         if legacy:
-            recall = data["results"]["eval_recalls/100/legacy=True"][threshold]
+            recall = voc_metric["results"]["eval_recalls/100/legacy=True"][threshold]
             assert found[f"recall{suffix}"] == pytest.approx(100 * recall, abs=1e-4)
 
 
 @for_every(("mode", "threshold"), [("area", "0.5"), ("area", "0.75"), ("11points", "0.5")])
 @for_every("legacy", [False, True])
-def test_the_curve_is_that_of_the_papers_implementation_between_equal_scores(oracle_dir, mode, threshold, legacy):
-    data = json.loads((oracle_dir / "voc_metric.json").read_text())
-    images = data["images"]
+def test_the_curve_is_that_of_the_papers_implementation_between_equal_scores(voc_metric, mode, threshold, legacy):
+    images = voc_metric["images"]
     targets = target_table([i["gt"] for i in images], None, [i["difficult"] for i in images])
     detections = detection_table([i["det"] for i in images], [i["scores"] for i in images])
     protocol = VOCProtocol(legacy_widths=legacy, dtype=np.float32)
     verdicts = voc_verdicts(detections, targets, float(threshold), protocol)
     curve = precision_recall(verdicts, detections.scores, int((~targets.ignored).sum()), np.float32)
-    expected = data["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}"]
+    expected = voc_metric["results"][f"eval_map/{mode}/iou{threshold}/legacy={legacy}"]
     last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True))
     np.testing.assert_allclose(curve.recall[last], np.array(expected["recall"])[last], atol=1e-6)
     np.testing.assert_allclose(curve.precision[last], np.array(expected["precision"])[last], atol=1e-6)

@@ -1,6 +1,7 @@
 """Checkpoint conversion: both ways, strict, and deaf to code in files."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,17 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from published import Published
 
+import auxdet_d2
+import bafe_d2
+from bafe_d2.checkpoint import NEVER_RUN as NEVER_RUN_PATTERNS
 from irstd_d2 import get_config
 from irstd_d2.checkpoint import NameMap, NamingError, read_state_dict
 from irstd_d2.cli import main
+from irstd_d2.equality import read_manifest
 from irstd_d2.errors import DatasetError
+
+NEVER_RUN = tuple(pattern.removesuffix("{p}") for pattern in NEVER_RUN_PATTERNS)
 
 
 @pytest.fixture
@@ -26,33 +32,38 @@ def convert():
 
 
 @pytest.mark.parametrize(
-    ("model", "manifest", "config", "never_run"),
-    [
-        ("auxdet", "auxdet_r50.manifest.json", "configs/auxdet/auxdet_r50_fpn.yaml", 2),
-        ("bafe", "bafe_r50.manifest.json", "configs/bafe/bafe_r50_fpn.yaml", 850_339),
-    ],
+    ("system", "model", "never_run"), [(auxdet_d2, "auxdet", 2), (bafe_d2, "bafe", 850_339)], ids=["auxdet", "bafe"]
 )
-def test_published_file_to_model_and_back(
-    convert, oracle_dir, repo_root, tmp_path, caplog, model, manifest, config, never_run
-):
-    published = Published(oracle_dir, manifest)
-    torch.save({"state_dict": published.state, "meta": {"epoch": 12}}, tmp_path / "in.pth")
+def test_published_file_to_model_and_back(convert, repo_root, tmp_path, caplog, system, model, never_run):
+    published = read_manifest(Path(system.__file__).parent / f"reference/{model}_r50.manifest.json").state
+    torch.save({"state_dict": published, "meta": {"epoch": 12}}, tmp_path / "in.pth")
     with caplog.at_level("INFO"):
         convert(model, tmp_path / "in.pth", tmp_path / "out.pth")
     dropped = int(caplog.text.split(" numbers that never run")[0].rsplit(" ", 1)[1])
     assert dropped >= never_run  # with the statistics of their norms
-    detector = build_model(get_config(repo_root / config, ["MODEL.DEVICE", "cpu"]))
+    config = repo_root / f"configs/{model}/{model}_r50_fpn.yaml"
+    detector = build_model(get_config(config, ["MODEL.DEVICE", "cpu"]))
     with caplog.at_level("WARNING"):
         caplog.clear()
         DetectionCheckpointer(detector).load(str(tmp_path / "out.pth"))
     assert "not found" not in caplog.text
     assert "Unexpected" not in caplog.text
     weight = detector.backbone.bottom_up.res4[2].conv2.weight
-    assert torch.equal(weight, published.state["backbone.layer3.2.conv2.weight"])
-    convert(model, tmp_path / "out.pth", tmp_path / "back.pth", "--reverse")
+    assert torch.equal(weight, published["backbone.layer3.2.conv2.weight"])
+
+    torch.save({"model": detector.state_dict()}, tmp_path / "trained.pth")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        convert(model, tmp_path / "trained.pth", tmp_path / "back.pth", "--reverse")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
-    assert back.items()
-    assert all(torch.equal(value, published.state[key]) for key, value in back.items())
+    # What the published code asks for when it loads strictly: every name, in its shape, and no other.
+    assert {name: (v.shape, v.dtype) for name, v in back.items()} == {
+        name: (v.shape, v.dtype) for name, v in published.items()
+    }
+    renamed = set(published) - {name for name in published if name.startswith(NEVER_RUN)}
+    assert all(torch.equal(back[name], published[name]) for name in renamed)
+    added = 2 if model == "auxdet" else len(published) - len(renamed)
+    assert f"added {added} tensors that never run" in caplog.text
 
 
 @pytest.mark.parametrize("depth", [18, 50])
