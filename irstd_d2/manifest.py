@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ def claim_folder(
     *,
     overwrite: bool = False,
     kind: str,
-    write: Callable[[Path, bytes], object] | None = None,
 ) -> None:
     """Make sure that a folder is empty or holds a part of the same set, and leave the manifest there.
 
@@ -38,7 +37,6 @@ def claim_folder(
         wanted: the parameters of the set: ``config``, a dict, and whatever else must be the same.
         overwrite: replace a set that was made with other parameters.
         kind: such as ``"synthetic set"``, for the messages.
-        write: writes the manifest; ``None`` = atomically, with a flush to the disk.
 
     Raises:
         DatasetError: the folder holds a set with other parameters, or other files.
@@ -64,10 +62,7 @@ def claim_folder(
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise DatasetError(folder, name, f"missing: these files are not a {kind}", "choose another folder")
     data = (json.dumps(parameters, indent=1) + "\n").encode()
-    if write is None:
-        write_atomically(manifest, lambda file: file.write(data))
-    else:
-        write(manifest, data)
+    write_atomically(manifest, lambda file: file.write(data))
 
 
 def _read(path: Path, kind: str) -> dict[str, Any]:

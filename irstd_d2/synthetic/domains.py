@@ -1,23 +1,26 @@
-"""Imaging domains: which platform, band and resolution occur how often, and how to draw one for image number i."""
+"""Imaging domains: which platform, band and resolution occur how often, and what is a target in each."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from ..errors import ConfigError
-from .formats import FORMAT_COUNTS
-
 Balance = Literal["real", "uniform"]
 Size = Literal["small", "real"] | tuple[int, int]
 
+# Images of WideIRSTD-Full by (width, height), 8,851 in all. From the ground and the air there are hundreds of formats
+# that occur once or twice; their mean stands for them.
+FORMATS: dict[tuple[str, str], dict[tuple[int, int], int]] = {
+    ("Space", "NIR"): {(1024, 1024): 4800, (1024, 740): 457, (740, 1024): 457, (740, 740): 46, (512, 512): 27},
+    ("Land", "LWIR"): {(512, 512): 1002, (640, 512): 78, (720, 480): 77, (328, 244): 410, (256, 256): 32},
+    ("Air", "LWIR"): {(256, 256): 1327, (304, 216): 117},
+    ("Space", "SWIR"): {(512, 512): 21},
+}
 SMALL_MAIN_SIDE = 128
 SMALL_RANGE = (96, 192)
-MIN_SIDE = 64
 
 # Additive recurrence with the powers of the plastic number (x^3 = x + 1): the two-dimensional sequence whose first n
 # points fill the square most evenly for every n.
@@ -27,108 +30,81 @@ _STEPS = np.array([1 / _PLASTIC, 1 / _PLASTIC**2])
 
 @dataclass(frozen=True)
 class ImagingDomain:
-    """How an image was taken: what the metadata of one image says.
-
-    Args:
-        platform: ``"Air"``, ``"Space"`` or ``"Land"``.
-        band: ``"LWIR"``, ``"NIR"`` or ``"SWIR"``.
-        width: of the image, pixels.
-        height: of the image, pixels.
-    """
+    """How an image was taken: what the metadata of one image says (sizes in pixels)."""
 
     platform: str
     band: str
     width: int
     height: int
 
-    @property
-    def frame(self) -> Literal["square", "window"]:
-        """``"window"`` where the read-out is not square, which is all that the rules use of the resolution."""
-        return "square" if self.width == self.height else "window"
-
     def as_metadata(self) -> dict[str, str | int]:
         """The ``metadata`` dict of a sample."""
         return {"platform": self.platform, "band": self.band, "width": self.width, "height": self.height}
 
 
-def real_formats() -> dict[ImagingDomain, int]:
-    """Return how many images of WideIRSTD-Full's metadata table have each platform, band, width and height."""
-    counts = {}
-    for (platform, band), formats in FORMAT_COUNTS.items():
-        for item in formats.split():
-            size, _, count = item.partition("*")
-            width, _, height = size.partition("x")
-            counts[ImagingDomain(platform, band, int(width), int(height))] = int(count or 1)
-    return counts
+@dataclass(frozen=True)
+class DomainRule:
+    """What counts as a target in one domain; the other kinds of objects are clutter there.
+
+    Args:
+        target: kind of the targets.
+        backgrounds: painters of :mod:`.backgrounds`, and how often each is used relative to the others.
+        cold: fraction of the targets before each background that are darker than it.
+    """
+
+    target: str
+    backgrounds: dict[str, float]
+    cold: dict[str, float] = field(default_factory=dict)
+
+
+_HORIZONS = {"land_horizon": 1.0, "sea_horizon": 0.6}
+RULES = {
+    # The telescope follows the stars, which stay points; whatever crosses the field, or a ship with its wake, is long.
+    ("Space", "NIR"): DomainRule("streak", {"stars": 1, "cloud_tops": 1}),
+    # An exhaust plume glows where the Earth is dark: unresolved and hot. Long features are lit cloud edges.
+    ("Space", "SWIR"): DomainRule("point", {"cloud_tops": 1}),
+    # From the ground a distant aircraft is an unresolved hot point; birds and insects nearby are spots and streaks.
+    ("Land", "LWIR"): DomainRule("point", {"clouds": 1.5, **_HORIZONS}, cold={"clouds": 0.05}),
+    # From the air another aircraft is resolved, and colder than sunlit ground; hot stones and bad pixels are points.
+    ("Air", "LWIR"): DomainRule("spot", {"clouds": 1.5, "terrain": 1, **_HORIZONS}, cold={"terrain": 0.4}),
+}
+# The windowed read-out (width and height differ) follows a moving object: now the object is a point and the stars long.
+WINDOW_RULE = DomainRule("point", {"star_trails": 1})
+# The sets like DenseSIRST: seen from the ground, often with a horizon.
+DENSE_RULE = DomainRule("point", {"clouds": 1, "land_horizon": 2, "sea_horizon": 1})
+
+
+def rule_for(domain: ImagingDomain) -> DomainRule:
+    """Return what is a target in a domain."""
+    if (domain.platform, domain.band) == ("Space", "NIR") and domain.width != domain.height:
+        return WINDOW_RULE
+    return RULES[domain.platform, domain.band]
 
 
 def small_size(width: int, height: int, main_side: int) -> tuple[int, int]:
-    """Scale a real image format to the small sets, keeping its aspect ratio to 8 pixels.
-
-    Args:
-        width: real width, pixels.
-        height: real height, pixels.
-        main_side: longer side of the domain's most common format; it becomes 128 pixels.
-
-    Returns:
-        Width and height, multiples of 8 from 96 to 192.
-    """
+    """Scale a real format so that ``main_side`` becomes 128 pixels, to multiples of 8 from 96 to 192."""
     low, high = SMALL_RANGE
-    scale = SMALL_MAIN_SIDE / main_side
-    scale = max(scale, low / min(width, height))
+    scale = max(SMALL_MAIN_SIDE / main_side, low / min(width, height))
     scale = min(scale, high / max(width, height))
-    return tuple(int(np.clip(8 * round(side * scale / 8), low, high)) for side in (width, height))  # type: ignore[return-value]
+    width, height = (int(np.clip(8 * round(side * scale / 8), low, high)) for side in (width, height))
+    return width, height
 
 
-def domain_table(
-    size: Size, balance: Balance, pairs: Collection[tuple[str, str]] | None = None
-) -> tuple[tuple[ImagingDomain, float], ...]:
-    """Return all imaging domains with their probabilities.
-
-    Args:
-        size: ``"real"`` keeps the formats of WideIRSTD-Full; ``"small"`` scales those of each platform and band so that
-            the most common one is 128 pixels wide, with sides from 96 to 192; ``(width, height)`` is one size for all.
-        balance: ``"real"`` keeps the frequencies of WideIRSTD-Full; ``"uniform"`` gives every pair of platform and band
-            that occurs the same probability, with the frequencies of the formats inside a pair kept.
-        pairs: platforms and bands to keep; ``None`` = all four of the real table.
-
-    Raises:
-        ConfigError: for another size or balance, or a pair that the real table lacks.
-    """
-    if balance not in ("real", "uniform"):
-        raise ConfigError(f"balance is {balance!r}; accepted are 'real' and 'uniform'")
-    if isinstance(size, str) and size not in ("small", "real"):
-        raise ConfigError(f"size is {size!r}; accepted are 'small', 'real' and a pair (width, height)")
-    if not isinstance(size, str) and (len(size) != 2 or min(size) < MIN_SIDE):
-        raise ConfigError(f"size is {size!r}; a pair (width, height) of at least {MIN_SIDE} pixels each is needed")
-    if pairs is not None and not 0 < len(set(pairs) & set(FORMAT_COUNTS)) == len(set(pairs)):
-        raise ConfigError(f"platforms and bands are {sorted(pairs)}; some of {sorted(FORMAT_COUNTS)} are needed")
-
-    counts = {
-        domain: count
-        for domain, count in real_formats().items()
-        if pairs is None or (domain.platform, domain.band) in pairs
-    }
-    totals: Counter[tuple[str, str]] = Counter()
-    main: dict[tuple[str, str], ImagingDomain] = {}
-    for domain, count in counts.items():
-        pair = domain.platform, domain.band
-        totals[pair] += count
-        if pair not in main or count > counts[main[pair]]:
-            main[pair] = domain
-
+def domain_table(size: Size, balance: Balance, dense: bool = False) -> dict[ImagingDomain, float]:
+    """Return all imaging domains with their probabilities; arguments as of :class:`.scene.SceneConfig`."""
+    pairs = {("Land", "LWIR"): FORMATS["Land", "LWIR"]} if dense else FORMATS
+    total = sum(sum(formats.values()) for formats in pairs.values())
     table: Counter[ImagingDomain] = Counter()
-    for domain, count in counts.items():
-        pair = domain.platform, domain.band
-        weight = 1 / sum(totals.values()) if balance == "real" else 1 / len(totals) / totals[pair]
-        if size == "small":
-            width, height = small_size(domain.width, domain.height, max(main[pair].width, main[pair].height))
-        elif size == "real":
-            width, height = domain.width, domain.height
-        else:
-            width, height = size
-        table[ImagingDomain(*pair, width, height)] += count * weight  # type: ignore[assignment]
-    return tuple(table.items())
+    for pair, formats in pairs.items():
+        _, main_side = max((count, max(item)) for item, count in formats.items())
+        for (width, height), count in formats.items():
+            share = count / total if balance == "real" else count / sum(formats.values()) / len(pairs)
+            if size == "small":
+                width, height = small_size(width, height, main_side)
+            elif size != "real":
+                width, height = size
+            table[ImagingDomain(*pair, width, height)] += share  # type: ignore[assignment]
+    return dict(table)
 
 
 class DomainSequence:
@@ -136,16 +112,10 @@ class DomainSequence:
 
     Independent draws leave the share of a domain uncertain by several percent in a set of some hundred images. An
     evenly filling sequence keeps it within about one image, and image i still depends on nothing but the seed and i.
-
-    Args:
-        size: see :func:`domain_table`.
-        balance: see :func:`domain_table`.
-        seed: of the set.
-        pairs: see :func:`domain_table`.
     """
 
-    def __init__(self, size: Size, balance: Balance, seed: int, pairs: Collection[tuple[str, str]] | None = None):
-        self.domains, probabilities = zip(*domain_table(size, balance, pairs))
+    def __init__(self, table: dict[ImagingDomain, float], seed: int):
+        self.domains, probabilities = zip(*table.items())
         self._upper = np.cumsum(probabilities)
         self._start = np.random.default_rng(np.random.SeedSequence([seed])).random(2)
 
@@ -156,4 +126,4 @@ class DomainSequence:
         return self.domains[place], float(second)
 
 
-__all__ = ["Balance", "DomainSequence", "ImagingDomain", "Size", "domain_table", "real_formats", "small_size"]
+__all__ = ["FORMATS", "Balance", "DomainSequence", "ImagingDomain", "Size", "domain_table", "rule_for", "small_size"]

@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .backgrounds import Background, paint
-from .blobs import BlobKind, Blobs, BlobShape, Patches, add_light, render
-from .config import DomainRule, SceneConfig
-from .domains import DomainSequence, ImagingDomain
-from .fields import Image, Mask, scatter, window_fits
+from ..errors import ConfigError
+from .backgrounds import paint_background
+from .domains import DENSE_RULE, Balance, DomainRule, DomainSequence, ImagingDomain, Size, domain_table, rule_for
+from .objects import SHAPES, ObjectShape, Patch, draw_object
+from .textures import Image, Mask
 
-_AREA_SIDE = 20  # of a dense area, pixels
+MIN_SIDE = 64
+CONTRAST = (0.1, 0.35)  # peak of an object before a smooth background, as a fraction of the full range
+NOISE = (0.005, 0.015)  # standard deviation of the sensor noise, likewise
+EMPTY_SHARE = 0.03  # of the scenes with a background of their own that have no target
+
+# Dense areas of 20 x 20 pixels, as section III-B of the DenseSIRST paper defines them.
+AREA_SIDE = 20
+AREA_OBJECTS = (8, 12)
+TARGET_AREAS = (1, 3)
+LOOKALIKE_AREAS = (0, 1)
+DENSE_SHAPE = ObjectShape(psf=(0.6, 0.75))
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Everything that decides what scene number i looks like.
+
+    Args:
+        seed: of the set.
+        size: ``"small"`` (sides from 96 to 192), ``"real"`` (formats of WideIRSTD-Full, up to 1024) or one size for all
+            images as (width, height).
+        balance: ``"real"`` or ``"uniform"`` frequencies of platform and band.
+        domain_conflict: fraction, 0 to 1, of scenes that show objects of every kind before a featureless background.
+            The distribution of their pixels does not depend on the domain, so nothing but the metadata tells which
+            kind is the target. In the other scenes the background belongs to the domain, and objects of another kind
+            do not occur besides the stars and stones that are part of it.
+        bits: 8 or 16 per pixel.
+        dense: a set like DenseSIRST instead, in which the background decides: clusters of tiny points in the sky are
+            targets; the same points, single or clustered, below the horizon are clutter.
+
+    Raises:
+        ConfigError: for a value that cannot work.
+    """
+
+    seed: int = 0
+    size: Size = "small"
+    balance: Balance = "real"
+    domain_conflict: float = 0.6
+    bits: Literal[8, 16] = 8
+    dense: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.domain_conflict <= 1:
+            raise ConfigError(f"SceneConfig.domain_conflict is {self.domain_conflict}; a number from 0 to 1 is needed")
+        if self.bits not in (8, 16):
+            raise ConfigError(f"SceneConfig.bits is {self.bits}; accepted are 8 and 16")
+        if self.balance not in ("real", "uniform"):
+            raise ConfigError(f"SceneConfig.balance is {self.balance!r}; accepted are 'real' and 'uniform'")
+        words = self.size in ("small", "real")
+        if not words and (isinstance(self.size, str) or len(self.size) != 2 or min(self.size) < MIN_SIDE):
+            raise ConfigError(
+                f"SceneConfig.size is {self.size!r}; 'small', 'real' or a pair (width, height) of at least {MIN_SIDE} "
+                "pixels each is needed"
+            )
+
+
+def dense_config(seed: int = 0, size: Size = "small", bits: Literal[8, 16] = 8) -> SceneConfig:
+    """Return the configuration of a set like DenseSIRST, see :class:`SceneConfig`."""
+    return SceneConfig(seed=seed, size=size, bits=bits, domain_conflict=0.0, dense=True)
 
 
 @dataclass(frozen=True)
@@ -36,40 +95,23 @@ class Scene:
 
     image: NDArray[np.uint8] | NDArray[np.uint16]
     boxes: Image
-    kinds: tuple[BlobKind, ...]
+    kinds: tuple[str, ...]
     target_mask: NDArray[np.uint8]
     sky_mask: NDArray[np.uint8]
     metadata: dict[str, str | int]
     clutter_boxes: Image
-    clutter_kinds: tuple[BlobKind, ...]
+    clutter_kinds: tuple[str, ...]
     background: str
     conflict: bool
 
 
-@dataclass(frozen=True)
-class _Objects:
-    """n objects to draw: pixel of the centre (n, 2), shape, whether a target, whether colder than the background."""
+class _Placed(NamedTuple):
+    """An object to draw: row and column of its centre's pixel."""
 
-    pixels: NDArray[np.intp]
-    shapes: list[BlobShape]
-    is_target: Mask
-    cold: Mask
-
-    @classmethod
-    def join(cls, parts: Sequence[_Objects]) -> _Objects:
-        return cls(
-            np.concatenate([part.pixels for part in parts]),
-            [shape for part in parts for shape in part.shapes],
-            np.concatenate([part.is_target for part in parts]),
-            np.concatenate([part.cold for part in parts]),
-        )
-
-    @classmethod
-    def alike(cls, pixels: NDArray[np.intp], shape: BlobShape, is_target: bool, cold: Mask | None = None) -> _Objects:
-        n = len(pixels)
-        return cls(
-            pixels.reshape(n, 2), [shape] * n, np.full(n, is_target), np.zeros(n, bool) if cold is None else cold
-        )
+    pixel: NDArray[np.intp]
+    kind: str
+    is_target: bool
+    is_cold: bool = False
 
 
 class SceneGenerator:
@@ -81,13 +123,10 @@ class SceneGenerator:
 
     def __init__(self, config: SceneConfig):
         self.config = config
-        self._sequence = DomainSequence(config.size, config.balance, config.seed, config.pairs)
-        self._shapes: dict[BlobKind, BlobShape] = {shape.kind: shape for shape in config.shapes}
-        self._separation = 2 * max(shape.reach for shape in config.shapes) + 2
-
-    def domain(self, index: int) -> ImagingDomain:
-        """Return how image ``index`` was taken, without making it."""
-        return self._sequence(index)[0]
+        self._shapes = {"point": DENSE_SHAPE} if config.dense else SHAPES
+        self._sequence = DomainSequence(domain_table(config.size, config.balance, config.dense), config.seed)
+        self._reach = max(shape.reach for shape in self._shapes.values())
+        self._separation = 2 * self._reach + 2
 
     def scene(self, index: int, domain: ImagingDomain | None = None) -> Scene:
         """Return scene number ``index``.
@@ -100,146 +139,138 @@ class SceneGenerator:
         """
         own, chance = self._sequence(index)
         domain = domain or own
-        rule = self.config.rule_for(domain)
+        rule = DENSE_RULE if self.config.dense else rule_for(domain)
         conflict = chance < self.config.domain_conflict
         rng = np.random.default_rng(np.random.SeedSequence([self.config.seed, index]))
         if conflict:
             name = "featureless"
-            background = paint(name, rng, domain.height, domain.width)
-            objects = self._all_kinds(rng, background, rule)
         else:
-            weights = np.array([choice.weight for choice in rule.backgrounds])
-            choice = rule.backgrounds[rng.choice(len(weights), p=weights / weights.sum())]
-            name = choice.name
-            background = paint(name, rng, domain.height, domain.width)
-            objects = self._native(rng, background, rule, choice.cold_share)
-        return self._compose(rng, background, objects, domain, name, conflict)
+            weights = np.array(list(rule.backgrounds.values()))
+            name = list(rule.backgrounds)[rng.choice(len(weights), p=weights / weights.sum())]
+        image, sky = paint_background(name, rng, domain.height, domain.width)
+        if conflict:
+            objects = self._place_all_kinds(rng, sky, rule)
+        else:
+            objects = self._place_targets(rng, sky, rule, rule.cold.get(name, 0.0))
 
-    def _all_kinds(self, rng: np.random.Generator, background: Background, rule: DomainRule) -> _Objects:
-        """Objects of every kind. What is drawn from ``rng`` does not depend on the rule."""
-        low, high = self.config.conflict_count
-        counts = rng.integers(low, high + 1, size=len(self.config.shapes))
-        # One of each kind before a second of any, should there be no room for all.
-        shapes = [
-            shape for turn in range(high) for shape, count in zip(self.config.shapes, counts.tolist()) if turn < count
+        noise = np.float32(rng.uniform(*NOISE))
+        patches = [draw_object(rng, image.shape, self._shapes[item.kind], item.pixel) for item in objects]
+        contrasts = rng.uniform(*CONTRAST, size=len(objects))
+        peaks = [
+            _peak(image, patch, contrast, item.is_cold) for item, patch, contrast in zip(objects, patches, contrasts)
         ]
-        reach = max(shape.reach for shape in self.config.shapes)
-        pixels = scatter(rng, _centres(background.sky, reach), len(shapes), self._separation)
-        shapes = shapes[: len(pixels)]
-        is_target = np.array([shape.kind == rule.target for shape in shapes], bool)
-        return _Objects(pixels.reshape(-1, 2), shapes, is_target, np.zeros(len(shapes), bool))
+        for patch, peak in zip(patches, peaks):
+            patch.add_to(image, peak)
+        image += noise * rng.standard_normal(image.shape, dtype=np.float32)
 
-    def _native(self, rng: np.random.Generator, background: Background, rule: DomainRule, cold: float) -> _Objects:
-        """Targets of the domain's own kind: in the sky where there is a horizon, with look-alikes below it."""
-        config, shape = self.config, self._shapes[rule.target]
-        has_horizon = bool(background.sky.any() and not background.sky.all())
-        place = background.sky.copy() if has_horizon else np.ones_like(background.sky)
-        ground = ~place
-        parts = []
-        if config.clusters is not None:
-            for region, bounds, is_target in (
-                (place, config.clusters.areas, True),
-                (ground, config.clusters.lookalike_areas, False),
-            ):
-                pixels = _dense_areas(rng, region, _draw(rng, bounds), config.clusters.objects, shape)
-                parts.append(_Objects.alike(pixels, shape, is_target))
-        count = _draw(rng, config.target_count) if rng.random() >= config.empty_share else 0
-        pixels = scatter(rng, _centres(place, shape.reach), count, self._separation)
-        parts.append(_Objects.alike(pixels, shape, True, rng.random(len(pixels)) < cold))
-        pixels = scatter(rng, _centres(ground, shape.reach), _draw(rng, config.lookalike_count), self._separation)
-        parts.append(_Objects.alike(pixels, shape, False))
-        return _Objects.join(parts)
-
-    def _compose(
-        self,
-        rng: np.random.Generator,
-        background: Background,
-        objects: _Objects,
-        domain: ImagingDomain,
-        name: str,
-        conflict: bool,
-    ) -> Scene:
-        noise = rng.uniform(*self.config.noise)
-        image = background.image
-        patches = render(Blobs.sample(rng, objects.shapes, objects.pixels))
-        contrast = rng.uniform(*self.config.contrast, size=len(objects.shapes))
-        add_light(image, patches, _amplitudes(image, patches, contrast, objects.cold))
-        image += np.float32(noise) * rng.standard_normal(image.shape, dtype=np.float32)
-
+        targets = [patch for item, patch in zip(objects, patches) if item.is_target]
         mask = np.zeros(image.shape, np.uint8)
-        windows = list(patches.windows(*image.shape))
-        for number, k in enumerate(np.flatnonzero(objects.is_target), start=1):
-            place, part = windows[k]
-            mask[place][patches.counted[k][part]] = number
-        boxes = patches.boxes()
+        for number, patch in enumerate(targets, start=1):
+            mask[patch.rows, patch.columns][patch.counted] = number
         full = 2**self.config.bits - 1
         return Scene(
             image=np.rint(np.clip(image, 0, 1) * full).astype(np.uint8 if self.config.bits == 8 else np.uint16),
-            boxes=boxes[objects.is_target],
-            kinds=tuple(shape.kind for shape, hit in zip(objects.shapes, objects.is_target) if hit),
+            boxes=_boxes(targets),
+            kinds=tuple(item.kind for item in objects if item.is_target),
             target_mask=mask,
-            sky_mask=background.sky.astype(np.uint8),
-            metadata=domain.as_metadata(),
-            clutter_boxes=boxes[~objects.is_target],
-            clutter_kinds=tuple(shape.kind for shape, hit in zip(objects.shapes, objects.is_target) if not hit),
+            sky_mask=sky.astype(np.uint8),
+            metadata=replace(domain, width=image.shape[1], height=image.shape[0]).as_metadata(),
+            clutter_boxes=_boxes([patch for item, patch in zip(objects, patches) if not item.is_target]),
+            clutter_kinds=tuple(item.kind for item in objects if not item.is_target),
             background=name,
             conflict=conflict,
         )
+
+    def _place_all_kinds(self, rng: np.random.Generator, sky: Mask, rule: DomainRule) -> list[_Placed]:
+        """One or two objects of every kind. What is drawn from ``rng`` does not depend on the rule."""
+        twice = rng.random(len(self._shapes)) < 0.5
+        # One of each kind before a second of any, should there be no room for all.
+        kinds = [*self._shapes, *(kind for kind, again in zip(self._shapes, twice) if again)]
+        pixels = scatter(rng, _centers(sky, self._reach), len(kinds), self._separation)
+        return [_Placed(pixel, kind, kind == rule.target) for pixel, kind in zip(pixels, kinds)]
+
+    def _place_targets(self, rng: np.random.Generator, sky: Mask, rule: DomainRule, cold: float) -> list[_Placed]:
+        """Targets of the domain's own kind: in the sky where there is a horizon, with look-alikes below it."""
+        kind = rule.target
+        shape = self._shapes[kind]
+        above = sky.copy() if sky.any() else np.ones_like(sky)
+        below = ~above
+        placed = []
+        if self.config.dense:
+            for region, areas, is_target in ((above, TARGET_AREAS, True), (below, LOOKALIKE_AREAS, False)):
+                pixels = _dense_areas(rng, region, _draw(rng, areas), shape)
+                placed += [_Placed(pixel, kind, is_target) for pixel in pixels]
+        target_count, lookalike_count = ((0, 2), (2, 6)) if self.config.dense else ((1, 3), (1, 3))
+        count = _draw(rng, target_count) if rng.random() >= EMPTY_SHARE else 0
+        for pixel in scatter(rng, _centers(above, shape.reach), count, self._separation):
+            placed.append(_Placed(pixel, kind, True, bool(rng.random() < cold)))
+        pixels = scatter(rng, _centers(below, shape.reach), _draw(rng, lookalike_count), self._separation)
+        return placed + [_Placed(pixel, kind, False) for pixel in pixels]
+
+
+def scatter(rng: np.random.Generator, allowed: Mask, count: int, separation: int) -> NDArray[np.intp]:
+    """Draw up to ``count`` pixels that keep a distance from each other, in random order; fewer where there is no room.
+
+    Args:
+        rng: source of randomness.
+        allowed: (H, W), where pixels may be drawn.
+        count: how many are wanted.
+        separation: least distance between two, the larger of that in rows and that in columns.
+
+    Returns:
+        (n, 2) rows and columns.
+    """
+    free = np.flatnonzero(allowed)
+    if count == 0 or len(free) == 0:
+        return np.zeros((0, 2), np.intp)
+    drawn = free[rng.integers(len(free), size=64 * count)]
+    candidates = np.stack(np.divmod(drawn, allowed.shape[1]), axis=1)
+    chosen: list[NDArray[np.intp]] = []
+    while len(chosen) < count and len(candidates):
+        chosen.append(candidates[0])
+        candidates = candidates[np.abs(candidates - candidates[0]).max(axis=1) >= separation]
+    return np.array(chosen)
+
+
+def _boxes(patches: list[Patch]) -> Image:
+    return np.array([patch.box for patch in patches], np.float32).reshape(-1, 4)
 
 
 def _draw(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 
-def _centres(region: Mask, reach: int) -> Mask:
+def _window_fits(region: Mask, side: int, anchor: int) -> Mask:
+    """Tell (H, W) where a square window fits into a region whose row and column number ``anchor`` lie on the pixel."""
+    window = np.ones((side, side), np.uint8)
+    free = cv2.erode(
+        region.astype(np.uint8), window, anchor=(anchor, anchor), borderType=cv2.BORDER_CONSTANT, borderValue=0
+    )
+    return free.astype(bool)
+
+
+def _centers(region: Mask, reach: int) -> Mask:
     """Return (H, W): True where an object centred there stays ``reach`` pixels inside the region and the image."""
-    side = 2 * reach + 1
-    centres = np.zeros_like(region)
-    if min(region.shape) >= side:
-        centres[reach:-reach, reach:-reach] = window_fits(region, side, side)
-    return centres
+    return _window_fits(region, 2 * reach + 1, reach)
 
 
-def _dense_areas(
-    rng: np.random.Generator, region: Mask, count: int, objects: tuple[int, int], shape: BlobShape
-) -> NDArray[np.intp]:
-    """Place dense areas inside a region and take them, with a margin, out of it.
-
-    Args:
-        rng: source of randomness.
-        region: (H, W), changed in place.
-        count: of the areas; fewer where there is no room.
-        objects: least and largest number of objects in an area.
-        shape: of the objects.
-
-    Returns:
-        (n, 2) pixels of all their objects.
-    """
+def _dense_areas(rng: np.random.Generator, region: Mask, count: int, shape: ObjectShape) -> NDArray[np.intp]:
+    """Place dense areas inside a region and take them, with a margin, out of it; returns their pixels (n, 2)."""
     pixels = [np.zeros((0, 2), np.intp)]
-    inner = _centres(np.ones((_AREA_SIDE, _AREA_SIDE), bool), shape.reach)
-    for corner in scatter(rng, window_fits(region, _AREA_SIDE, _AREA_SIDE), count, _AREA_SIDE + 4):
-        pixels.append(corner + scatter(rng, inner, _draw(rng, objects), shape.extent + 1))
+    inner = _centers(np.ones((AREA_SIDE, AREA_SIDE), bool), shape.reach)
+    for corner in scatter(rng, _window_fits(region, AREA_SIDE, 0), count, AREA_SIDE + 4):
+        pixels.append(corner + scatter(rng, inner, _draw(rng, AREA_OBJECTS), shape.extent + 1))
         top, left = np.maximum(corner - 2, 0)
-        region[top : corner[0] + _AREA_SIDE + 2, left : corner[1] + _AREA_SIDE + 2] = False
+        region[top : corner[0] + AREA_SIDE + 2, left : corner[1] + AREA_SIDE + 2] = False
     return np.concatenate(pixels)
 
 
-def _amplitudes(image: Image, patches: Patches, contrast: Image, cold: Mask) -> Image:
-    """Return the signed peaks (n,): the contrast plus the local variation, within what the sensor's range leaves.
-
-    Args:
-        image: (H, W) the background.
-        patches: the n objects.
-        contrast: (n,) over a smooth background.
-        cold: (n,) whether below the background.
-    """
-    peaks = np.zeros(len(contrast), np.float32)
-    for k, (place, part) in enumerate(patches.windows(*image.shape)):
-        local = image[place]
-        level = local[patches.counted[k][part]].mean()
-        wanted = contrast[k] + 1.5 * local.std()
-        peaks[k] = -min(wanted, level) if cold[k] else min(wanted, 1 - level)
-    return peaks
+def _peak(image: Image, patch: Patch, contrast: float, is_cold: bool) -> float:
+    """Return the signed peak: the contrast plus the local variation, within what the sensor's range leaves."""
+    local = image[patch.rows, patch.columns]
+    level = local[patch.counted].mean()
+    wanted = contrast + 1.5 * local.std()
+    return -min(wanted, level) if is_cold else min(wanted, 1 - level)
 
 
-__all__ = ["Scene", "SceneGenerator"]
+__all__ = ["Scene", "SceneConfig", "SceneGenerator", "dense_config", "scatter"]

@@ -49,10 +49,3 @@ def test_a_damaged_manifest_is_no_manifest(tmp_path, text):
     (tmp_path / "made.json").write_text(text)
     with pytest.raises(DatasetError, match="not a manifest"):
         claim(tmp_path, overwrite=True)
-
-
-def test_another_way_of_writing(tmp_path):
-    written = {}
-    claim(tmp_path, write=written.__setitem__)
-    assert list(written) == [tmp_path / "made.json"]
-    assert not list(tmp_path.iterdir())

@@ -4,20 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import for_every
 
 from irstd_d2.errors import ConfigError
-from irstd_d2.synthetic import (
-    BackgroundChoice,
-    ClusterRule,
-    DomainRule,
-    ImagingDomain,
-    SceneConfig,
-    SceneGenerator,
-    contact_sheet,
-    dense_config,
-)
-from irstd_d2.synthetic.backgrounds import PAINTERS, paint
-from irstd_d2.synthetic.blobs import BlobShape
+from irstd_d2.synthetic import ImagingDomain, SceneConfig, SceneGenerator, contact_sheet, dense_config
+from irstd_d2.synthetic.backgrounds import PAINTERS, paint_background
+from irstd_d2.synthetic.domains import rule_for
 from irstd_d2.synthetic.preview import draw_scene
 
 SQUARE = {"Air": "LWIR", "Land": "LWIR", "Space": "NIR"}
@@ -50,7 +42,7 @@ def test_scene_is_consistent(index, conflict, bits):
     boxes = np.concatenate([scene.boxes, scene.clutter_boxes])
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= [width, height]).all()
-    target = config.rule_for(ImagingDomain(**scene.metadata)).target
+    target = rule_for(ImagingDomain(**scene.metadata)).target
     assert set(scene.kinds) <= {target}
     if scene.conflict:
         assert scene.background == "featureless"
@@ -66,7 +58,7 @@ def test_scene_depends_on_seed_and_index_only():
     for index in (0, 7, 1 << 24):
         first = a.scene(index)
     again = b.scene(1 << 24)
-    assert first.metadata == again.metadata == b.domain(1 << 24).as_metadata()
+    assert first.metadata == again.metadata == a.scene(1 << 24).metadata
     for name in ("image", "boxes", "target_mask", "sky_mask", "clutter_boxes"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     same_size = SceneConfig(size=(96, 96))
@@ -99,7 +91,7 @@ def test_band_and_resolution_decide_as_well():
     np.testing.assert_array_equal(nir.image, swir.image)
     assert set(nir.kinds) == {"streak"}
     assert set(swir.kinds) == {"point"}
-    assert config.rule_for(ImagingDomain("Space", "NIR", 136, 96)).target == "point"
+    assert rule_for(ImagingDomain("Space", "NIR", 136, 96)).target == "point"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -123,7 +115,7 @@ def test_sky_decides_where_there_is_a_horizon():
     horizons = targets = lookalikes = 0
     for index in range(150):
         scene = generator.scene(index)
-        if scene.background in ("land_horizon", "sea_horizon", "limb"):
+        if scene.background in ("land_horizon", "sea_horizon"):
             horizons += 1
             assert 0 < scene.sky_mask.mean() < 1
             assert scene.sky_mask[scene.target_mask > 0].all()
@@ -133,7 +125,7 @@ def test_sky_decides_where_there_is_a_horizon():
         else:
             assert scene.sky_mask.mean() in (0, 1)
             assert len(scene.clutter_boxes) == 0
-    assert horizons > 30
+    assert horizons > 20
     assert targets > horizons
     assert lookalikes > horizons
 
@@ -163,34 +155,6 @@ def test_dense_areas():
         assert (apart | np.eye(len(wide), dtype=bool)).all()
 
 
-def test_dense_areas_are_dense():
-    config = dense_config(size=(160, 128), clusters=ClusterRule(areas=(1, 1), lookalike_areas=(0, 0)))
-    generator = SceneGenerator(replace(config, target_count=(0, 0)))
-    for index in range(20):
-        boxes = generator.scene(index).boxes
-        assert 7 <= len(boxes) <= 12
-        assert (boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0) <= 20).all()
-
-
-def test_no_room_gives_fewer_objects():
-    rules = (DomainRule("Land", "LWIR", target="spot", backgrounds=(BackgroundChoice("clouds"),)),)
-    config = SceneConfig(size=(64, 64), domain_conflict=0.0, rules=rules, target_count=(60, 60), empty_share=0.0)
-    scene = SceneGenerator(config).scene(0)
-    assert 1 < len(scene.boxes) < 60
-
-
-def test_cold_targets_are_darker_than_their_background():
-    rules = (DomainRule("Air", "LWIR", target="spot", backgrounds=(BackgroundChoice("terrain", cold_share=1.0),)),)
-    config = SceneConfig(size=(128, 128), domain_conflict=0.0, rules=rules)
-    generator = SceneGenerator(config)
-    for index in range(10):
-        scene = generator.scene(index)
-        for x1, y1, x2, y2 in scene.boxes.astype(int):
-            around = scene.image[max(y1 - 4, 0) : y2 + 4, max(x1 - 4, 0) : x2 + 4].astype(float)
-            centre = scene.image[(y1 + y2) // 2 - 1 : (y1 + y2) // 2 + 2, (x1 + x2) // 2 - 1 : (x1 + x2) // 2 + 2]
-            assert centre.mean() < around.mean() - 8
-
-
 def test_bright_targets_stand_out():
     generator = SceneGenerator(SceneConfig(domain_conflict=1.0))
     for index in range(20):
@@ -201,11 +165,6 @@ def test_bright_targets_stand_out():
             assert patch.max() > level + 12
 
 
-def test_empty_share():
-    config = SceneConfig(domain_conflict=0.0, size=(64, 64), empty_share=1.0)
-    assert all(len(SceneGenerator(config).scene(i).boxes) == 0 for i in range(10))
-
-
 def test_bit_depths_hold_the_same_scene():
     eight = SceneGenerator(SceneConfig(bits=8)).scene(11)
     sixteen = SceneGenerator(SceneConfig(bits=16)).scene(11)
@@ -214,22 +173,43 @@ def test_bit_depths_hold_the_same_scene():
     assert len(np.unique(sixteen.image)) > 10 * len(np.unique(eight.image))
 
 
-@pytest.mark.parametrize("name", sorted(PAINTERS))
-@pytest.mark.parametrize("size", [(64, 64), (96, 176), (131, 97)])
-def test_painters(name, size):
-    for seed in range(8):
-        background = paint(name, np.random.default_rng(seed), *size)
-        assert background.image.shape == background.sky.shape == size
-        assert background.image.dtype == np.float32
-        assert background.sky.dtype == bool
-        assert np.isfinite(background.image).all()
-        assert background.image.min() >= 0.01
-        assert background.image.max() <= 0.75
+def test_dense_areas_are_dense():
+    """Half the targets of an image and more have another within 20 pixels: 8 to 12 share an area of that size."""
+    for index in range(20):
+        boxes = SceneGenerator(dense_config(size=(160, 128))).scene(index).boxes
+        distance = np.abs(boxes[:, None, :2] - boxes[None, :, :2]).max(axis=2)
+        assert np.median((distance <= 20).sum(axis=1)) >= 7
+
+
+def test_cold_targets_are_darker_than_their_background():
+    generator = SceneGenerator(SceneConfig(domain_conflict=0.0, balance="uniform", size=(96, 96)))
+    cold = hot = 0
+    for index in range(600):
+        scene = generator.scene(index)
+        for x1, y1, x2, y2 in scene.boxes.astype(int) if scene.background == "terrain" else ():
+            around = scene.image[max(y1 - 4, 0) : y2 + 4, max(x1 - 4, 0) : x2 + 4].astype(float)
+            center = scene.image[(y1 + y2) // 2 - 1 : (y1 + y2) // 2 + 2, (x1 + x2) // 2 - 1 : (x1 + x2) // 2 + 2]
+            cold += center.mean() < around.mean() - 8
+            hot += center.mean() > around.mean() + 8
+    assert cold + hot > 40
+    assert cold / (cold + hot) == pytest.approx(0.4, abs=0.2)
+
+
+@for_every("size", [(64, 64), (96, 176), (131, 97)])
+def test_painters(size):
+    for name in PAINTERS:
+        for seed in range(8):
+            image, sky = paint_background(name, np.random.default_rng(seed), *size)
+            assert image.shape == sky.shape == size
+            assert (image.dtype, sky.dtype) == (np.float32, bool)
+            assert np.isfinite(image).all()
+            assert image.min() >= 0.01
+            assert image.max() <= 0.75
 
 
 def test_featureless_backgrounds_are_smoother_than_the_others():
     def roughness(name):
-        images = [paint(name, np.random.default_rng(seed), 96, 96).image for seed in range(10)]
+        images = [paint_background(name, np.random.default_rng(seed), 96, 96)[0] for seed in range(10)]
         return np.mean([np.abs(np.diff(image, axis=1)).mean() for image in images])
 
     others = [roughness(name) for name in sorted(PAINTERS) if name != "featureless"]
@@ -240,7 +220,7 @@ def test_star_trails_share_one_direction():
     """The gradient's energy of equal streaks lies across them, that of points in all directions."""
 
     def anisotropy(name, seed):
-        image = paint(name, np.random.default_rng(seed), 192, 192).image
+        image = paint_background(name, np.random.default_rng(seed), 192, 192)[0]
         dy, dx = np.gradient(image)
         tensor = np.array([[(dx * dx).sum(), (dx * dy).sum()], [(dx * dy).sum(), (dy * dy).sum()]])
         low, high = np.linalg.eigvalsh(tensor)
@@ -256,14 +236,11 @@ def test_star_trails_share_one_direction():
     ("change", "message"),
     [
         ({"domain_conflict": 1.2}, "domain_conflict"),
-        ({"empty_share": -0.1}, "empty_share"),
         ({"bits": 12}, "bits"),
-        ({"target_count": (3, 1)}, "target_count"),
         ({"size": (20, 20)}, "size"),
+        ({"size": "tiny"}, "size"),
+        ({"size": (128, 128, 3)}, "size"),
         ({"balance": "none"}, "balance"),
-        ({"shapes": (BlobShape("point"),)}, "target kind"),
-        ({"shapes": (BlobShape("point"), BlobShape("point"))}, "twice"),
-        ({"rules": ()}, "platforms and bands"),
     ],
 )
 def test_bad_config(change, message):
@@ -271,27 +248,10 @@ def test_bad_config(change, message):
         SceneConfig(**change)
 
 
-def test_a_rule_for_squares_only_is_not_enough():
-    rules = (DomainRule("Land", "LWIR", "point", (BackgroundChoice("clouds"),), frame="square"),)
-    with pytest.raises(ConfigError, match="no rule for"):
-        SceneConfig(rules=rules)
-    assert SceneConfig(rules=rules, size=(96, 96)).pairs == (("Land", "LWIR"),)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"name": "desert"}, {"name": "clouds", "weight": 0}, {"name": "clouds", "cold_share": 2}]
-)
-def test_bad_background_choice(bad):
-    with pytest.raises(ConfigError, match=r"desert|weight"):
-        BackgroundChoice(**bad)
-
-
 def test_contact_sheet():
     scenes = [SceneGenerator(SceneConfig(size=(96, 64), bits=16)).scene(i) for i in range(5)]
     assert draw_scene(scenes[0], zoom=3).size == (288, 192)
     assert contact_sheet(scenes, columns=3, zoom=1).size == (3 * 100, 2 * 68)
-    with pytest.raises(ValueError, match="at least one scene"):
-        contact_sheet([])
 
 
 def test_boxes_are_drawn_where_the_targets_are():

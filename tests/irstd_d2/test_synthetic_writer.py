@@ -84,8 +84,8 @@ def test_default_configurations(tmp_path):
     write_densesirst(tmp_path, train=1, val=0, progress=False)
     wide = json.loads((tmp_path / "VOC2007" / MANIFEST).read_text())["config"]
     dense = json.loads((tmp_path / "SIRSTdevkit" / MANIFEST).read_text())["config"]
-    assert (wide["domain_conflict"], wide["clusters"]) == (SceneConfig().domain_conflict, None)
-    assert (dense["domain_conflict"], dense["clusters"]["areas"]) == (0, [1, 3])
+    assert (wide["domain_conflict"], wide["dense"]) == (SceneConfig().domain_conflict, False)
+    assert (dense["domain_conflict"], dense["dense"]) == (0, True)
     assert not (tmp_path / "VOC2007/ImageSets/Main/val.txt").exists()
 
 

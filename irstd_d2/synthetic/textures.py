@@ -52,11 +52,8 @@ def power_law_field(
 
 def power_law_line(rng: np.random.Generator, length: int, slope: float) -> Image:
     """Return a random curve of ``length`` values, mean 0 and standard deviation 1: a skyline of hills at slope 3."""
-    noise = np.fft.rfft(rng.standard_normal(2 * length))
-    noise[1:] *= np.fft.rfftfreq(2 * length)[1:] ** (-slope / 2)
-    noise[0] = 0
-    line = np.fft.irfft(noise)[:length]
-    return ((line - line.mean()) / line.std()).astype(np.float32)
+    line = power_law_field(rng, 1, 2 * length, slope, outer=1e4)[0, :length]
+    return (line - line.mean()) / line.std()
 
 
 def smooth_step(x: Image) -> Image:
@@ -79,15 +76,12 @@ def plane(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def perspective_rows(texture: Image, depth: Image, eye_height: float) -> Image:
-    """Lay a texture on the ground: the farther from the viewer, the denser its rows.
+    """Lay a texture (H, W) on the ground: the farther from the viewer, the denser its rows.
 
     Args:
         texture: (H, W).
         depth: (H, W), rows below the horizon line, at least 0.
         eye_height: of the viewer; larger = steeper view, less crowding at the horizon. Pixels.
-
-    Returns:
-        (H, W).
     """
     height = texture.shape[0]
     row = np.float32(0.9 * height) * eye_height / (depth + eye_height)
@@ -95,48 +89,6 @@ def perspective_rows(texture: Image, depth: Image, eye_height: float) -> Image:
     weight = row - upper
     columns = np.arange(texture.shape[1])[None]
     return texture[upper, columns] * (1 - weight) + texture[upper + 1, columns] * weight
-
-
-def window_fits(mask: Mask, height: int, width: int) -> Mask:
-    """Tell where a window of ones fits.
-
-    Args:
-        mask: (H, W).
-        height: rows of the window.
-        width: columns of the window.
-
-    Returns:
-        (H - height + 1, W - width + 1): True where the window with this upper left corner lies wholly inside the mask.
-    """
-    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
-    np.cumsum(mask, axis=0, out=total[1:, 1:], dtype=np.int32)
-    np.cumsum(total[1:, 1:], axis=1, out=total[1:, 1:])
-    inside = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
-    return inside == height * width
-
-
-def scatter(rng: np.random.Generator, allowed: Mask, count: int, separation: int) -> NDArray[np.intp]:
-    """Draw pixels that keep a distance from each other, in random order.
-
-    Args:
-        rng: source of randomness.
-        allowed: (H, W), where pixels may be drawn.
-        count: how many are wanted; fewer come back when there is no room.
-        separation: least distance between two, the larger of that in rows and that in columns.
-
-    Returns:
-        (n, 2) rows and columns, n <= count.
-    """
-    free = np.flatnonzero(allowed)
-    if count == 0 or len(free) == 0:
-        return np.zeros((0, 2), np.intp)
-    drawn = free[rng.integers(len(free), size=64 * count)]
-    candidates = np.stack(np.divmod(drawn, allowed.shape[1]), axis=1)
-    chosen: list[NDArray[np.intp]] = []
-    while len(chosen) < count and len(candidates):
-        chosen.append(candidates[0])
-        candidates = candidates[np.abs(candidates - candidates[0]).max(axis=1) >= separation]
-    return np.array(chosen)
 
 
 __all__ = [
@@ -147,7 +99,5 @@ __all__ = [
     "plane",
     "power_law_field",
     "power_law_line",
-    "scatter",
     "smooth_step",
-    "window_fits",
 ]
