@@ -108,16 +108,17 @@ def read(args: argparse.Namespace) -> DetectionSet:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert import with_metadata, write_set
+    from ..convert import describe_boxes, with_metadata, write_set
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    source = with_metadata(read(args), args.platform, args.band)
     report = write_set(
-        with_metadata(read(args), args.platform, args.band),
+        source,
         args.output,
         args.target_format,
         layout=args.to_layout,
         link=args.link,
         overwrite=args.overwrite,
     )
-    print(f"Wrote {args.output}: {report}")
+    print("\n".join([f"Wrote {args.output}: {report}", *describe_boxes(source)]))
     return 0

@@ -7,6 +7,7 @@
 --weights is a model of the zoo (`irstd zoo`) or a checkpoint; its configuration is found with it, or named by
 --config-file. The pictures show detections in blue brackets with zoomed parts beside the image. `detections.json` is a
 list of COCO results, `bbox` as x, y, width and height in pixels of the file, with `file_name` in place of numbers.
+Frames of videos and pages of TIFFs are images of their own, with `frame` from 0.
 
 What is known of an image comes from --platform and --band (all images), from a table (--metadata), from XML files
 (--xml), or stays unknown. Large images are cut into tiles that carry the size of the whole (--tile). A run that was
@@ -72,7 +73,9 @@ def get_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--overlap", type=int, help="of neighbouring tiles, in pixels (64, of small tiles a quarter)")
     parser.add_argument("--tile-batch", type=int, default=4, help="tiles at a time (%(default)s)")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or camera after N frames")
+    parser.add_argument(
+        "--max-frames", type=int, metavar="N", help="of a video, camera or TIFF of several pages, the first N"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
     return parser
 

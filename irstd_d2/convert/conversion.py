@@ -11,7 +11,8 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.check import Collection
+from ..data.check import Collection, convention_notes
+from ..data.image_io import count_pages
 from ..errors import ConfigError, DatasetError
 from ..files import staged_folder
 from .coco_format import find_coco_files, read_coco, write_coco
@@ -21,6 +22,12 @@ from .voc_format import read_voc, write_voc
 from .yolo_format import is_yolo, read_yolo, write_yolo
 
 FORMATS = ("voc", "coco", "mask", "yolo")
+_CONVENTIONS = {
+    "half_open": "pixels from 0, xmax and ymax the last ones plus one",
+    "one_based": "pixels from 1, xmax and ymax the last ones plus one",
+    "inclusive": "pixels from 1, xmax and ymax the last ones",
+    "paper": "one subtracted from all values",
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -94,6 +101,19 @@ def collect_converted(source: str | PathLike, *, sidecar: str | PathLike | None 
     return Collection(str(path), dicts, splits, found.faults, notes, lambda sample: masks[sample["image_id"]])
 
 
+def describe_boxes(detection_set: DetectionSet) -> list[str]:
+    """The convention that boxes of a VOC folder were read in, and what masks, edges or light say against it."""
+    convention = detection_set.box_convention
+    if convention is None:
+        return []
+    indices = {name: index for index, name in enumerate(detection_set.class_names)}
+    dicts = [record_to_dict(record, indices) for record in detection_set.records]
+    masks = {record.name: record.target_mask for record in detection_set.records}
+    collection = Collection("", dicts, {}, [], (), lambda sample: masks[sample["image_id"]], convention)
+    manner = f"boxes: read as {convention}, {_CONVENTIONS[convention]}"
+    return [manner, *(f"warning: {note}" for note in convention_notes(collection))]
+
+
 def with_metadata(detection_set: DetectionSet, platform: str | None, band: str | None) -> DetectionSet:
     """Give a platform and a band to all images that have none."""
     records = (
@@ -147,17 +167,22 @@ def write_set(
         images=len(detection_set.records),
         objects=detection_set.num_objects,
         splits={split: len(names) for split, names in detection_set.splits.items()},
-        unread=detection_set.unread,
+        unread=detection_set.unread + Counter({"further page of a TIFF": _further_pages(detection_set)}),
         lost=lost,
     )
     _logger.info("Wrote %s (%s): %s", target, target_format, report)
     return report
 
 
+def _further_pages(detection_set: DetectionSet) -> int:
+    return sum(count_pages(record.image) - 1 for record in detection_set.records)
+
+
 __all__ = [
     "FORMATS",
     "ConversionReport",
     "collect_converted",
+    "describe_boxes",
     "detect_format",
     "read_coco",
     "read_masks",

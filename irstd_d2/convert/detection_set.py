@@ -64,6 +64,7 @@ class DetectionSet:
         splits: names of images by split; empty when the set has none.
         unread: what the source says but no reader of this project takes, counted.
         faults: of the images that were left out.
+        box_convention: that the boxes were read in, ``None`` where the format has only one.
     """
 
     records: tuple[ImageRecord, ...]
@@ -71,6 +72,7 @@ class DetectionSet:
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
     faults: tuple[Fault, ...] = ()
+    box_convention: str | None = None
 
     @property
     def num_objects(self) -> int:

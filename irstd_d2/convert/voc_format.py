@@ -69,6 +69,7 @@ def read_voc(
         + Counter({f"objects of class {name}": count for name, count in scan.left_out.items()})
         + Counter(f"left out as faulty: {fault.kind}" for fault in scan.faults),
         faults=tuple(scan.faults),
+        box_convention=box_convention or layout.box_convention,
     )
 
 

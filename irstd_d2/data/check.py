@@ -21,7 +21,7 @@ from ..systems import registered_systems
 from .box_checks import boxes_of, common_offset, edge_note, light_note, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
-from .image_io import read_raw, read_sky_mask, to_float_image, uses_small_part
+from .image_io import count_pages, read_raw, read_sky_mask, to_float_image, uses_small_part
 from .layout import FolderIndex, VocLayout, get_layout, list_splits
 from .splits import read_split
 from .statistics import (
@@ -157,12 +157,33 @@ def check_collection(
         notes += light_note([image.offsets for image in images if image.offsets is not None], collection.box_convention)
     notes += range_notes(images)
     notes += _metadata_notes(collection.dicts)
+    notes += _page_notes(collection.dicts)
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):
         notes.append(
             f"{len(colour)} of {len(images)} images have colour channels; all are read as three: {_some(colour)}"
         )
     return CheckReport(collection.title, DatasetStatistics(images, collection.splits), faults, notes)
+
+
+def convention_notes(collection: Collection, limit: int = 200) -> list[str]:
+    """What speaks against the box convention of a set, as :func:`check_collection` says it, at less cost.
+
+    Args:
+        collection: the set.
+        limit: at most so many images are opened, spread evenly.
+    """
+    masked, offsets = [], []
+    for sample in collection.dicts[:: max(1, -(-len(collection.dicts) // limit))]:
+        found = _inspect(sample, collection.target_mask(sample), "auto")
+        if found.bounds is not None:
+            masked.append((boxes_of(sample), found.bounds))
+        if found.statistics is not None and found.statistics.offsets is not None:
+            offsets.append(found.statistics.offsets)
+    if masked:
+        common = common_offset(masked)
+        return [] if common is None else [offset_note(*common, collection.box_convention)]
+    return edge_note(collection.dicts, collection.box_convention) or light_note(offsets, collection.box_convention)
 
 
 def _collect_registered(name: str) -> Collection:
@@ -359,6 +380,15 @@ def _metadata_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:
         for system in registered_systems()
         if system.metadata_remark and (remark := system.metadata_remark(field, name))
     ]
+
+
+def _page_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:
+    """A remark on the pages of TIFFs that no training sees."""
+    pages = [count for sample in dicts if (count := count_pages(sample["file_name"])) > 1]
+    if not pages:
+        return []
+    return [f"{len(pages)} images are TIFFs of several pages, {sum(pages)} in all: the first of each is read, "
+            f"{sum(pages) - len(pages)} are left out; save them as files"]  # fmt: skip
 
 
 def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:

@@ -6,7 +6,7 @@ Every image becomes ``(H, W, 3)`` float32 in ``[0, 255]``, whatever its file hol
 * Deeper integers and floats are mapped to ``[0, 255]`` by ``high_bit_depth`` (see :func:`read_image`).
 * The EXIF orientation of a JPEG is applied, as detectron2 does; boxes refer to the upright image. PNG, TIFF and BMP
   are read as stored; a TIFF whose 0 is white is inverted, and integers of 9 to 15 bits fill 16.
-* Of a file with several pages or frames the first is read, with a warning.
+* Of a file with several pages or frames the first is read, with a warning; :func:`read_pages` reads all of a TIFF.
 
 ``irstd_d2/export/runtime.py`` reads the same without this project; one table of cases tests both.
 """
@@ -18,6 +18,7 @@ import io
 import logging
 import re
 import struct
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -54,6 +55,7 @@ _PART, _SMALL_PART = 1 / 4, 1 / 8
 _STRIP = 1024  # rows
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_PALETTE = b"\x03"  # colour type, byte 25 of the file
+_TIFF_SUFFIXES = (".tif", ".tiff")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_WHITE_IS_ZERO, _TIFF_BLACK_IS_ZERO, _TIFF_RGB, _TIFF_CMYK = 0, 1, 2, 5
 _TIFF_UNSIGNED = 1
@@ -244,8 +246,35 @@ def open_raw(path: str | PathLike) -> np.ndarray:
         pixels = tifffile.memmap(path, page=0, mode="r")
     except Exception:  # compressed, or damaged in one of many ways: then read_raw says how
         return read_raw(path)
-    _warn_of_pages(path, head.pages)
+    _warn_of_pages(path, len(head.pages))
     return pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
+
+
+def count_pages(path: str | PathLike) -> int:
+    """Number of images in a file: 1 but for TIFFs of several pages. Thumbnails do not count, nor do damaged files."""
+    path = Path(path)
+    if path.suffix.lower() not in _TIFF_SUFFIXES:
+        return 1
+    try:
+        with _open(path) as file:
+            return len(_read_tiff_head(file, path).pages) if file.read(4).startswith(_TIFF_SIGNATURES) else 1
+    except DatasetError:
+        return 1
+
+
+def read_pages(path: str | PathLike) -> Iterator[np.ndarray]:
+    """Read the pages of a TIFF one after the other, each as :func:`read_raw` reads the first one.
+
+    Raises:
+        DatasetError: see :func:`read_image`.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    big, order = b"+" in data[:4], "little" if data.startswith(b"I") else "big"
+    start, end = (8, 16) if big else (4, 8)
+    for offset in _read_tiff_head(io.BytesIO(data), path).pages:
+        # A file whose header leads to a page begins with that page.
+        yield _decode(data[:start] + offset.to_bytes(end - start, order) + data[end:], path, of_several=True)
 
 
 def read_sky_mask(path: str | PathLike) -> np.ndarray:
@@ -320,16 +349,17 @@ def _read_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def _decode(data: bytes, path: Path) -> np.ndarray:
+def _decode(data: bytes, path: Path, *, of_several: bool = False) -> np.ndarray:
+    """Decode an image; with ``of_several`` the first page of a TIFF without a word on the others."""
     if data.startswith(_PNG_SIGNATURE):
         _png_size(data, path, len(data))
         if not _has_all_chunks(data):
             raise DatasetError(path, "pixels", "a truncated PNG", _REWRITE)
         return _decode_with_opencv(data, path)
     if data.startswith(_TIFF_SIGNATURES):
-        head = _read_tiff_head(io.BytesIO(data), path)
+        head = _read_tiff_head(io.BytesIO(data), path, all_pages=not of_several)
         _check_pixel_count(head.height, head.width, path, len(data))
-        _warn_of_pages(path, head.pages)
+        _warn_of_pages(path, len(head.pages))
         if head.bits > 8 or head.sample_format != _TIFF_UNSIGNED:
             return _decode_with_tifffile(data, path, head)
     if data.startswith(_JPEG_SIGNATURE) and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
@@ -392,7 +422,7 @@ def _has_all_chunks(data: bytes) -> bool:
 
 
 class _TiffHead(NamedTuple):
-    """What the first directory of a TIFF says, and the number of its pages (thumbnails do not count)."""
+    """What the first directory of a TIFF says, and where those of its pages are (thumbnails do not count)."""
 
     width: int
     height: int
@@ -401,7 +431,7 @@ class _TiffHead(NamedTuple):
     colours: int
     channels: int
     interleaved: bool
-    pages: int
+    pages: tuple[int, ...]
 
     @property
     def is_plain(self) -> bool:
@@ -411,31 +441,33 @@ class _TiffHead(NamedTuple):
         return whole_bytes and self.interleaved and (self.colours, self.channels) in kinds
 
 
-def _read_tiff_head(file: IO[bytes], path: Path) -> _TiffHead:
-    """Read the directories of a TIFF, and refuse what would be misread."""
+def _read_tiff_head(file: IO[bytes], path: Path, *, all_pages: bool = True) -> _TiffHead:
+    """Read the directories of a TIFF, or the first alone, and refuse what would be misread."""
     try:
         file.seek(0)
         header = file.read(8)
         big = b"+" in header[:4]
         directory = TiffImagePlugin.ImageFileDirectory_v2(header + file.read(8) if big else header)
+        pages = [directory.next]
         file.seek(directory.next)
         directory.load(file)
         width, height = int(directory[256]), int(directory[257])
         bits, sample_format = int(max(directory.get(258, (1,)))), int(max(directory.get(339, (_TIFF_UNSIGNED,))))
         colours, channels = int(directory.get(262, _TIFF_BLACK_IS_ZERO)), int(directory.get(277, 1))
         interleaved = int(directory.get(284, 1)) == 1
-        pages, seen = 1, {0}
-        while directory.next not in seen and len(seen) < _MAX_PAGES:
-            seen.add(directory.next)
-            file.seek(directory.next)
+        seen = {0, *pages}
+        while all_pages and directory.next not in seen and len(seen) < _MAX_PAGES:
+            start = directory.next
+            seen.add(start)
+            file.seek(start)
             directory.reset()
             directory.load(file)
-            pages += not int(directory.get(254, 0)) & 1
+            pages += [] if int(directory.get(254, 0)) & 1 else [start]
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, struct.error):
         raise DatasetError(path, "header", "a damaged TIFF directory", _REWRITE) from None
     if colours == _TIFF_CMYK:
         raise DatasetError(path, "header", "a CMYK image", "convert it to gray or RGB")
-    return _TiffHead(width, height, bits, sample_format, colours, channels, interleaved, pages)
+    return _TiffHead(width, height, bits, sample_format, colours, channels, interleaved, tuple(pages))
 
 
 def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarray:

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from ..data.image_io import read_pages
 from ..data.layout_writer import png_bytes
 from ..errors import DatasetError
 from ..files import write_atomically
@@ -56,7 +57,7 @@ class FileDetector:
         predictor: of the model.
         output: folder for pictures and files.
         pictures: whether to draw.
-        max_frames: of a video or camera; ``None`` takes all.
+        max_frames: of a video, camera or TIFF of several pages; ``None`` takes all.
     """
 
     def __init__(self, predictor: Predictor, output: Path, *, pictures: bool = True, max_frames: int | None = None):
@@ -64,23 +65,32 @@ class FileDetector:
         self.seconds, self.detected = 0.0, 0
 
     def picture_of(self, source: Source) -> Path:
-        stem = self.output / source.name
-        return video_path(stem) if source.is_video else stem.with_name(f"{source.name}.png")
+        """The picture of an image, the video of a video, and of several pages the picture of the first."""
+        if source.is_video:
+            return video_path(self.output / source.name)
+        return self.output / f"{_frame_name(source, 0) if source.is_stack else source.name}.png"
 
     def __call__(self, source: Source, metadata: Mapping[str, Any]) -> list[ImageResult]:
-        """Detect in an image or in every frame of a video."""
-        return self._video(source, metadata) if source.is_video else [self._image(source, metadata)]
+        """Detect in an image, in every page of a TIFF or in every frame of a video."""
+        if source.is_video:
+            return self._video(source, metadata)
+        if not source.is_stack:
+            return [self._image(source.name, source.path, source, metadata)]
+        pages = enumerate(itertools.islice(read_pages(source.path), self.max_frames))
+        return [self._image(_frame_name(source, number), page, source, metadata, number) for number, page in pages]
 
-    def _image(self, source: Source, metadata: Mapping[str, Any]) -> ImageResult:
+    def _image(
+        self, name: str, image: Any, source: Source, metadata: Mapping[str, Any], frame: int | None = None
+    ) -> ImageResult:
         def progress(batches: Sequence[Any]) -> tqdm:
-            return tqdm(batches, desc=source.name, unit="batch of tiles", leave=False)
+            return tqdm(batches, desc=name, unit="batch of tiles", leave=False)
 
         with self._timed():
-            found = self.predictor(source.path, metadata, progress)
+            found = self.predictor(image, metadata, progress)
         if self.pictures:
             picture = png_bytes(found.picture()[..., ::-1])
-            write_atomically(self.picture_of(source), lambda file: file.write(picture))
-        return ImageResult.of(source.name, source.path, None, metadata, found)
+            write_atomically(self.output / f"{name}.png", lambda file: file.write(picture))
+        return ImageResult.of(name, source.path, frame, metadata, found)
 
     def _video(self, source: Source, metadata: Mapping[str, Any]) -> list[ImageResult]:
         video = Video(source.path if source.camera is None else source.camera)
@@ -92,7 +102,7 @@ class FileDetector:
             for number, frame in enumerate(tqdm(frames, desc=source.name, total=total, unit="frame")):
                 with self._timed():
                     found = self.predictor(frame, metadata)
-                results.append(ImageResult.of(f"{source.name}_{number:06d}", source.path, number, metadata, found))
+                results.append(ImageResult.of(_frame_name(source, number), source.path, number, metadata, found))
                 if self.pictures:
                     writer.write(found.picture(insets=0))
         except KeyboardInterrupt:
@@ -107,6 +117,10 @@ class FileDetector:
         yield
         self.seconds += time.perf_counter() - started
         self.detected += 1
+
+
+def _frame_name(source: Source, number: int) -> str:
+    return f"{source.name}_{number:06d}"
 
 
 def detect_files(

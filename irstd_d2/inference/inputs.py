@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from ..data.image_io import IMAGE_SUFFIXES
+from ..data.image_io import IMAGE_SUFFIXES, count_pages
 from ..data.sidecar import SidecarTable, read_table
 from ..data.voc_xml import read_voc_xml
 from ..errors import DatasetError
@@ -36,6 +36,11 @@ class Source(NamedTuple):
     @property
     def is_video(self) -> bool:
         return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether the file holds several images, as the pages of a TIFF do."""
+        return not self.is_video and count_pages(self.path) > 1
 
 
 def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:

@@ -26,9 +26,9 @@ class ImageResult:
     """Detections of one image or one frame.
 
     Args:
-        name: unique in a run; of a frame, that of the video and the frame's number.
+        name: unique in a run; of a frame or page, that of the file and the number.
         file: that was read.
-        frame: number in a video, from 0; ``None`` for an image.
+        frame: number in a video or of a page, from 0; ``None`` for an image.
         size: (width, height) in pixels.
         metadata: that the model was given.
         boxes: XYXY in pixels, best first.

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from voc_files import VocSet, voc_xml
 
+from irstd_d2.cli import main
 from irstd_d2.data.check import check_collection, collect
 
 TARGETS = [[(3, 4, 6, 8), (20, 10, 22, 13)], [(10, 11, 12, 14)], [(0, 0, 3, 3)]]
@@ -126,6 +127,39 @@ def test_the_light_gives_the_convention_away(tmp_path, targets, blur, added, nam
     assert f"the boxes seem to be {name}, read as half_open" in note
     assert f"--box-convention {name}" in note
     assert notes_of(tmp_path, box_convention=name) == []
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize(
+    ("added", "name"), [((0, 0, 0, 0), "half_open"), ((1, 1, 1, 1), "one_based"), ((1, 1, 0, 0), "inclusive")]
+)
+def test_a_conversion_says_how_it_read_boxes_and_what_contradicts_it(tmp_path, capsys, added, name, with_masks):
+    source = tmp_path / "source"
+    if with_masks:
+        voc = VocSet(source, "wideirstd")
+        (source / "VOC2007" / "Masks").mkdir()
+        for image in "ab":
+            voc.add(image, width=64, height=48, boxes=[tuple(np.add(box, added).tolist()) for box in SMALL])
+            mask = np.zeros((48, 64), np.uint8)
+            for x1, y1, x2, y2 in SMALL:
+                mask[y1:y2, x1:x2] = 255
+            Image.fromarray(mask).save(source / "VOC2007" / "Masks" / f"{image}.png")
+        voc.split("train", "a\nb\n")
+    else:
+        lit_set(source, SMALL, added, 0.0)
+    assert main(["convert", str(source), str(tmp_path / "plain"), "--to", "coco"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "boxes: read as half_open, pixels from 0, xmax and ymax the last ones plus one" in lines
+    if name == "half_open":
+        assert not any(line.startswith("warning") for line in lines)
+        return
+    assert lines[-1].startswith("warning: ")
+    assert f"{name}, read as half_open" in lines[-1]
+    assert f"--box-convention {name}" in lines[-1]
+    right = ["convert", str(source), str(tmp_path / "right"), "--to", "coco", "--box-convention", name]
+    assert main(right) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith(f"boxes: read as {name}, pixels from 1")
 
 
 def test_light_that_is_off_in_several_ways_or_missing_says_nothing(tmp_path):

@@ -5,11 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from programs import load_program
 from voc_files import VocSet, voc_xml
 
+from irstd_d2.convert import read_voc, write_set
 from irstd_d2.data import register_coco_folder, register_voc_folder
 from irstd_d2.data.check import check_collection, collect
 from irstd_d2.data.faults import FaultKind
@@ -161,6 +163,19 @@ def test_platforms_and_bands_that_no_model_knows_are_noted(folder):
         f"1 images have the platform 'Ship', which is not among ('Air', 'Space', 'Land') {unknown}"
         """PLATFORMS '("Air", "Space", "Land", "Ship")' tells it apart""",
     ]
+
+
+def test_pages_that_are_left_out_are_counted(folder):
+    for name, pages in (("a", 3), ("b", 5)):
+        folder.image(name).unlink()
+        pixels = np.full((pages, 24, 32), 40, np.uint16)
+        tifffile.imwrite(folder.image(name, ".tif"), pixels, photometric="minisblack")
+    notes = [note for note in check(folder.root).notes if "pages" in note]
+    assert notes == [
+        "2 images are TIFFs of several pages, 8 in all: the first of each is read, 6 are left out; save them as files"
+    ]
+    report = write_set(read_voc(folder.root), folder.root.parent / "coco", "coco")
+    assert report.unread["further page of a TIFF"] == 6
 
 
 def test_colour_images_and_shared_splits_are_noted(folder):

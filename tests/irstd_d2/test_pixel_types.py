@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from irstd_d2.data import image_io
 from irstd_d2.data.image_io import open_raw, read_image, to_float_image
 from irstd_d2.errors import DatasetError
 from irstd_d2.export import runtime
@@ -147,6 +148,29 @@ def test_further_pages_are_named(tmp_path, caplog, dtype):
     for reader in READERS:
         assert reader(tmp_path / "thumbnail.tif").shape == (20, 30, 3)
     assert "pages" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bigtiff": True}, {"byteorder": ">"}, {"compression": "zlib"}, {"photometric": "miniswhite"}]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_every_page_is_read_as_a_file_of_its_own(tmp_path, caplog, dtype, options):
+    rng = np.random.default_rng(0)
+    pages = [rng.integers(0, 200, size).astype(dtype) for size in ((20, 30), (11, 7), (20, 30))]
+    manner = {key: value for key, value in options.items() if key in ("bigtiff", "byteorder")}
+    how = {"photometric": "minisblack", **{key: value for key, value in options.items() if key not in manner}}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **manner) as file:
+        for number, page in enumerate(pages):
+            file.write(page, **how)
+            if number == 0:
+                file.write(page[:4, :4], subfiletype=1, **how)  # a thumbnail is no page
+    found = list(image_io.read_pages(tmp_path / "a.tif"))
+    assert not caplog.records
+    assert image_io.count_pages(tmp_path / "a.tif") == len(found) == 3
+    for number, page in enumerate(pages):
+        tifffile.imwrite(tmp_path / f"{number}.tif", page, **how)
+        np.testing.assert_array_equal(found[number], image_io.read_raw(tmp_path / f"{number}.tif"))
+        assert image_io.count_pages(tmp_path / f"{number}.tif") == 1
 
 
 class TestCountsOfASensor:

@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from voc_files import voc_xml
 
@@ -262,6 +263,34 @@ def test_a_camera_is_read_until_enough_frames_came(demo, tmp_path, monkeypatch):
     assert demo("0", "--max-frames", "2") == 0
     rows = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert {row["image_id"] for row in rows} == {"camera0_000000", "camera0_000001"}
+
+
+def test_pages_of_a_tiff_are_images(demo, tmp_path, capsys):
+    """Each page has the detections and the picture that it has as a file of its own; a second run reads none again."""
+    pages = [np.full((48, 80), 7000, np.uint16) for _ in range(3)]
+    (tmp_path / "single").mkdir()
+    for number, page in enumerate(pages):
+        page[10 + 8 * number : 14 + 8 * number, 30:34] = 60000
+        tifffile.imwrite(tmp_path / "single" / f"stack_{number:06d}.tif", page)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "stack.tif", np.stack(pages), photometric="minisblack")
+    write_image(tmp_path / "in" / "other.png")
+    assert demo(tmp_path / "single", output="expected") == 0
+    assert demo(tmp_path / "in") == 0
+    assert "4 images" in capsys.readouterr().out
+
+    def rows(folder):
+        found = json.loads((tmp_path / folder / "detections.json").read_text())
+        return [(r["image_id"], r["bbox"], r["score"]) for r in found if r["image_id"] != "other"]
+
+    assert rows("found") == rows("expected")
+    for number in range(3):
+        name = f"stack_{number:06d}.png"
+        assert (tmp_path / "found" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+    assert demo(tmp_path / "in") == 0
+    assert "(2 files were done before)" in capsys.readouterr().out
+    assert demo(tmp_path / "in" / "stack.tif", "--max-frames", "2", output="two") == 0
+    assert {name for name, _, _ in rows("two")} == {"stack_000000", "stack_000001"}
 
 
 def test_gray_frames_of_16_bits_stay_so(tmp_path):
