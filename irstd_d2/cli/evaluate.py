@@ -1,9 +1,12 @@
-"""Judge saved predictions of any tool: every protocol, boxes and masks, broken down, with intervals, runs side by side.
+"""Judge models and saved predictions of any tool: every protocol, boxes and masks, with intervals, side by side.
 
 PREDICTIONS is the folder of a run, COCO results, a CSV file, or a folder of YOLO text files, VOC XML files with scores,
 or masks and probability maps (PNG, TIFF, NPY). They are matched with the images by name, classes by name. What numbers
-depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else from the first run's config.yaml.
+depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else from the first run's config.yaml. Models of
+--weights are run first; the folders that they leave are PREDICTIONS from then on.
 
+    irstd evaluate --weights fcos_dense bafe_dense --dataset densesirst_v2_test wideirstd_matched_val --bootstrap 1000
+    irstd evaluate --weights output/mine/model_best.pth --dataset mine_val --config-file output/mine/config.yaml
     irstd evaluate output/bafe --dataset densesirst_v2_test --group-by size contrast sky
     irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
     irstd evaluate output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DatasetError
-from .options import add_score_thresh, new_parser
+from .options import add_models_to_run, add_score_thresh, new_parser, run_models
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -35,7 +38,8 @@ EVALUATORS = ("coco", "voc", "voc_paper", "pd_fa", "centre")
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="files or run folders")
+    parser.add_argument("predictions", nargs="*", metavar="PREDICTIONS", help="files or run folders")
+    add_models_to_run(parser)
     parser.add_argument(
         "--dataset",
         required=True,
@@ -43,7 +47,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="registered data sets; several give a matrix",
     )
-    parser.add_argument("--config-file", metavar="FILE", help="protocol, and the set if it is in its DATASETS.OWN")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="protocol, sets of its DATASETS.OWN; of --weights that are files, the model",
+    )
     parser.add_argument(
         "--evaluators",
         nargs="+",
@@ -75,7 +83,7 @@ def evaluation_config(args: argparse.Namespace) -> CfgNode:
     from ..evaluation.rescoring import find_run_config, protocol_differences, protocol_of
 
     path = args.config_file or find_run_config(args.predictions[0])
-    cfg = get_config(path)
+    cfg = get_config(path, args.opts)
     evaluators = args.evaluators or list(EVALUATORS)
     if not args.evaluators and (args.masks or any(map(holds_masks, args.predictions))):
         evaluators.append("mask")
@@ -134,13 +142,16 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.rescoring import errors_to_markdown, matrix_to_markdown, to_json, to_markdown
     from ..files import write_atomically
 
-    if args.compare and len(args.predictions) < 2:
-        raise ConfigError("--compare needs at least two PREDICTIONS")
+    if not (args.predictions or args.weights):
+        raise ConfigError("give PREDICTIONS, or models to run: --weights NAME")
+    if args.compare and len(args.predictions) + len(args.weights) < 2:
+        raise ConfigError("--compare needs at least two PREDICTIONS or --weights")
     if args.bootstrap < 0:
         raise ConfigError("--bootstrap: give the number of draws")
     if any("=" not in pair for pair in args.rename):
         raise ConfigError("--rename: write OLD=NEW")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args.predictions += run_models(args)
     try:
         cfg = evaluation_config(args)
         check_registered("--dataset", args.dataset)

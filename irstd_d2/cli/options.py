@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,42 @@ def add_config_options(parser: argparse.ArgumentParser, weights: str | None = No
 def add_score_thresh(parser: argparse.ArgumentParser, text: str, default: float | None = None) -> None:
     """``--score-thresh``, which older versions called by other names."""
     parser.add_argument("--score-thresh", "--threshold", "--score-threshold", type=float, default=default, help=text)
+
+
+def add_models_to_run(parser: argparse.ArgumentParser) -> None:
+    """``--weights``, ``--runs-dir`` and ``--opts`` of commands that judge models; :func:`run_models` runs them."""
+    parser.add_argument(
+        "--weights", nargs="+", default=[], metavar="FILE|NAME",
+        help="checkpoints, or models of the zoo, to run on --dataset first, without a training's folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("evaluation"), metavar="FOLDER",
+        help="where their detections go, FOLDER/NAME being the folder of a run (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
+
+
+def run_models(args: argparse.Namespace) -> list[str]:
+    """Run the models of ``--weights`` on the sets of ``--dataset``.
+
+    Returns:
+        The folders with their detections.
+    """
+    if not args.weights:
+        return []
+    from .. import model_zoo
+    from ..config import get_config
+    from ..engine.evaluating import model_names, save_detections
+
+    if args.config_file:
+        get_config(model_zoo.find_config(args.config_file))  # registers its sets
+    folders = []
+    for weights, name in zip(args.weights, model_names(args.weights)):
+        own = args.config_file if Path(weights).is_file() else None  # a model of the zoo has its own
+        given = argparse.Namespace(weights=weights, config_file=own, opts=args.opts)
+        save_detections(read_config(given), args.dataset, args.runs_dir / name)
+        folders.append(str(args.runs_dir / name))
+    return folders
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:

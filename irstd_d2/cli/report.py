@@ -2,6 +2,7 @@
 
     irstd report output/fcos output/bafe --output report.html
     irstd report output/fcos output/bafe --features 4     # runs the models: feature maps, predicted skies
+    irstd report --weights fcos_dense bafe_dense --dataset densesirst_v2_test
 
 The data sets are found as in training, by $DETECTRON2_DATASETS. What a run lacks is said on the page.
 """
@@ -12,12 +13,18 @@ import argparse
 import logging
 from pathlib import Path
 
-from .options import new_parser
+from ..errors import ConfigError
+from .options import add_models_to_run, new_parser, run_models
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
-    parser.add_argument("runs", nargs="+", help="run folders (OUTPUT_DIR of a training); a set's first is its baseline")
+    parser.add_argument("runs", nargs="*", help="run folders (OUTPUT_DIR of a training); a set's first is its baseline")
+    add_models_to_run(parser)
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="registered sets that they run on")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="of --weights that are files; default: config.yaml beside"
+    )
     parser.add_argument("--output", default="report.html", help="file to write (default: %(default)s)")
     parser.add_argument("--title", default="Infrared small-target detection")
     parser.add_argument("--gallery", type=int, default=12, help="worst misses and false alarms of each run, 0 for none")
@@ -33,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
     from ..reporting import Options, write_report
     from ..systems import registered_systems
 
+    if bool(args.weights) != bool(args.dataset):
+        raise ConfigError("--weights and --dataset go together: models, and the sets to run them on")
+    if not (args.runs or args.weights):
+        raise ConfigError("give folders of runs, or models to run: --weights NAME --dataset SET")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.runs += run_models(args)
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     taps = [tap for system in registered_systems() for tap in system.feature_taps]
     options = Options(args.gallery, args.examples, args.features, args.draws, tuple(taps), args.baseline, args.figures)

@@ -2,6 +2,7 @@
 
 irstd train --config-file configs/bafe/fcos_r18_fpn.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
 irstd train --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+irstd train --weights fcos_dense DATASETS.OWN ... DATASETS.TRAIN ...       # go on from a trained model, on own data
 torchrun --nproc-per-node 2 tools/train_net.py --config-file ...
 
 With TEST.AUG.ENABLED True the model is also evaluated with test-time augmentation: ..._TTA beside the plain results.
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 def get_parser() -> argparse.ArgumentParser:
     """The arguments of ``detectron2.engine.default_argument_parser``, without importing it."""
     parser = new_parser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="or a path below configs/, or a zoo's name")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE",
+        help="or a path below configs/, or a zoo's name; default: that of --weights",
+    )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE|NAME", help="MODEL.WEIGHTS: a file, or a model of the zoo")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
@@ -121,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.config_file:
         args.config_file = model_zoo.find_config(args.config_file)
+    elif args.weights:
+        args.config_file = model_zoo.config_of(args.weights)
     if args.weights:
         args.opts = ["MODEL.WEIGHTS", model_zoo.resolve_weights(args.weights), *args.opts]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from detectron2.utils.logger import log_first_n
+
 from .classes import ClassTable
 from .faults import Fault, refuse_or_skip
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Scan:
         """
         refuse_or_skip(self.faults, skip_bad, source)
         for remark in self.remarks():
-            _logger.info("%s: %s", source, remark)
-        _logger.info("Loaded %d images from %s", len(self.dicts), source)
+            log_first_n(logging.INFO, f"{source}: {remark}", key="message")  # a set is read for every evaluator
+        log_first_n(logging.INFO, f"Loaded {len(self.dicts)} images from {source}", key="message")
         return self.dicts
 
     def remarks(self) -> list[str]:

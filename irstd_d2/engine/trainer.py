@@ -27,6 +27,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -208,7 +209,7 @@ class IRSTDTrainer(DefaultTrainer):
 
         Args:
             cfg: configuration.
-            model: with the weights to evaluate.
+            model: with the weights to evaluate; a fast copy of it detects (:func:`irstd_d2.inference.optimize`).
             evaluators: one per set; by default those of ``TEST.EVALUATORS``.
 
         Returns:
@@ -218,10 +219,13 @@ class IRSTDTrainer(DefaultTrainer):
         given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
         if given is not None and len(given) != len(cfg.DATASETS.TEST):
             raise ValueError(f"{len(given)} evaluators for the {len(cfg.DATASETS.TEST)} sets of DATASETS.TEST")
+        from ..inference.optimization import optimize  # whose package imports this one
+
+        fast = optimize(model.module if isinstance(model, DistributedDataParallel) else model)
         results: OrderedDict[str, Any] = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if given is None else given[index]
-            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            results[name] = inference_on_dataset(fast, cls.build_test_loader(cfg, name), evaluator)
             if comm.is_main_process():
                 logger.info("Results on %s:\n%s", name, format_results(results[name]))
         return results.popitem()[1] if len(results) == 1 else results

@@ -3,21 +3,25 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from programs import load_program
 
-from irstd_d2 import get_config
+from irstd_d2 import get_config, model_zoo
 from irstd_d2.cli.evaluate import EVALUATORS
+from irstd_d2.engine import IRSTDTrainer
 from irstd_d2.evaluation import build_evaluator
 from irstd_d2.evaluation.collection import add_predictions_file
-from irstd_d2.evaluation.rescoring import rescore, to_json, to_markdown
+from irstd_d2.evaluation.rescoring import find_predictions, rescore, to_json, to_markdown
 
 NAME = "evaluate_tool_test"
+REPORT = Path(__file__).resolve().parents[2] / "tools" / "report.py"
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +267,47 @@ def test_the_protocol_comes_from_the_runs_configuration_unless_given(tool, runs,
     (strong / "config.yaml").write_text("TEST: {SCORE_THRESHOLD: 0.5, DETECTIONS_PER_IMAGE: 1}\n")
     assert metrics(str(weak), str(strong)) == own
     assert "TEST.SCORE_THRESHOLD 0.9 in place of its own 0.5" in caplog.text
+
+
+def test_models_run_by_name_and_by_file(tool, dataset, tmp_path, capsys, monkeypatch):
+    """Without a training's folder; the detections are those of the model that is not made fast."""
+    monkeypatch.chdir(tmp_path)
+    cfg = model_zoo.get_config("fcos_dense")
+    cfg.MODEL.DEVICE = "cpu"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(cfg.dump())
+    model = model_zoo.get("fcos_dense", device="cpu")
+    torch.save({"model": model.state_dict()}, tmp_path / "mine" / "model_final.pth")
+    weights = ["--weights", "fcos_dense", "mine/model_final.pth"]
+    assert tool.main([*weights, "--dataset", NAME, "--evaluators", "voc", "pd_fa"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"evaluator +\| metric +\| fcos_dense +\| mine", table)
+    rows = [
+        json.loads(find_predictions(tmp_path / "evaluation" / run, NAME).read_text()) for run in ("fcos_dense", "mine")
+    ]
+    assert rows[0] == rows[1]
+    loader = IRSTDTrainer.build_test_loader(cfg, NAME)
+    for sample in (batch[0] for batch in loader):
+        with torch.no_grad():
+            expected = model([sample])[0]["instances"]
+        found = [row for row in rows[0] if row["image_id"] == sample["image_id"]]
+        assert len(found) == len(expected) > 0
+        scores = np.sort([row["score"] for row in found])[::-1]
+        assert np.allclose(scores, expected.scores.sort(descending=True).values, atol=1e-4)
+
+    assert load_program(REPORT).main(["--weights", "fcos_dense", "--dataset", NAME, "--draws", "0"]) == 0
+    assert "fcos_dense" in (tmp_path / "report.html").read_text()
+
+
+def test_what_a_model_needs_is_said(tool, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, said in (
+        (["--dataset", NAME], "give PREDICTIONS, or models to run"),
+        (["--weights", "fcos_dens", "--dataset", NAME], "neither a file nor a model of the zoo"),
+        (["--weights", "fcos_dense", "--dataset", "nothing"], "'nothing', which is not registered"),
+    ):
+        assert tool.main(arguments) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    MetadataCatalog.get(NAME).thing_classes[:] = ["drone"]
+    assert tool.main(["--weights", "fcos_dense", "--dataset", NAME]) == 2
+    assert "CLASS_ALIASES" in capsys.readouterr().err.splitlines()[-1]
