@@ -67,10 +67,7 @@ class BAFEHead(FCOSHead):
     """FCOS towers beside a background-segmentation tower that exchanges features with classification.
 
     Args:
-        in_channels: channels of every level.
-        num_levels: levels.
-        num_classes: K.
-        num_convs, norm, prior_prob: see ``FCOSHead``.
+        in_channels, num_convs, norm, fcos: see ``FCOSHead``.
         cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the tasks apart (Table IV b).
     """
 
@@ -78,21 +75,12 @@ class BAFEHead(FCOSHead):
         self,
         in_channels: int,
         *,
-        num_levels: int,
-        num_classes: int,
         num_convs: int = 4,
         norm: str = "GN",
-        prior_prob: float = 0.01,
         cross_task: dict[str, Any] | None = None,
+        **fcos: Any,
     ):
-        super().__init__(
-            in_channels,
-            num_levels=num_levels,
-            num_classes=num_classes,
-            num_convs=num_convs,
-            norm=norm,
-            prior_prob=prior_prob,
-        )
+        super().__init__(in_channels, num_convs=num_convs, norm=norm, **fcos)
         self.seg_tower = ConvTower(in_channels, num_convs, norm)
         self.sky_logits = nn.Conv2d(in_channels, 1, 3, padding=1)
         for part in (self.seg_tower, self.sky_logits):
@@ -121,7 +109,7 @@ class ContextHead(FCOSHead):
     to nothing. They are added to what the classification tower reads, and exchange channels with what it gives.
 
     Args:
-        in_channels, num_levels, num_classes, num_convs, norm, prior_prob: see ``FCOSHead``.
+        in_channels, num_classes, fcos: see ``FCOSHead``.
         context_channels: of the context's features.
         exchange: arguments of ``FeatureExchange`` without the channels; ``None`` for none.
         learn_sky_score: classification logits get a learned multiple of the logit of sky, from 0 on.
@@ -131,23 +119,13 @@ class ContextHead(FCOSHead):
         self,
         in_channels: int,
         *,
-        num_levels: int,
         num_classes: int,
         context_channels: int,
-        num_convs: int = 4,
-        norm: str = "GN",
-        prior_prob: float = 0.01,
         exchange: dict[str, Any] | None = None,
         learn_sky_score: bool = False,
+        **fcos: Any,
     ):
-        super().__init__(
-            in_channels,
-            num_levels=num_levels,
-            num_classes=num_classes,
-            num_convs=num_convs,
-            norm=norm,
-            prior_prob=prior_prob,
-        )
+        super().__init__(in_channels, num_classes=num_classes, **fcos)
         self.inject = nn.Conv2d(context_channels, in_channels, 1)
         self.seg_convs = (
             None if exchange is None else nn.Sequential(nn.Conv2d(context_channels, in_channels, 1), nn.ReLU())

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
+from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..errors import DatasetError
@@ -346,7 +348,7 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[
         if (inside[i] & filled).any():
             continue
         field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(written[i])}"
-        overlap = _iou(box, bounds)
+        overlap = box_iou(torch.from_numpy(box)[None], torch.from_numpy(bounds))[0].numpy()
         if overlap.size == 0 or overlap.max() == 0:
             notes.append(f"{field_name} holds no pixel of the target mask")
         else:
@@ -396,12 +398,6 @@ def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> s
     by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
     shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
     return f"{sum(counts.values())} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}"
-
-
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.clip(sides, 0, None).prod(axis=1)
-    return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared)
 
 
 def _coordinates(values: np.ndarray) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -68,44 +67,9 @@ def draw_domains(statistics: DatasetStatistics, title: str) -> Figure:
     return figure
 
 
-def draw_comparison(named: Mapping[str, DatasetStatistics], title: str) -> Figure:
-    """Sizes, local contrast, brightness and targets per image of several sets, one line for each.
-
-    Args:
-        named: at most six sets with their names.
-        title: of the figure.
-    """
-    figure = Figure(figsize=(9.6, 6.8), layout="constrained")
-    panels = _style_panels(figure, list(figure.subplots(2, 2).flat), title)
-    most = max(int(statistics.counts().max()) for statistics in named.values())
-    side_label = "square root of the box area (pixels; last: 10 and more)"
-    contrast_label = "mean of target / mean of surroundings (last: 4 and more)"
-    rows: list[tuple[str, str, Callable[[DatasetStatistics], np.ndarray], np.ndarray]] = [
-        ("(a) Target sizes", side_label, lambda s: s.sides(), np.arange(0, 10.25, 0.5)),
-        ("(b) Local contrast", contrast_label, lambda s: s.contrast(), np.linspace(0.5, 4, 36)),
-        ("(c) Brightness", "peak of target / peak of image", lambda s: s.brightness(), np.linspace(0, 1, 26)),
-        ("(d) Targets per image", "targets", lambda s: s.counts(), np.arange(0, most + 2)),
-    ]
-    for axes, (heading, label, values, edges) in zip(panels, rows):
-        for (name, statistics), colour in zip(named.items(), _PALETTE):
-            inside = np.clip(values(statistics), edges[0], edges[-1] - 1e-9)
-            weights = np.full(len(inside), 1 / len(inside))
-            axes.hist(inside, edges.tolist(), weights=weights, histtype="step", color=colour, lw=1.6, label=name)
-        _percent_axis(axes)
-        axes.grid(axis="y", color=_GRID)
-        axes.set(xlim=(edges[0], edges[-1]), xlabel=label)
-        axes.set_ylabel("share of images" if axes is panels[-1] else "share of targets")
-        _heading(axes, heading)
-    panels[0].legend(frameon=False, fontsize=8, loc="upper right")
-    return figure
-
-
 def _three_panels(title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(13.5, 4.4), layout="constrained")
-    return figure, _style_panels(figure, list(figure.subplots(1, 3)), title)
-
-
-def _style_panels(figure: Figure, panels: list[Axes], title: str) -> list[Axes]:
+    panels = list(figure.subplots(1, 3))
     figure.suptitle(title, fontsize=11, color=_INK, x=0.01, ha="left")
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -114,7 +78,7 @@ def _style_panels(figure: Figure, panels: list[Axes], title: str) -> list[Axes]:
         axes.xaxis.label.set(fontsize=9, color=_INK)
         axes.yaxis.label.set(fontsize=9, color=_INK)
         axes.set_axisbelow(True)
-    return panels
+    return figure, panels
 
 
 def _heading(axes: Axes, text: str) -> None:

@@ -82,15 +82,6 @@ class DatasetStatistics:
         """``(N,)`` brightness of all targets."""
         return np.concatenate([np.zeros(0), *(image.brightness for image in self.images)])
 
-    def sides(self) -> np.ndarray:
-        """``(N,)`` square roots of the box areas, pixels."""
-        boxes = self.boxes()
-        return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
-
-    def counts(self) -> np.ndarray:
-        """``(I,)`` targets of each image."""
-        return np.array([len(image.boxes) for image in self.images])
-
     def sizes(self) -> Counter[tuple[int, int]]:
         """Number of targets of each (width, height), rounded to pixels."""
         boxes = np.rint(self.boxes()).astype(int)
@@ -240,18 +231,6 @@ def histogram_rows(values: np.ndarray, edges: Iterable[float]) -> list[tuple[str
     total = max(len(values), 1)
     names = [f">= {low:.3g}" if np.isinf(high) else f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     return [(name, int(count), float(count / total)) for name, count in zip(names, counts)]
-
-
-def ks_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Largest difference between two samples' distribution functions (Kolmogorov-Smirnov), 0 to 1.
-
-    Args:
-        first: ``(N,)`` values, at least one.
-        second: ``(M,)`` values, at least one.
-    """
-    values = np.concatenate([first, second])
-    shares = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).max())
 
 
 def _whole_pixels(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

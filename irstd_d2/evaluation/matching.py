@@ -131,15 +131,6 @@ def detection_table(
     return DetectionTable(table[order], _image_index(boxes)[order], category[order], score[order])
 
 
-def candidate_pairs(detections: DetectionTable, targets: TargetTable) -> tuple[np.ndarray, np.ndarray]:
-    """List every (detection, target) of the same image and class.
-
-    Returns:
-        (P,) detection indices, ascending, and (P,) target indices, ascending within a detection.
-    """
-    return _pairs(np.arange(len(detections)), *_targets_of(detections, targets))
-
-
 def close_pairs(
     detections: DetectionTable,
     targets: TargetTable,

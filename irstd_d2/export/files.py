@@ -77,14 +77,14 @@ def export_model(
     with torch.no_grad():
         suppress = {"suppress": nms_mask_op} if format == "onnx" else {}
         graph = build_graph(model, with_nms=with_nms, **suppress)
-        facts = json.dumps(describe(cfg, graph, fixed, classes), indent=1)
+        facts = json.dumps(model_facts(cfg, graph, fixed, classes), indent=1)
         if format == "onnx":
             _write_onnx(graph, path, facts, fixed)
         else:
             _write_torchscript(graph, path, facts)
 
 
-def describe(
+def model_facts(
     cfg: CfgNode, graph: DetectionGraph, fixed: FixedShape | None = None, classes: ClassTable | None = None
 ) -> dict[str, Any]:
     """What a program must know to prepare inputs and read outputs; see ``export_model``."""

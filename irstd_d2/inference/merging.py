@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 
-def nms_threshold_of(cfg: CfgNode, model: nn.Module) -> float:
+def nms_thresh_of(cfg: CfgNode, model: nn.Module) -> float:
     """IoU above which a detector itself takes two detections for one."""
     if hasattr(model, "roi_heads"):
         return cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST

@@ -61,14 +61,6 @@ def optimize(model: nn.Module, example: Sequence[dict[str, Any]] | None = None, 
     return fast
 
 
-def has_bfloat16_units(device: torch.device | str = "cpu") -> bool:
-    """Whether bfloat16 is faster than float32 on a device: a GPU since Ampere, a CPU with AVX-512 BF16 or AMX."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def fold_batch_norms(model: nn.Module) -> int:
     """Fold the batch norms of a model in evaluation mode into the convolutions before them, in place.
 

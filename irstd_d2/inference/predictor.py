@@ -29,7 +29,7 @@ from ..errors import ConfigError
 from ..memory import keep_freed_memory
 from .detections import Detections
 from .inputs import to_array
-from .merging import nms_threshold_of
+from .merging import nms_thresh_of
 from .optimization import optimize
 from .test_time_augmentation import DetectorWithTTA
 from .tiling import TiledPredictor, tile_grid
@@ -92,7 +92,7 @@ class Predictor:
         if overlap is None:
             overlap = min(64, self.tile // 4)
         self._grid: dict[str, Any] = {"tile": self.tile, "overlap": overlap, "align": _stride(self.model)}
-        self._batch_size, self._nms_threshold = batch_size, nms_threshold_of(cfg, self.model)
+        self._batch_size, self._nms_thresh = batch_size, nms_thresh_of(cfg, self.model)
         if cfg.TEST.AUG.ENABLED:
             self.model = DetectorWithTTA(cfg, self.model)
         if self.tile:
@@ -136,7 +136,7 @@ class Predictor:
                 self.model,
                 **self._grid,
                 batch_size=self._batch_size,
-                nms_threshold=self._nms_threshold,
+                nms_thresh=self._nms_thresh,
                 prepare=prepare,
                 whole=self._mapper.of_whole_image(
                     raw, lambda rows: to_float_image(rows, name, self._format, self._high_bit_depth, limits)

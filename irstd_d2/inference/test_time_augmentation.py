@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.transforms import ResizeByFactor, ResizeShortestEdge
 from ..errors import ConfigError
-from .merging import merge_views, nms_threshold_of
+from .merging import merge_views, nms_thresh_of
 
 MERGES = ("vote", "nms")
 
@@ -54,7 +54,7 @@ class DetectorWithTTA(nn.Module):
         flip: add the mirror image, left and right exchanged, of every size.
         vertical_flip: add every view upside down.
         merge: ``vote`` averages the detections of a target, ``nms`` takes the best (``merging.merge_views``).
-        nms_threshold: IoU above which two detections are of one target.
+        nms_thresh: IoU above which two detections are of one target.
         max_detections: kept per image, best first.
         batch_size: views per call of the model; those of one size are batched, so that none is padded for another.
     """
@@ -70,7 +70,7 @@ class DetectorWithTTA(nn.Module):
         flip: bool = True,
         vertical_flip: bool = False,
         merge: str = "vote",
-        nms_threshold: float = 0.5,
+        nms_thresh: float = 0.5,
         max_detections: int = 100,
         batch_size: int = 4,
     ):
@@ -86,7 +86,7 @@ class DetectorWithTTA(nn.Module):
         self.resizes: list[T.Augmentation] = [ResizeByFactor(scale) for scale in scales]
         self.resizes += [ResizeShortestEdge(size, max_size) for size in min_sizes]
         self.flips = list(product((False, True) if vertical_flip else (False,), (False, True) if flip else (False,)))
-        self.vote, self.nms_threshold, self.max_detections = merge == "vote", nms_threshold, max_detections
+        self.vote, self.nms_thresh, self.max_detections = merge == "vote", nms_thresh, max_detections
         self.batch_size = batch_size
         self.train(self.model.training)
 
@@ -104,7 +104,7 @@ class DetectorWithTTA(nn.Module):
             "flip": aug.FLIP,
             "vertical_flip": aug.VERTICAL_FLIP,
             "merge": aug.MERGE,
-            "nms_threshold": nms_threshold_of(cfg, unwrapped),
+            "nms_thresh": nms_thresh_of(cfg, unwrapped),
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
@@ -147,7 +147,7 @@ class DetectorWithTTA(nn.Module):
         return [results[i] for i in range(len(samples))]
 
     def _merge(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        found = merge_views([result["instances"] for result in results], self.nms_threshold, vote=self.vote)
+        found = merge_views([result["instances"] for result in results], self.nms_thresh, vote=self.vote)
         merged: dict[str, Any] = {"instances": found[: self.max_detections]}
         if "sem_seg" in results[0]:
             merged["sem_seg"] = torch.stack([result["sem_seg"] for result in results]).mean(0)

@@ -93,7 +93,7 @@ class TiledPredictor:
         batch_size: tiles per call of the model; memory grows with it, not with the image.
         seam: pixels by which a core reaches over its seam, to be rid of doubles and gaps; tiles must agree on the
             centre of a target to this accuracy.
-        nms_threshold: IoU above which the weaker of two detections of a class from different tiles is a double; best
+        nms_thresh: IoU above which the weaker of two detections of a class from different tiles is a double; best
             the detector's own.
         max_detections: kept per image, best first; 0 keeps all.
         prepare: turns a crop (h, w) or (h, w, C) of the image into the model's (3, h', w') float32 tensor in 0..255;
@@ -111,14 +111,14 @@ class TiledPredictor:
         align: int = 1,
         batch_size: int = 4,
         seam: float = 2.0,
-        nms_threshold: float = 0.5,
+        nms_thresh: float = 0.5,
         max_detections: int = 0,
         prepare: Callable[[np.ndarray], Tensor] | None = None,
         whole: dict[str, Any] | None = None,
     ):
         tile_grid(tile, tile, tile, overlap, align)  # refuses an impossible overlap here, not at the first image
         self.model, self.tile, self.overlap, self.align, self.batch_size = model, tile, overlap, align, batch_size
-        self.seam, self.nms_threshold, self.max_detections = seam, nms_threshold, max_detections
+        self.seam, self.nms_thresh, self.max_detections = seam, nms_thresh, max_detections
         self.prepare, self.whole = prepare or crop_to_tensor, whole or {}
 
     def __call__(
@@ -205,7 +205,7 @@ class TiledPredictor:
         pairs = [torch.empty(0, 2, dtype=torch.long)]
         for rows in crossing.split(_ROWS):
             some = parts[rows]
-            covered = pairwise_iou(some.pred_boxes, parts.pred_boxes) > self.nms_threshold
+            covered = pairwise_iou(some.pred_boxes, parts.pred_boxes) > self.nms_thresh
             covered &= some.tile[:, None] != parts.tile
             covered &= some.pred_classes[:, None] == parts.pred_classes
             first, second = torch.nonzero(covered, as_tuple=True)

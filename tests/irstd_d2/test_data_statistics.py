@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irstd_d2.data.plots import draw_comparison, draw_domains, draw_targets, write_plots
+from irstd_d2.data.plots import draw_domains, draw_targets, write_plots
 from irstd_d2.data.statistics import (
     DatasetStatistics,
     ImageStatistics,
     histogram_rows,
-    ks_distance,
     local_contrast,
     measure_image,
     relative_brightness,
@@ -149,34 +148,3 @@ def test_many_platforms_and_huge_targets_plot():
 
 def test_no_targets_no_plots(tmp_path):
     assert write_plots(DatasetStatistics([image("a")]), tmp_path, "empty") == []
-
-
-def test_comparison_draws_a_line_per_set(statistics):
-    other = DatasetStatistics([image("b", [(0, 0, 30, 30)])])
-    figure = draw_comparison({"mine": statistics, "other": other}, "two sets")
-    sizes, contrast, brightness, counts = figure.axes
-    assert [text.get_text() for text in sizes.get_legend().get_texts()] == ["mine", "other"]
-    for axes in (sizes, contrast, brightness, counts):
-        assert len(axes.patches) == 2
-    # A target beyond the axis is counted in the last bar.
-    last = sizes.patches[1].get_xy()
-    assert last[last[:, 0] >= 9.5][:, 1].max() == 1
-    assert counts.get_ylabel() == "share of images"
-
-
-def test_sides_and_counts():
-    statistics = DatasetStatistics([image("a", [(0, 0, 4, 9), (1, 1, 3, 3)]), image("b")])
-    assert statistics.sides().tolist() == [6, 2]
-    assert statistics.counts().tolist() == [2, 0]
-
-
-def test_ks_distance_by_hand():
-    assert ks_distance(np.array([1, 2, 3]), np.array([3, 2, 1])) == 0
-    assert ks_distance(np.array([1, 2]), np.array([5])) == 1
-    assert ks_distance(np.array([1, 2, 3, 4]), np.array([3, 4, 5, 6])) == 0.5
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.lists(st.integers(0, 9), min_size=1, max_size=20))
-def test_ks_distance_equals_plain_loops(first, second):
-    gaps = [abs(sum(v <= x for v in first) / len(first) - sum(v <= x for v in second) / len(second)) for x in range(10)]
-    assert ks_distance(np.array(first), np.array(second)) == pytest.approx(max(gaps))

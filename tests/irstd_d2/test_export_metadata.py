@@ -13,7 +13,7 @@ from test_export_graphs import METADATA, assert_equal, build, by_model, images, 
 from irstd_d2.data import ClassTable
 from irstd_d2.errors import ConfigError
 from irstd_d2.export import ExportedDetector, build_graph, export_model
-from irstd_d2.export.files import describe
+from irstd_d2.export.files import model_facts
 from irstd_d2.export.runtime import main
 
 
@@ -74,4 +74,4 @@ def test_classes_bear_the_names_and_ids_of_the_set(tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"has 2 classes, but the given table has 1 \(ship\)"):
         export_model(cfg, model, tmp_path / "x.ts", format="torchscript", classes=ClassTable.from_names(["ship"]))
     cfg, model = build("bafe/tiny/fcos_tiny.yaml", ["DATASETS.CLASSES", ("drone",)])
-    assert describe(cfg, build_graph(model))["classes"] == ["drone"]
+    assert model_facts(cfg, build_graph(model))["classes"] == ["drone"]

@@ -20,7 +20,6 @@ from irstd_d2.evaluation.detection_probability import match_by_centre, operating
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import (
     NO_TARGET,
-    candidate_pairs,
     close_pairs,
     detection_table,
     match_greedy,
@@ -119,20 +118,6 @@ def test_unknown_mode_is_refused():
     curve = precision_recall(voc_verdicts(detections, targets), detections.scores, 3)
     with pytest.raises(ValueError, match="area"):
         average_precision(curve, "coco")
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
-def test_candidate_pairs_are_all_of_the_same_image_and_class(seed):
-    targets, detections = random_case(seed)
-    d, t = candidate_pairs(detections, targets)
-    expected = [
-        (i, j)
-        for i in range(len(detections))
-        for j in range(len(targets))
-        if detections.image[i] == targets.image[j] and detections.category[i] == targets.category[j]
-    ]
-    assert list(zip(d.tolist(), t.tolist())) == expected
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 8))

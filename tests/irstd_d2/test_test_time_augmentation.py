@@ -17,7 +17,7 @@ from irstd_d2 import get_config
 from irstd_d2.engine import IRSTDTrainer
 from irstd_d2.errors import ConfigError
 from irstd_d2.inference import DetectorWithTTA
-from irstd_d2.inference.merging import merge_views, nms_threshold_of
+from irstd_d2.inference.merging import merge_views, nms_thresh_of
 
 ALL = {"scales": (1.0, 2.0), "flip": True, "vertical_flip": True}
 
@@ -72,7 +72,7 @@ def test_every_view_finds_the_box_where_it_is(data):
     y2, x2 = data.draw(st.integers(y1 + 1, height)), data.draw(st.integers(x1 + 1, width))
     factor = data.draw(st.integers(1, 3))  # original pixels per pixel of the network's input
     model = SpotDetector()
-    tta = DetectorWithTTA(model, **ALL, merge="nms", nms_threshold=0.999)
+    tta = DetectorWithTTA(model, **ALL, merge="nms", nms_thresh=0.999)
     sample = {"image": spot(height, width, x1, y1, x2, y2), "height": factor * height, "width": factor * width}
     (result,) = tta([sample])
     found = result["instances"]
@@ -296,16 +296,16 @@ def test_settings_come_from_the_configuration(repo_root):
     options += ["TEST.AUG.VERTICAL_FLIP", "True", "TEST.AUG.MERGE", "nms", "MODEL.FCOS.NMS_THRESH_TEST", "0.3"]
     cfg, model = real_detector(repo_root, DETECTORS[0], *options, "TEST.DETECTIONS_PER_IMAGE", "9")
     tta = DetectorWithTTA(cfg, model)
-    assert (tta.vote, tta.nms_threshold, tta.max_detections, len(tta.resizes)) == (False, 0.3, 9, 3)
+    assert (tta.vote, tta.nms_thresh, tta.max_detections, len(tta.resizes)) == (False, 0.3, 9, 3)
     assert tta.flips == [(False, False), (True, False)]
 
 
 def test_the_detectors_own_suppression_counts(repo_root):
     cfg = get_config(None, ["MODEL.RETINANET.NMS_THRESH_TEST", 0.1, "MODEL.FCOS.NMS_THRESH_TEST", 0.2])
     cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.3
-    assert nms_threshold_of(cfg, RetinaNet.__new__(RetinaNet)) == 0.1
-    assert nms_threshold_of(cfg, SpotDetector()) == 0.2
-    assert nms_threshold_of(cfg, SimpleNamespace(roi_heads=None)) == 0.3
+    assert nms_thresh_of(cfg, RetinaNet.__new__(RetinaNet)) == 0.1
+    assert nms_thresh_of(cfg, SpotDetector()) == 0.2
+    assert nms_thresh_of(cfg, SimpleNamespace(roi_heads=None)) == 0.3
 
 
 @for_every(

@@ -121,10 +121,10 @@ def test_tiled_equals_whole_where_the_context_fits_the_overlap(seed):
     image = rng.integers(0, 256, (130, 170), np.uint8)
     image[rng.random(image.shape) < 0.9] //= 4
     model = BrightSpots()
-    whole = TiledPredictor(model, tile=1000, overlap=0, nms_threshold=1.0)(image)
+    whole = TiledPredictor(model, tile=1000, overlap=0, nms_thresh=1.0)(image)
     assert model.batches == [1]
     # An overlap of 16 leaves each core 8 pixels of context, more than the detector's one; doubles have IoU 1.
-    tiled = TiledPredictor(model, tile=48, overlap=16, nms_threshold=0.99)(image)
+    tiled = TiledPredictor(model, tile=48, overlap=16, nms_thresh=0.99)(image)
     np.testing.assert_array_equal(as_rows(tiled), as_rows(whole))
 
 
