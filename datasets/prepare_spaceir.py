@@ -25,7 +25,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from irstd_d2.data import datasets_root, read_image
-from irstd_d2.data.layout_writer import split_lines, wideirstd_files
+from irstd_d2.data.layout_writer import wideirstd_files, write_files, write_split_files
 from irstd_d2.data.voc_xml import VocObject, VocRecord
 from irstd_d2.errors import DatasetError
 from irstd_d2.files import staged_folder
@@ -129,15 +129,10 @@ def write_set(source: Path, folder: Path) -> dict[str, tuple[int, int]]:
                 for columns in pairwise(site.columns):
                     tile, mask, record = cut_tile(image, ships, columns, rows, band)
                     name = f"S{sum(map(len, names.values())) + 1:04d}"
-                    for path, data in wideirstd_files(name, tile, record, mask):
-                        (folder / "VOC2007" / path).parent.mkdir(parents=True, exist_ok=True)
-                        (folder / "VOC2007" / path).write_bytes(data)
+                    write_files(folder / "VOC2007", wideirstd_files(name, tile, record, mask))
                     names[site.split].append(name)
                     targets[site.split] += len(record.objects)
-    lists = folder / "VOC2007/ImageSets/Main"
-    lists.mkdir(parents=True)
-    for split, members in names.items():
-        (lists / f"{split}.txt").write_bytes(split_lines(members))
+    write_split_files(folder / "VOC2007", names)
     return {split: (len(members), targets[split]) for split, members in names.items()}
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from irstd_d2.data import datasets_root
-from irstd_d2.data.layout_writer import split_lines, wideirstd_files
+from irstd_d2.data.layout_writer import wideirstd_files, write_files, write_split_files
 from irstd_d2.data.sidecar import SidecarEntry, read_sidecar
 from irstd_d2.data.splits import load_split
 from irstd_d2.data.target_masks import component_boxes, read_target_labels
@@ -110,15 +110,10 @@ def write_set(nudt: Path, sirstv2: Path, icpr: Path, folder: Path) -> dict[str, 
         if split is None or name not in table or name not in areas:
             raise DatasetError(icpr, name, f"no row or no split ({len(faults)} faulty lines)", "clone it again")
         image, mask, record = read_pair(image_file, mask_file, table[name], areas[name])
-        for path, data in wideirstd_files(name, image, record, mask):
-            (folder / "VOC2007" / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "VOC2007" / path).write_bytes(data)
+        write_files(folder / "VOC2007", wideirstd_files(name, image, record, mask))
         found[split].append(name)
         targets[split] += len(record.objects)
-    lists = folder / "VOC2007/ImageSets/Main"
-    lists.mkdir(parents=True)
-    for split, names in found.items():
-        (lists / f"{split}.txt").write_bytes(split_lines(names))
+    write_split_files(folder / "VOC2007", found)
     return {split: (len(names), targets[split]) for split, names in found.items()}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 
 import cv2
 import numpy as np
+
+from .files import write_atomically
 
 TARGET_COLOUR = (80, 220, 80)  # RGB
 TRUE_COLOUR = (90, 170, 255)
@@ -255,4 +256,4 @@ def write_picture(path: str | PathLike, picture: np.ndarray) -> None:
     done, data = cv2.imencode(".png", picture[..., ::-1])
     if not done:
         raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape}")
-    Path(path).write_bytes(data.tobytes())
+    write_atomically(path, lambda file: file.write(data.tobytes()))

@@ -13,6 +13,7 @@ from irstd_d2.data.layout import LAYOUTS, FolderIndex
 from irstd_d2.data.splits import read_split
 from irstd_d2.data.voc import scan_voc
 from irstd_d2.errors import DatasetError
+from irstd_d2.files import staged_folder
 
 FOLDER = "SIRSTdevkit"
 IMAGES = 1024
@@ -155,11 +156,8 @@ def place_densesirst(root: str | PathLike, datasets: str | PathLike, *, copy: bo
     if not copy:
         target.symlink_to(root, target_is_directory=True)
         return target
-    partial = target.with_name(f".{FOLDER}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    shutil.copytree(root, partial)
-    partial.rename(target)
+    with staged_folder(target) as folder:
+        shutil.copytree(root, folder, dirs_exist_ok=True)
     return target
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from irstd_d2.data import read_image
 from irstd_d2.errors import DatasetError
+from irstd_d2.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +118,7 @@ class TargetLibrary:
 
     def save(self, path: str | PathLike) -> None:
         """Write the library; a complete file, old or new, exists at every moment."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial.npz")
-        np.savez_compressed(partial, patches=self.patches, sizes=self.sizes)
-        partial.replace(path)
+        write_atomically(path, lambda file: np.savez_compressed(file, patches=self.patches, sizes=self.sizes))
 
     @classmethod
     def load(cls, path: str | PathLike) -> TargetLibrary:

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 from .options import new_parser
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..synthetic import Scene
     from ..synthetic.domains import Size
 
 
@@ -63,45 +66,53 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per pixel (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that other parameters made")
-    parser.add_argument("--preview", type=Path, metavar="FILE", help="write a picture of the first scenes, no set")
+    parser.add_argument("--preview", type=Path, metavar="FILE", help="write a PNG of the first scenes, no set")
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    from ..errors import ConfigError
-    from ..synthetic import (
-        SceneConfig,
-        SceneGenerator,
-        contact_sheet,
-        dense_config,
-        write_densesirst,
-        write_wideirstd,
+def draw_scene(scene: Scene) -> np.ndarray:
+    """The scene enlarged twice, with its targets (green), the look-alikes (red) and the skyline."""
+    import numpy as np
+
+    from ..visualization import draw_detections, with_caption
+
+    height, width = scene.image.shape
+    picture = draw_detections(
+        np.repeat(scene.image[..., None], 3, axis=2),
+        targets=scene.boxes,
+        boxes=scene.clutter_boxes,
+        correct=np.zeros(len(scene.clutter_boxes), bool),
+        sky=scene.sky_mask == 1,
+        edge=2 * max(height, width),
+        insets=0,
     )
+    platform, band = scene.metadata["platform"], scene.metadata["band"]
+    return with_caption(picture, f"{platform} {band} {width}x{height}: {scene.background}")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..synthetic import SceneConfig, SceneGenerator, dense_config, write_densesirst, write_wideirstd
+    from ..visualization import contact_sheet, write_picture
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     layouts = ("wideirstd", "densesirst") if args.layout == "both" else (args.layout,)
-    try:
-        omni = SceneConfig(
-            seed=args.seed,
-            size=args.size,
-            balance=args.balance,
-            domain_conflict=args.domain_conflict,
-            bits=args.bits,
-        )
-        dense = dense_config(seed=args.seed, size=args.size, bits=args.bits)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    omni = SceneConfig(
+        seed=args.seed,
+        size=args.size,
+        balance=args.balance,
+        domain_conflict=args.domain_conflict,
+        bits=args.bits,
+    )
+    dense = dense_config(seed=args.seed, size=args.size, bits=args.bits)
     configs = {"wideirstd": omni, "densesirst": dense}
     if args.preview is not None:
         scenes = [SceneGenerator(configs[layout]).scene(i) for layout in layouts for i in range(24 // len(layouts))]
-        contact_sheet(scenes).save(args.preview)
-        logging.info("%s: red = targets, blue = objects that are not, green = skyline", args.preview)
+        write_picture(args.preview, contact_sheet([draw_scene(scene) for scene in scenes], columns=6))
+        logging.info("%s: green = targets, red = objects that are not", args.preview)
         return 0
     for layout in layouts:
-        write, name = {
-            "wideirstd": (write_wideirstd, "synthetic_omni"),
-            "densesirst": (write_densesirst, "synthetic_dense"),
-        }[layout]
+        write = write_wideirstd if layout == "wideirstd" else write_densesirst
+        name = "synthetic_omni" if layout == "wideirstd" else "synthetic_dense"
         folder = write(
             args.output / name,
             configs[layout],

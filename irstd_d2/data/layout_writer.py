@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,6 +29,18 @@ def png_bytes(pixels: NDArray, palette: Sequence[int] | None = None) -> bytes:
         return buffer.getvalue()
     _, data = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 4))
     return data.tobytes()
+
+
+def write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write (path below ``folder``, content), as below; for folders that appear as a whole (``staged_folder``)."""
+    for path, data in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def write_split_files(folder: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Write the names of each split to ``ImageSets/Main`` below ``folder``."""
+    write_files(folder, ((f"ImageSets/Main/{split}.txt", split_lines(members)) for split, members in names.items()))
 
 
 def point_lines(record: VocRecord) -> bytes:

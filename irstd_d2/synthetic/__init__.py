@@ -1,7 +1,6 @@
 """Seeded synthetic infrared scenes of several platforms and bands, with targets, look-alikes and sky masks."""
 
 from .domains import ImagingDomain
-from .preview import contact_sheet
 from .scene import Scene, SceneConfig, SceneGenerator, dense_config
 from .writer import write_densesirst, write_wideirstd
 
@@ -10,7 +9,6 @@ __all__ = [
     "Scene",
     "SceneConfig",
     "SceneGenerator",
-    "contact_sheet",
     "dense_config",
     "write_densesirst",
     "write_wideirstd",

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from loops import for_every
 
 from irstd_d2.errors import ConfigError
-from irstd_d2.synthetic import ImagingDomain, SceneConfig, SceneGenerator, contact_sheet, dense_config
+from irstd_d2.synthetic import ImagingDomain, SceneConfig, SceneGenerator, dense_config
 from irstd_d2.synthetic.backgrounds import PAINTERS, paint_background
 from irstd_d2.synthetic.domains import rule_for
-from irstd_d2.synthetic.preview import draw_scene
 
 SQUARE = {"Air": "LWIR", "Land": "LWIR", "Space": "NIR"}
 
@@ -246,18 +245,3 @@ def test_star_trails_share_one_direction():
 def test_bad_config(change, message):
     with pytest.raises(ConfigError, match=message):
         SceneConfig(**change)
-
-
-def test_contact_sheet():
-    scenes = [SceneGenerator(SceneConfig(size=(96, 64), bits=16)).scene(i) for i in range(5)]
-    assert draw_scene(scenes[0], zoom=3).size == (288, 192)
-    assert contact_sheet(scenes, columns=3, zoom=1).size == (3 * 100, 2 * 68)
-
-
-def test_boxes_are_drawn_where_the_targets_are():
-    scene = SceneGenerator(SceneConfig(domain_conflict=1.0, size=(128, 128))).scene(1)
-    picture = np.asarray(draw_scene(scene, zoom=2))
-    red = (picture == (255, 70, 70)).all(axis=2)
-    x1, y1, x2, y2 = (scene.boxes[0] * 2).astype(int)
-    assert red[y1 - 2, x1 - 2 : x2 + 2].all()
-    assert not red[y1:y2, x1:x2].any()

@@ -4,7 +4,9 @@ import pytest
 from PIL import Image
 from programs import load_program
 
-from irstd_d2.cli.synthesize import get_parser, parse_size
+from irstd_d2.cli.synthesize import draw_scene, get_parser, parse_size
+from irstd_d2.synthetic import SceneConfig, SceneGenerator
+from irstd_d2.visualization import FALSE_COLOUR, TARGET_COLOUR
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,20 @@ def test_bad_size(tool, size, capsys):
 def test_preview(tool, tmp_path, layout):
     picture = tmp_path / "preview.png"
     assert tool.main(["--preview", str(picture), "--size", "64x64", "--layout", layout, "--output", str(tmp_path)]) == 0
-    assert Image.open(picture).size == (6 * 132, 4 * 132)
+    assert Image.open(picture).size == (6 * 134, 4 * 154)  # enlarged twice, 20 pixels of text, 6 between them
     assert list(tmp_path.iterdir()) == [picture]
 
 
 def test_size_words(tool):
     assert [parse_size(text) for text in ("small", "real", "160x128")] == ["small", "real", (160, 128)]
+
+
+def test_targets_and_look_alikes_are_told_apart_in_the_preview():
+    scene = SceneGenerator(SceneConfig(domain_conflict=1.0, size=(128, 128))).scene(1)
+    picture = draw_scene(scene)
+    assert picture.shape == (276, 256, 3)
+    for boxes, color in ((scene.boxes, TARGET_COLOUR), (scene.clutter_boxes, FALSE_COLOUR)):
+        marks = (picture[20:] == color).all(axis=2)
+        for x1, y1, x2, y2 in (2 * boxes).astype(int):
+            assert marks[y1 - 5 : y2 + 5, x1 - 5 : x2 + 5].any()
+            assert not marks[y1:y2, x1:x2].any()
