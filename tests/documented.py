@@ -1,13 +1,30 @@
-"""Commands of the documentation, for tests that run them."""
+"""Commands of the documentation, for tests that run them as they are printed."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import runpy
+import select
 import subprocess
 import sys
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# What a line of a block must begin with, after assignments, to be taken for a command.
+_COMMAND = re.compile(
+    r"""(?:\w+=\S*\s+)*(?:"?\$(?:PYTHON|IRSTD)|(?:\.venv/bin/|tools/|datasets/|benchmarks/)[\w.-]+(?:\s|$)|"""
+    r"""(?:bash|cp|cd|export|git|irstd|make|mkdir|pip|python3?|srun|torchrun|node0=\S+)(?:\s|$))"""
+)
+# Stands for every program of the pages: names its process to the test, which runs the program, and ends as that did.
+_STAND_IN = """#!/usr/bin/env bash
+echo $$ > "$REQUESTS"
+read -r code < "$ANSWERS"
+exit "$code"
+"""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -15,27 +32,110 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def run_commands(page: Path, scratch: Path, monkeypatch, **environment: str) -> list[str]:
-    """Run the bash blocks of a page in the current folder; each starts ``$PYTHON`` with a tool.
+def commands(page: Path) -> list[str]:
+    """The commands of a page in their order: of ``bash`` and unnamed fenced blocks, and of indented ones."""
+    text, fence = page.read_text(encoding="utf-8"), r"^```(\w*)\n(.*?)^```"
+    outside = re.sub(fence, lambda match: re.sub(r"[^\n]", "x", match[0]), text, flags=re.DOTALL | re.MULTILINE)
+    fenced = re.finditer(fence, text, re.DOTALL | re.MULTILINE)
+    indented = re.finditer(r"(?:(?<=\n\n)|\A)(?: {4}[^\n]*\n|\n(?= {4}))+", outside)
+    found = [(match.start(), match[2]) for match in fenced if match[1] in ("", "bash", "sh")]
+    found += [(match.start(), match[0]) for match in indented]
+    result = []
+    for _, block in sorted(found):
+        lines = [line.strip() for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        if lines and _COMMAND.match(lines[0]):
+            result += [re.sub(r"\s{2,}#.*$", "", line) for line in lines]
+    return result
 
-    bash passes the arguments, then the tools run in this process: starting each anew would take most of the time.
 
-    Returns:
-        Names of the tools.
+class Shell:
+    """bash whose Python programs run in children of this process, which has imported what is slow to import.
+
+    Args:
+        folder: of the stand-ins for ``python`` and ``irstd``, for example ``.venv/bin`` of a checkout.
     """
-    recorder, calls = scratch / "recorder", scratch / "calls"
-    recorder.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" >> "$CALLS"; printf "\\n\\0" >> "$CALLS"\n')
-    recorder.chmod(0o755)
-    known = {**os.environ, "IRSTD": str(Path(__file__).parents[1]), "PYTHON": str(recorder), "CALLS": str(calls)}
-    script = "\n".join(["set -euo pipefail", *blocks(page, "bash")])
-    subprocess.run(["bash", "-c", script], env=known | environment, check=True)
-    tools = []
-    for call in calls.read_text(encoding="utf-8").split("\n\0")[:-1]:
-        arguments = call.split("\0")[:-1]
-        monkeypatch.setattr(sys, "argv", arguments)
-        try:
-            runpy.run_path(arguments[0], run_name="__main__")
-        except SystemExit as end:
-            assert end.code == 0, arguments  # noqa: PT017
-        tools.append(Path(arguments[0]).stem)
-    return tools
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name in ("python", "irstd"):
+            (folder / name).write_text(_STAND_IN)
+            (folder / name).chmod(0o755)
+        self._requests, self._answers = folder / "requests", folder / "answers"
+        for pipe in (self._requests, self._answers):
+            os.mkfifo(pipe)
+
+    def run(self, script: str, cwd: Path, environment: Mapping[str, str], log: Path) -> tuple[int, list[list[str]]]:
+        """Run a script.
+
+        Returns:
+            The exit code of bash, and name and arguments of each program that was called.
+        """
+        own = {"PYTHON": str(self.folder / "python"), "IRSTD": str(ROOT)}
+        own |= {"REQUESTS": str(self._requests), "ANSWERS": str(self._answers)}
+        calls = []
+        with log.open("ab") as output, self._requests.open("r+b", buffering=0) as requests:
+            bash = subprocess.Popen(
+                ["bash", "-c", f"set -euo pipefail\n{script}"],
+                cwd=cwd,
+                env={**os.environ, **own, **environment},
+                stdout=output,
+                stderr=output,
+            )
+            while bash.poll() is None:
+                if select.select([requests], [], [], 0.1)[0]:
+                    for process in map(int, requests.read(65536).split()):
+                        call = Path(f"/proc/{process}/cmdline").read_text().split("\0")[1:-1]
+                        calls.append([Path(call[0]).name, *call[1:]])
+                        code = _run_in_child(process, calls[-1])
+                        self._answers.write_text(f"{code}\n")
+        return bash.returncode, calls
+
+
+def _run_in_child(process: int, call: list[str]) -> int:
+    """Run a program with folder, environment and output of a process; return its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        os.chdir(f"/proc/{process}/cwd")
+        environment = Path(f"/proc/{process}/environ").read_text().split("\0")
+        os.environ.clear()
+        os.environ.update(entry.split("=", 1) for entry in environment if "=" in entry)
+        for number in (1, 2):
+            os.dup2(os.open(f"/proc/{process}/fd/{number}", os.O_WRONLY | os.O_APPEND), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        logging.getLogger().handlers.clear()  # pytest's
+        _execute(*call)
+        code = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # whatever it is ends the program, as it would a process of its own
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _execute(program: str, *arguments: str) -> None:
+    if program == "irstd":
+        from irstd_d2.cli import main
+
+        sys.argv = ["irstd", *arguments]
+        raise SystemExit(main(list(arguments)))
+    first, *rest = arguments
+    sys.argv = [first, *rest]
+    if first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(rest[0], {"__name__": "__main__"})  # noqa: S102  our own pages
+    elif first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(first).resolve().parent))
+        runpy.run_path(first, run_name="__main__")

@@ -1,9 +1,11 @@
 """The commands of datasets/README.md, on sets of the published form, and the names that they make usable."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
-from documented import run_commands
+from documented import Shell, blocks
 
 
 def write_set(root, images, masks, lists):
@@ -25,10 +27,10 @@ def test_sets_of_masks_become_registered_sets(tmp_path, repo_root, monkeypatch):
     write_set(downloads / "NUDT-SIRST", "images", "masks", {"50_50/train.txt": "0\n1\n", "50_50/test.txt": "2\n3\n"})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
-    (tmp_path / "calls").mkdir()
-    assert (
-        run_commands(repo_root / "datasets" / "README.md", tmp_path / "calls", monkeypatch) == ["convert_dataset"] * 2
-    )
+    script = "\n".join(blocks(repo_root / "datasets" / "README.md", "bash"))
+    code, calls = Shell(tmp_path / "bin").run(script, tmp_path, {}, tmp_path / "log")
+    assert code == 0, (tmp_path / "log").read_text()
+    assert [Path(call[1]).stem for call in calls] == ["convert_dataset"] * 2
     counts = {"irstd1k_trainval": 3, "irstd1k_test": 1, "nudtsirst_train": 2, "nudtsirst_test": 2}
     for name, count in counts.items():
         dicts = DatasetCatalog.get(name)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from documented import blocks, run_commands
+from documented import Shell, blocks
 
 from irstd_d2.convert import read_voc
 from irstd_d2.synthetic import SceneConfig, SceneGenerator
@@ -43,11 +43,15 @@ def _own_sets():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_own_sets")
-def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, capsys):
+def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch):
     write_raw_data(tmp_path)
     monkeypatch.chdir(tmp_path)
-    tools = run_commands(PAGE, tmp_path_factory.mktemp("calls"), monkeypatch, ITERATIONS="3")
-    assert tools == [
+    other = tmp_path_factory.mktemp("other")
+    script = "\n".join(blocks(PAGE, "bash"))
+    code, calls = Shell(other / "bin").run(script, tmp_path, {"ITERATIONS": "3"}, other / "log")
+    printed = (other / "log").read_text()
+    assert code == 0, printed
+    assert [Path(call[1]).stem for call in calls] == [
         *("convert_dataset", "merge_metadata", "check_dataset", "split_dataset"),
         *("train_net", "train_net", "report", "evaluate", "demo", "demo", "export_model", "runtime"),
     ]
@@ -58,7 +62,6 @@ def test_the_page_works_as_written(tmp_path, tmp_path_factory, monkeypatch, caps
     sequences = [{name.split("_")[0] for name in names} for names in found.splits.values()]
     assert not sequences[0] & sequences[1]
     assert len(sequences[0] | sequences[1]) == 4
-    printed = capsys.readouterr().out
     assert "20 images" in printed
     exported = [json.loads(line) for line in printed.splitlines() if line.startswith('{"file_name"')]
     assert len(exported) == 20

@@ -100,6 +100,9 @@ def run_command(
     from ..errors import ConfigError, DatasetError
 
     try:
+        late = [text for text in getattr(args, "opts", ()) if text.startswith("--")]
+        if late:
+            raise ConfigError(f"{late[0]} stands behind KEY VALUE pairs, which end the options; write it before them")
         return module.run(args)
     except (ConfigError, DatasetError, OSError) as error:
         sys.stdout.flush()

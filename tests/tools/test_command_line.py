@@ -81,6 +81,22 @@ def test_an_error_is_one_last_line(monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config-file", "a.yaml", "OUTPUT_DIR", "output", "--resume"],
+        ["train", "SOLVER.MAX_ITER", "5", "--num-gpus", "2"],
+        ["detect", "a.png", "--opts", "TEST.DETECTIONS_PER_IMAGE", "5", "--tile", "64"],
+    ],
+)
+def test_an_option_behind_keys_and_values_is_named(arguments, capsys):
+    assert main(arguments) == 2
+    option = next(text for text in reversed(arguments) if text.startswith("--"))
+    assert capsys.readouterr().err == (
+        f"error: {option} stands behind KEY VALUE pairs, which end the options; write it before them\n"
+    )
+
+
 def test_unknown_commands_and_names_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["dettect"])
