@@ -29,6 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     add.add_argument("--data", nargs="+", default=(), help="data as readers know it; default: DATASETS.TRAIN")
     add.add_argument("--commit", default="", help="of the project that trained it; default: this clone's")
     add_score_thresh(add, "default of the model; default: that of one false alarm per image on the validation set")
+    add.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration that differs: KEY VALUE ...")
     return parser
 
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             data=args.data,
             score_thresh=args.score_thresh,
+            opts=args.opts,
         )
         for path in (entry.weights_file, entry.config_file, entry.card):
             print(f"Wrote {path}: {path.stat().st_size / 1e6:.2f} MB")

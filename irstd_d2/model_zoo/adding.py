@@ -64,6 +64,7 @@ def add_run(
     weights: Path | None = None,
     data: Sequence[str] = (),
     score_thresh: float | None = None,
+    opts: Sequence[str] = (),
 ) -> Entry:
     """Make or replace an entry.
 
@@ -77,6 +78,7 @@ def add_run(
         data: names of the data as a reader knows them; by default ``DATASETS.TRAIN``.
         score_thresh: default of the commands; ``None``: that of one false alarm per image, else of the best F1, on the
             validation set.
+        opts: keys and values of the configuration that differ from the training's, e.g. ``INPUT.HIGH_BIT_DEPTH auto``.
 
     Raises:
         ConfigError: the name is none, the run is not finished, or the weights are too large or of another model.
@@ -84,7 +86,7 @@ def add_run(
     """
     if not name.isidentifier() or name != name.lower():
         raise ConfigError(f"--name {name!r}: use lower-case letters, digits and underscores")
-    cfg = get_config(_existing(run / "config.yaml"))
+    cfg = get_config(_existing(run / "config.yaml"), opts)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "cpu", "", "./output"
     path = weights or next((run / file for file in CHECKPOINTS if (run / file).is_file()), run / CHECKPOINTS[-1])
     content = load_plain(_existing(path))

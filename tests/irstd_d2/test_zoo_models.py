@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 
 import irstd_d2
 from irstd_d2 import get_config, model_zoo
@@ -17,6 +18,7 @@ from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.model_zoo import adding
 
 CONFIGS = {"plain": "configs/baselines/tiny/fcos_tiny.yaml", "aware": "configs/auxdet/tiny/auxdet_tiny.yaml"}
+PACKAGED = model_zoo.FOLDER  # before tests set another
 CLASSES = ClassTable(("Drone", "Bird"), {4: 0, 2: 1})
 
 
@@ -97,7 +99,8 @@ def test_a_name_is_enough_to_detect(two_classes):
 
 def test_systems_are_named_by_the_entry(tmp_path, zoo):
     write_run(tmp_path / "run", CONFIGS["aware"], ["DATASETS.CLASSES", "('Target',)"])
-    entry = adding.add_run(tmp_path / "run", "aware", license="CC0", commit="")
+    entry = adding.add_run(tmp_path / "run", "aware", license="CC0", commit="", opts=["INPUT.HIGH_BIT_DEPTH", "minmax"])
+    assert model_zoo.get_config("aware").INPUT.HIGH_BIT_DEPTH == "minmax"
     assert entry.requires == ("auxdet_d2",)
     assert load_plain(entry.weights_file)["metadata"]["PLATFORMS"] == ["Air", "Space", "Land"]
     assert "BAFE" not in entry.config_file.read_text()
@@ -179,3 +182,41 @@ def test_half_precision_keeps_what_it_cannot_hold(tmp_path):
     assert torch.equal(back["model"]["matrix"], weights["matrix"].half().float())
     for name in ("huge", "norm", "count"):
         assert torch.equal(back["model"][name], weights[name])
+
+
+@pytest.mark.parametrize("name", model_zoo.names())
+def test_raw_frames_need_no_option(name, monkeypatch):
+    """Counts of a 14-bit sensor in 16 bits, and floats of any range, are stretched in every model that is packaged."""
+    monkeypatch.setattr(model_zoo, "FOLDER", PACKAGED)
+    assert model_zoo.get_config(name).INPUT.HIGH_BIT_DEPTH == "auto"
+
+
+def test_the_kind_of_an_image_in_memory_does_not_matter(monkeypatch):
+    monkeypatch.setattr(model_zoo, "FOLDER", PACKAGED)
+    predictor = irstd_d2.Predictor("fcos_dense", device="cpu", score_thresh=0.2, tile=0)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(40, 60, (64, 80)).astype(np.uint8)
+    pixels[30:33, 40:43] = 255
+    pixels[:8, :8], pixels[-8:, -8:] = 0, 255  # the whole range, which others are stretched to
+    expected = predictor(pixels)
+    assert len(expected)
+    counts = pixels.astype(np.uint16)
+    kinds = {
+        "16 bits": counts * 257,
+        "14 bits": counts * 20 + 2000,
+        "float": pixels / 255.0,
+        "float of any range": pixels * 0.5 - 20,
+        "big-endian": (counts * 257).astype(">u2"),
+        "PIL": Image.fromarray(counts * 257),
+        "PIL of floats": Image.fromarray(pixels.astype(np.float32)),
+        "tensor": torch.from_numpy(pixels)[None],
+        "tensor of floats": torch.from_numpy(pixels).float()[None].expand(3, -1, -1),
+    }
+    for kind, image in kinds.items():
+        found = predictor(image)
+        assert len(found) == len(expected), kind
+        assert np.allclose(found.boxes, expected.boxes, atol=0.05), kind
+        assert np.allclose(found.scores, expected.scores, atol=1e-3), kind
+    for image in (np.where(pixels == 0, np.nan, pixels), np.full((4, 4), np.inf)):
+        with pytest.raises(DatasetError, match="NaN or infinite"):
+            predictor(image)
