@@ -23,8 +23,9 @@ from ..systems import registered_systems
 from .box_checks import boxes_of, common_offset, edge_note, light_note, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
-from .image_io import count_pages, read_raw, read_sky_mask, to_float_image, uses_small_part
+from .image_io import count_pages, read_raw, read_sky_mask, to_float_image
 from .layout import FolderIndex, VocLayout, get_layout, list_splits
+from .pixel_values import uses_small_part
 from .splits import read_split
 from .statistics import (
     BRIGHTNESS_EDGES,

@@ -42,7 +42,7 @@ class ImageStatistics:
         brightness: ``(N,)`` in ``[0, 1]``.
         pixel_kind: such as ``"gray, 8 bits"``.
         levels: lowest and highest value in the file, and whether they fill a small part of their type only
-            (:func:`irstd_d2.data.image_io.uses_small_part`); ``None`` where nobody looked.
+            (:func:`irstd_d2.data.pixel_values.uses_small_part`); ``None`` where nobody looked.
         offsets: ``(N, 2)`` of the light from the boxes' centres, see :func:`light_offsets`; ``None`` as above.
     """
 

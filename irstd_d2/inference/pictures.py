@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import Instances
 
-from ..data.image_io import to_float_image, value_limits
+from ..data.image_io import to_float_image
+from ..data.pixel_values import value_limits
 from ..visualization import choose_parts, contact_sheet, draw_detections
 
 PICTURE_EDGE = 512  # of the overview, in pixels; an image that is longer than twice this is reduced first

@@ -21,7 +21,8 @@ from ..config import get_config
 from ..data import build_mapper
 from ..data.classes import ClassTable, check_num_classes, num_classes_of
 from ..data.datasets import configured_classes
-from ..data.image_io import open_raw, to_float_image, value_limits
+from ..data.image_io import open_raw, to_float_image
+from ..data.pixel_values import value_limits
 from ..data.sidecar import find_misspelt
 from ..data.transforms import ResizeTransform
 from ..engine.checkpoint import load_weights

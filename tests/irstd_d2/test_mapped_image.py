@@ -6,7 +6,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from irstd_d2.data.image_io import open_raw, read_raw, to_float_image, value_limits
+from irstd_d2.data.image_io import open_raw, read_raw, to_float_image
+from irstd_d2.data.pixel_values import value_limits
 from irstd_d2.errors import DatasetError
 
 PLAIN = [cv2.IMWRITE_TIFF_COMPRESSION, 1]

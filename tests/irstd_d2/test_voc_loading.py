@@ -17,9 +17,8 @@ from irstd_d2 import get_config
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
 from irstd_d2.data.check import check_collection, collect
 from irstd_d2.data.datasets import register_own_sets
-from irstd_d2.data.faults import FaultKind, get_skip_bad, refuse_or_skip
+from irstd_d2.data.faults import get_skip_bad
 from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
-from irstd_d2.data.voc import scan_voc
 from irstd_d2.engine.setup import setup
 from irstd_d2.errors import ConfigError, DatasetError
 
@@ -162,109 +161,6 @@ def test_non_ascii_names_in_either_unicode_form(tmp_path):
     sample = load_voc(tmp_path, "train")[0]
     assert sample["image_id"] == composed
     assert sample["file_name"] == str(voc.image(decomposed))
-
-
-def damage_missing_xml(voc):
-    voc.xml("a").unlink()
-
-
-def damage_bomb(voc):
-    voc.xml("a").write_text('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>')
-
-
-def damage_box_outside(voc):
-    voc.xml("a").write_text(voc_xml(boxes=[(1, 2, 40, 5)]))
-
-
-def damage_zero_size(voc):
-    voc.xml("a").write_text(voc_xml(boxes=[(1, 2, 1, 5)]))
-
-
-def damage_nan(voc):
-    voc.xml("a").write_text(voc_xml(boxes=[("nan", 2, 3, 5)]))
-
-
-def damage_traversal(voc):
-    voc.xml("a").write_text(voc_xml(filename="../../x.png"))
-
-
-def damage_image_missing(voc):
-    voc.image("a").unlink()
-
-
-def damage_image_twice(voc):
-    voc.image("a", ".bmp").touch()
-
-
-def damage_empty_line(voc):
-    voc.split("train", "b\n\n")
-
-
-def damage_duplicate_line(voc):
-    voc.split("train", b"b\r\nb\r\n")
-
-
-def damage_split_traversal(voc):
-    voc.split("train", "b\n../a\n")
-
-
-def damage_table(voc):
-    (voc.root / "metadata.tsv").write_text("a\tAir\tLWIR\t-3\t5\n")
-    voc.split("train", "b\n")
-
-
-DAMAGES = {
-    damage_missing_xml: (FaultKind.MISSING_XML, "a.xml: file"),
-    damage_bomb: (FaultKind.BAD_XML, "a.xml: file"),
-    damage_box_outside: (FaultKind.BOX_OUTSIDE, r"a.xml: object\[0\].bndbox"),
-    damage_zero_size: (FaultKind.BAD_BOX, r"a.xml: object\[0\].bndbox"),
-    damage_nan: (FaultKind.MISSING_FIELD, r"a.xml: object\[0\].bndbox.xmin"),
-    damage_traversal: (FaultKind.UNSAFE_NAME, "a.xml: filename"),
-    damage_image_missing: (FaultKind.MISSING_IMAGE, "PNGImages/a: file"),
-    damage_image_twice: (FaultKind.AMBIGUOUS_IMAGE, "PNGImages/a.bmp: file"),
-    damage_empty_line: (FaultKind.EMPTY_LINE, "train.txt: line 2"),
-    damage_duplicate_line: (FaultKind.DUPLICATE_LINE, "train.txt: line 2"),
-    damage_split_traversal: (FaultKind.UNSAFE_NAME, "train.txt: line 2"),
-    damage_table: (FaultKind.BAD_RECORD, "metadata.tsv: line 1"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_fault_is_refused_or_skipped(folder, damage, caplog):
-    damage(folder)
-    kind, where = DAMAGES[damage]
-    with pytest.raises(DatasetError, match=rf"{where}: .*\. Fix: "):
-        load_voc(folder.root, "train")
-    caplog.set_level(logging.WARNING, logger="irstd_d2")
-    dicts = load_voc(folder.root, "train", skip_bad=True)
-    assert [sample["image_id"] for sample in dicts] == ["b"]
-    assert len(caplog.records) == 1
-    assert f"1 x {kind}" in caplog.text
-
-
-def test_all_faults_together(folder, caplog):
-    for damage in (damage_box_outside, damage_image_missing):
-        damage(folder)
-    folder.xml("b").write_text("<")
-    folder.split("train", "a\nb\nc\n\n")
-    scan = scan_voc(folder.root, "train")
-    assert [sample["image_id"] for sample in scan.dicts] == ["c"]
-    assert Counter(fault.kind for fault in scan.faults) == Counter(
-        [FaultKind.MISSING_IMAGE, FaultKind.BAD_XML, FaultKind.EMPTY_LINE]
-    )
-    with pytest.raises(DatasetError, match=r"2 more faults listed above"):
-        load_voc(folder.root, "train")
-    load_voc(folder.root, "train", skip_bad=True)
-    assert "1 x unreadable XML" in caplog.text
-
-
-def test_a_fault_of_one_image_does_not_take_others(folder):
-    folder.xml("a").write_text(voc_xml(boxes=[(1, 1, 2, 2), (5, 5, 5, 5)]))
-    assert [s["image_id"] for s in load_voc(folder.root, "train", skip_bad=True)] == ["b"]
-
-
-def test_nothing_to_refuse():
-    refuse_or_skip([], skip_bad=False, source="x")
 
 
 def test_folder_index_ignores_hidden_and_other_files(tmp_path):
