@@ -1,4 +1,4 @@
-"""What the boxes of a whole set give away: repeated ones, and all of them in another convention."""
+"""What the boxes of a whole set give away: repeated ones, all in another convention, those that masks contradict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from .voc_xml import BOX_CONVENTIONS
 
@@ -114,6 +116,93 @@ def light_note(offsets: Sequence[NDArray[np.floating]], convention: str | None) 
         f"{np.median(off):+.1f} pixels in x and y: the boxes seem to be {likely}, read as {convention}; look at some "
         f"of them and {_how(likely)} if so"
     ]
+
+
+def mask_notes(
+    masked: Sequence[tuple[dict[str, Any], NDArray[np.integer]]],
+    dicts: Sequence[dict[str, Any]],
+    splits: dict[str, list[str]],
+    convention: str | None,
+) -> list[str]:
+    """Remarks on boxes and masks that contradict each other; one line where a whole set does so in the same way.
+
+    Args:
+        masked: dataset dicts of images with a target mask, with the bounds of its targets, (M, 4).
+        dicts: all images of the set.
+        splits: names of the images of each split.
+        convention: that the boxes were read by, where it is known.
+    """
+    offset: tuple[float, ...]
+    common = common_offset([(boxes_of(sample), bounds) for sample, bounds in masked])
+    if common is None:
+        offset, notes = (0.0,) * 4, [] if masked else edge_note(dicts, convention)
+    else:
+        offset, notes = common[0], [offset_note(*common, convention)]
+    found = {str(sample["image_id"]): _compare_boxes(sample, bounds, offset) for sample, bounds in masked}
+    notes += [note for image in found.values() for note in image]
+    counts = {name: len(image) for name, image in found.items()}
+    return [*notes, _mismatch_summary(counts, splits)] if any(counts.values()) else notes
+
+
+def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[float] = (0.0,) * 4) -> list[str]:
+    """Remarks on boxes that are not the bounds of a target in the mask, and on targets in the mask without a box.
+
+    Several boxes that fill one target of the mask are left alone: targets that touch share one component.
+
+    Args:
+        sample: dataset dict.
+        bounds: ``(M, 4)`` of the targets in the mask.
+        offset: by which all boxes of the set differ from their masks; it is not remarked on again.
+    """
+    written = boxes_of(sample)
+    boxes = written - np.array(offset)
+    low, high = bounds[None, :, :2] <= boxes[:, None, :2], bounds[None, :, 2:] >= boxes[:, None, 2:]
+    inside = (low & high).all(axis=2)  # box, target of the mask
+    filled = np.zeros(len(bounds), bool)
+    for j in range(len(bounds)):
+        own = boxes[inside[:, j]]
+        filled[j] = (
+            len(own) > 0 and (own[:, :2].min(0) == bounds[j, :2]).all() and (own[:, 2:].max(0) == bounds[j, 2:]).all()
+        )
+    notes = []
+    for i, box in enumerate(boxes):
+        if (inside[i] & filled).any():
+            continue
+        field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(written[i])}"
+        overlap = box_iou(torch.from_numpy(box)[None], torch.from_numpy(bounds))[0].numpy()
+        if overlap.size == 0 or overlap.max() == 0:
+            notes.append(f"{field_name} holds no pixel of the target mask")
+        else:
+            best = bounds[overlap.argmax()]
+            shift = box - best
+            manner = f"shifted by {_coordinates(shift[:2])} from" if (shift[:2] == shift[2:]).all() else "differs from"
+            notes.append(
+                f"{field_name} {manner} its mask {_coordinates(best)}, IoU {overlap.max():.2f}; kept as written"
+            )
+    touched = (np.minimum(boxes[:, None, 2:], bounds[:, 2:]) > np.maximum(boxes[:, None, :2], bounds[:, :2])).all(
+        axis=2
+    )
+    missing = bounds[~touched.any(axis=0)]
+    if len(missing):
+        places = first_of([_coordinates(box) for box in missing])
+        notes.append(f"{sample['image_id']}: {len(missing)} targets of the mask have no box: {places}")
+    return notes
+
+
+def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:
+    """One line on how many boxes :func:`_compare_boxes` remarked on, in all and by split."""
+    by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
+    shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
+    return f"{sum(counts.values())} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}"
+
+
+def _coordinates(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def first_of(names: Sequence[str], limit: int = 5) -> str:
+    """The first of a list of names, for a line of text."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _how(convention: str) -> str:

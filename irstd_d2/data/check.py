@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
-from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from ..errors import DatasetError
 from ..systems import registered_systems
-from .box_checks import boxes_of, common_offset, edge_note, light_note, offset_note, repeated_boxes
+from .box_checks import (
+    boxes_of,
+    common_offset,
+    edge_note,
+    first_of,
+    light_note,
+    mask_notes,
+    offset_note,
+    repeated_boxes,
+)
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
 from .image_io import count_pages, read_raw, read_sky_mask, to_float_image
@@ -155,7 +162,7 @@ def check_collection(
             if result.bounds is not None:
                 masked.append((sample, result.bounds))
     notes += repeated_boxes(collection.dicts)
-    notes += _mask_notes(masked, collection)
+    notes += mask_notes(masked, collection.dicts, collection.splits, collection.box_convention)
     if not masked:
         notes += light_note([image.offsets for image in images if image.offsets is not None], collection.box_convention)
     notes += range_notes(images)
@@ -164,7 +171,7 @@ def check_collection(
     colour = [image.name for image in images if not image.pixel_kind.startswith("gray")]
     if 0 < len(colour) < len(images):
         notes.append(
-            f"{len(colour)} of {len(images)} images have colour channels; all are read as three: {_some(colour)}"
+            f"{len(colour)} of {len(images)} images have colour channels; all are read as three: {first_of(colour)}"
         )
     return CheckReport(collection.title, DatasetStatistics(images, collection.splits), faults, notes)
 
@@ -232,7 +239,7 @@ def _collect_folder(root: Path, layout: VocLayout, splits: Sequence[str] | None,
     if names is not None:
         unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))
         if unused:
-            notes.append(f"{len(unused)} images are in no split: {_some(unused)}")
+            notes.append(f"{len(unused)} images are in no split: {first_of(unused)}")
     mask = target_mask_finder(root, layout)
     convention = options["box_convention"] or layout.box_convention
     return Collection(str(root), scan.dicts, named, [*faults, *scan.faults], notes, mask, convention)
@@ -247,7 +254,7 @@ def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:
             other = second + underscore + version
             shared = set(names) & set(splits.get(other, ())) if base == first else set()
             if shared:
-                notes.append(f"the splits {split} and {other} share {len(shared)} images: {_some(sorted(shared))}")
+                notes.append(f"the splits {split} and {other} share {len(shared)} images: {first_of(sorted(shared))}")
     return notes
 
 
@@ -310,65 +317,6 @@ def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
         return [Fault.from_error(FaultKind.BAD_MASK, error)]
 
 
-def _mask_notes(masked: Sequence[tuple[dict[str, Any], np.ndarray]], collection: Collection) -> list[str]:
-    """Remarks on boxes and masks that contradict each other; one line where a whole set does so in the same way."""
-    offset: tuple[float, ...]
-    common = common_offset([(boxes_of(sample), bounds) for sample, bounds in masked])
-    if common is None:
-        offset, notes = (0.0,) * 4, [] if masked else edge_note(collection.dicts, collection.box_convention)
-    else:
-        offset, notes = common[0], [offset_note(*common, collection.box_convention)]
-    found = {str(sample["image_id"]): _compare_boxes(sample, bounds, offset) for sample, bounds in masked}
-    notes += [note for image in found.values() for note in image]
-    counts = {name: len(image) for name, image in found.items()}
-    return [*notes, _mismatch_summary(counts, collection.splits)] if any(counts.values()) else notes
-
-
-def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[float] = (0.0,) * 4) -> list[str]:
-    """Remarks on boxes that are not the bounds of a target in the mask, and on targets in the mask without a box.
-
-    Several boxes that fill one target of the mask are left alone: targets that touch share one component.
-
-    Args:
-        sample: dataset dict.
-        bounds: ``(M, 4)`` of the targets in the mask.
-        offset: by which all boxes of the set differ from their masks; it is not remarked on again.
-    """
-    written = boxes_of(sample)
-    boxes = written - np.array(offset)
-    low, high = bounds[None, :, :2] <= boxes[:, None, :2], bounds[None, :, 2:] >= boxes[:, None, 2:]
-    inside = (low & high).all(axis=2)  # box, target of the mask
-    filled = np.zeros(len(bounds), bool)
-    for j in range(len(bounds)):
-        own = boxes[inside[:, j]]
-        filled[j] = (
-            len(own) > 0 and (own[:, :2].min(0) == bounds[j, :2]).all() and (own[:, 2:].max(0) == bounds[j, 2:]).all()
-        )
-    notes = []
-    for i, box in enumerate(boxes):
-        if (inside[i] & filled).any():
-            continue
-        field_name = f"{sample['image_id']}: object[{i}].bndbox {_coordinates(written[i])}"
-        overlap = box_iou(torch.from_numpy(box)[None], torch.from_numpy(bounds))[0].numpy()
-        if overlap.size == 0 or overlap.max() == 0:
-            notes.append(f"{field_name} holds no pixel of the target mask")
-        else:
-            best = bounds[overlap.argmax()]
-            shift = box - best
-            manner = f"shifted by {_coordinates(shift[:2])} from" if (shift[:2] == shift[2:]).all() else "differs from"
-            notes.append(
-                f"{field_name} {manner} its mask {_coordinates(best)}, IoU {overlap.max():.2f}; kept as written"
-            )
-    touched = (np.minimum(boxes[:, None, 2:], bounds[:, 2:]) > np.maximum(boxes[:, None, :2], bounds[:, :2])).all(
-        axis=2
-    )
-    missing = bounds[~touched.any(axis=0)]
-    if len(missing):
-        places = _some([_coordinates(box) for box in missing])
-        notes.append(f"{sample['image_id']}: {len(missing)} targets of the mask have no box: {places}")
-    return notes
-
-
 def _metadata_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:
     """Remarks on platforms and bands that a system's models would not tell apart, with the number of images."""
     found = Counter(
@@ -394,17 +342,6 @@ def _page_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:
             f"{sum(pages) - len(pages)} are left out; save them as files"]  # fmt: skip
 
 
-def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:
-    """One line on how many boxes :func:`_compare_boxes` remarked on, in all and by split."""
-    by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
-    shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
-    return f"{sum(counts.values())} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}"
-
-
-def _coordinates(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
 def _pixel_kind(raw: np.ndarray) -> str:
     channels = 1 if raw.ndim == 2 else raw.shape[2]
     name = {1: "gray", 3: "RGB", 4: "RGB with alpha"}[channels]
@@ -427,10 +364,6 @@ def _shorten(lines: Sequence[tuple[str, str]], limit: int = 20) -> list[str]:
         if shown[key] == limit and counts[key] > limit:
             result.append(f"  ... and {counts[key] - limit:,} more of this kind")
     return result
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _statistics_sections(statistics: DatasetStatistics) -> list[str]:
