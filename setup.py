@@ -78,6 +78,7 @@ setup(
         "dev": [
             "av>=12",
             "nbclient",
+            "nbformat",
             "ipykernel",
             "pytest>=9.0.3",
             "pytest-cov",

@@ -5,6 +5,8 @@ import re
 import runpy
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -106,6 +108,22 @@ def test_train_unet(run):
     maps = sorted(result["args"].output.glob("*.png"))
     assert len(maps) == 2
     assert torch.isfinite(result["loss"])
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch):
+    """All cells of ``quick_start.ipynb``, with two iterations; the file itself, with its pictures, stays small."""
+    path = ROOT / "examples" / "quick_start.ipynb"
+    assert path.stat().st_size < 1_000_000
+    monkeypatch.setenv("ITERATIONS", "2")
+    notebook = nbformat.read(path, as_version=4)
+    stored = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum("image/png" in output.get("data", {}) for outputs in stored for output in outputs) >= 3
+    resources = {"metadata": {"path": str(ROOT / "examples")}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    last = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
+    assert re.search(r"metric +\| tuned +\| fcos_dense", last)
+    assert "Target" in "".join(output.get("text", "") for output in notebook.cells[3].outputs)
 
 
 def test_every_example_has_a_test():
