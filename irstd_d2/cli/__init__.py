@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -90,6 +91,8 @@ def run_command(
     parser.prog = prog or parser.prog
     args = parser.parse_args(argv)
     args.systems = systems
+    # detectron2 calls what PyTorch will give up; nobody who runs a command can mend that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     try:
         load_systems(systems)
     except ModuleNotFoundError as error:
