@@ -221,7 +221,7 @@ def _compare_box_head(
 class FirstOverlaps(OverlapAssigner):
     """An ``OverlapAssigner`` that takes the first anchors in place of random ones."""
 
-    def select(self, assigned: Tensor) -> Selection:
+    def select_for_loss(self, assigned: Tensor) -> Selection:
         limit = torch.full((len(assigned),), int(self.batch_size * self.positive_fraction))
         positive = first_n(assigned >= 0, limit)
         negative = first_n(assigned == NEGATIVE, self.batch_size - positive.sum(1))
@@ -315,7 +315,7 @@ def _compare_anchors(
         assigner.assign(grid, torch.cat(output.anchors, dim=1), boxes)
         for assigner, output in zip(generator.assigners, outputs)
     )
-    chosen = generator.assigners[1].select(overlaps)
+    chosen = generator.assigners[1].select_for_loss(overlaps)
     for i in range(len(regions)):
         positive = torch.nonzero(regions[i] >= 0)[:, 0]
         _same_indices(comparison, "training: anchors, stage 1", positive, reference, f"rpn0_img{i}_pos_inds")

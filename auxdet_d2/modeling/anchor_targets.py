@@ -305,7 +305,7 @@ class RegionAssigner:
         ratios = {"center_ratio": self.center_ratio, "ignore_ratio": self.ignore_ratio}
         return assign_by_region(grid.sizes, grid.strides, boxes, anchor_scale=grid.scale, **ratios)
 
-    def select(self, assigned: Tensor) -> Selection:
+    def select_for_loss(self, assigned: Tensor) -> Selection:
         """Take all positives and negatives of (N, A)."""
         divisor = torch.tensor(assigned.numel() / self.loss_divisor, device=assigned.device)
         return Selection(assigned >= 0, assigned == NEGATIVE, divisor)
@@ -340,7 +340,7 @@ class OverlapAssigner:
             similarity=self.similarity,
         )
 
-    def select(self, assigned: Tensor) -> Selection:
+    def select_for_loss(self, assigned: Tensor) -> Selection:
         """Draw from the positives and fill up with negatives of (N, A)."""
         positive, negative = sample(assigned >= 0, assigned == NEGATIVE, self.batch_size, self.positive_fraction)
         counts = positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)

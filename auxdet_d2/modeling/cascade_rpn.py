@@ -316,7 +316,7 @@ class CascadeRPN(nn.Module):
         boxes: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of one stage: boxes by 1 - similarity, classes by binary cross entropy."""
-        positive, negative, divisor = assigner.select(assigned)
+        positive, negative, divisor = assigner.select_for_loss(assigned)
         decoded = torch.cat(output.boxes, dim=1)
         if boxes.shape[1]:
             target = take(boxes, assigned.clamp(min=0))

@@ -71,7 +71,7 @@ class Judgement:
     verdict: str
 
 
-def judge(table: Table, figures: Figures) -> list[Judgement]:
+def judge_claims(table: Table, figures: Figures) -> list[Judgement]:
     """Judge all claims of a table."""
     judgements = []
     for better, worse, metric in table.claims:

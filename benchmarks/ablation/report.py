@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from irstd_d2.files import write_atomically
 
-from .compare import MIN_SEEDS, Figures, difference, judge
+from .compare import MIN_SEEDS, Figures, difference, judge_claims
 from .tables import Table
 
 _PUBLISHED, _OURS = "#999999", "#0072B2"
@@ -40,7 +40,7 @@ def markdown(
     parts.append(_rows(table, figures, parameters))
     parts.append(f"## {'What the paper concludes' if table.printed else 'What the additions change'}")
     parts.append(_claims(table, figures))
-    verdicts = [judgement.verdict for judgement in judge(table, figures)]
+    verdicts = [judgement.verdict for judgement in judge_claims(table, figures)]
     counted = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     parts.append(
         f"Of the {len(verdicts)} comparisons: {counted}. A comparison is decided when the 95 % interval of its mean "
@@ -80,7 +80,7 @@ def _rows(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
 def _claims(table: Table, figures: Figures) -> str:
     header = ["better", "than", "metric", "paper", "ours, 95 % interval", "seeds", "verdict"]
     lines = [_line(header), "|" + "---|" * len(header)]
-    for claim in judge(table, figures):
+    for claim in judge_claims(table, figures):
         ours = claim.ours
         interval = f" ± {ours.half:.1f}" if math.isfinite(ours.half) else ""
         cells = [claim.better, claim.worse, claim.metric, _number(claim.published, "+.1f")]

@@ -13,7 +13,7 @@ import sys
 import ablate
 import cv2
 import pytest
-from ablation.compare import Difference, difference, judge
+from ablation.compare import Difference, difference, judge_claims
 from ablation.report import draw, markdown
 from ablation.runner import CONFIG, RESULT, NotFinishedError, Trainer, finished, make_job, run_jobs
 from ablation.tables import load_tables, resolve
@@ -147,7 +147,7 @@ FIGURES = {
 
 def test_the_page_holds_ours_beside_the_paper(tmp_path):
     table = TABLES["bafe-4"]
-    assert [j.verdict for j in judge(table, FIGURES)] == ["holds", "contradicted", "too few seeds"]
+    assert [j.verdict for j in judge_claims(table, FIGURES)] == ["holds", "contradicted", "too few seeds"]
     text = markdown(table, FIGURES, facts=["FACT"], parameters={"a_none": 42_526_543}, unfinished=["d, seed 2: late"])
     assert text.startswith("# BAFE-Net, Table IV: Segmentation head, feature exchange and adapter\n\nFACT\n\nTrained")
     assert (
