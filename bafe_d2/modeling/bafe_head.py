@@ -6,6 +6,7 @@ the large selective kernel is shared by both tasks, and two convolutions per tas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from irstd_d2.modeling.fcos import ConvTower, FCOSHead, Predictions, init_head
 
+from .context import Sampling
 from .feature_exchange import FeatureExchange, halves
 from .large_selective_kernel import LargeSelectiveKernel
 
@@ -105,13 +107,14 @@ class BAFEHead(FCOSHead):
 class ContextHead(FCOSHead):
     """FCOS towers that see the background of the whole image (``context``) at every point.
 
-    The background branch is no second tower at native resolution: its features come from the context and cost next
-    to nothing. They are added to what the classification tower reads, and exchange channels with what it gives.
+    The background branch is no second tower at native resolution: its features are those of the context. They are
+    added to what the classification tower reads, and send their most important channels in the place of those that it
+    gives. A level ranks its channels by means over 4x4 points.
 
     Args:
         in_channels, num_classes, fcos: see ``FCOSHead``.
         context_channels: of the context's features.
-        exchange: arguments of ``FeatureExchange`` without the channels; ``None`` for none.
+        exchange: arguments of ``FeatureExchange`` without the channels, of the mechanism "channel"; ``None`` for none.
         learn_sky_score: classification logits get a learned multiple of the logit of sky, from 0 on.
     """
 
@@ -127,31 +130,37 @@ class ContextHead(FCOSHead):
     ):
         super().__init__(in_channels, num_classes=num_classes, **fcos)
         self.inject = nn.Conv2d(context_channels, in_channels, 1)
-        self.seg_convs = (
-            None if exchange is None else nn.Sequential(nn.Conv2d(context_channels, in_channels, 1), nn.ReLU())
-        )
-        self.exchange = None if exchange is None else FeatureExchange(in_channels, **exchange)
+        self.seg_convs = nn.Sequential(nn.Conv2d(context_channels, in_channels, 1), nn.ReLU()) if exchange else None
+        self.exchange = FeatureExchange(in_channels, **exchange, rank_stride=4) if exchange else None
         self.sky_gain = nn.Parameter(torch.zeros(num_classes, 1, 1)) if learn_sky_score else None
 
     def forward(  # type: ignore[override]
-        self, features: list[Tensor], context: list[Tensor], sky: list[Tensor]
+        self, features: list[Tensor], context: Tensor, sky: Tensor, sampling: Sequence[Sampling]
     ) -> Predictions:
         """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level.
 
         Args:
             features: per level (N, C, H, W).
-            context: per level (N, context_channels, H, W).
-            sky: per level (N, 1, H, W) logits.
+            context: (N, context_channels, a, b) features of the whole image.
+            sky: (N, 1, a, b) logits.
+            sampling: reads maps of the context at the points of each level.
         """
-        cls_features = []
-        for x, background in zip(features, context):
-            cls = self.cls_tower(x + self.inject(background))
-            if self.exchange is not None and self.seg_convs is not None:
-                cls = self.exchange.receive(cls, self.seg_convs(background))
+        # What needs no native pixels is computed in the context, once for all levels.
+        parts = [self.inject(context), sky]
+        if self.exchange is not None and self.seg_convs is not None:
+            parts.append(self.exchange.send(self.seg_convs(context)))
+        maps = torch.cat(parts, dim=1)
+        cls_features, levels = [], []
+        for x, sample in zip(features, sampling):
+            injected, level, *received = sample(maps).split([part.shape[1] for part in parts], dim=1)
+            cls = self.cls_tower(x + injected)
+            if self.exchange is not None:
+                cls = self.exchange.receive(cls, received[0])
             cls_features.append(cls)
+            levels.append(level)
         predictions = self.predict(cls_features, features)
         if self.sky_gain is not None:
             gain = self.sky_gain
-            predictions["logits"] = [x + gain * level.detach() for x, level in zip(predictions["logits"], sky)]
-        predictions["sky"] = sky
+            predictions["logits"] = [x + gain * level.detach() for x, level in zip(predictions["logits"], levels)]
+        predictions["sky"] = levels
         return predictions

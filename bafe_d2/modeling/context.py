@@ -169,31 +169,45 @@ def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]
     return Context(centered / deviation, valid > 0, torch.cat([zero, fitted.flip(1)], dim=1))
 
 
-def sample_context(
-    maps: Tensor, window: Tensor, size: Sequence[int], stride: int, image_sizes: Tensor, context_size: tuple[int, int]
-) -> Tensor:
-    """Read maps of the context at the points of one level, bilinearly; at its edge beyond it.
+class Sampling(NamedTuple):
+    """Bilinear reading of maps of the context at the points of one level, at its edge beyond it.
 
+    A window is parallel to the axes, so two products of matrices do it.
+
+    Attributes:
+        rows: (N, h, a) weights of the rows of the maps for each row of the level.
+        columns: (N, b, w) likewise.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """(N, C, a, b) -> (N, C, h, w)"""
+        rows, columns = (weights[:, None].to(maps.dtype) for weights in self)
+        return (rows @ (maps @ columns)).contiguous(memory_format=torch.channels_last)
+
+
+def sampling_of_level(
+    window: Tensor, size: Sequence[int], stride: int, image_sizes: Tensor, context_size: tuple[int, int]
+) -> Sampling:
+    """
     Args:
-        maps: (N, C, ...) that cover the context.
         window: (N, 4) see ``Context``.
         size: (h, w) of the level.
         stride: network pixels per point.
         image_sizes: (N, 2) height and width of the network inputs without padding.
-        context_size: (A, B)
-
-    Returns:
-        (N, C, h, w)
+        context_size: (A, B); the maps of the context have half of it.
     """
-    grids = []
-    for axis, count in ((0, size[1]), (1, size[0])):  # x, y
-        place = (torch.arange(count, device=maps.device) + 0.5) * stride / image_sizes[:, 1 - axis, None]
-        low, high = window[:, axis, None], window[:, axis + 2, None]
-        grids.append((low + place * (high - low)) * (2 / context_size[1 - axis]) - 1)
-    x, y = grids
-    grid = torch.stack([x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=-1)
-    sampled = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.contiguous(memory_format=torch.channels_last)
+    weights = []
+    for axis in (0, 1):  # y, x
+        count, cells = size[axis], context_size[axis] // 2
+        place = (torch.arange(count, device=window.device) + 0.5) * stride / image_sizes[:, axis, None]
+        low, high = window[:, 1 - axis, None], window[:, 3 - axis, None]
+        place = ((low + place * (high - low)) / 2 - 0.5).clamp(0, cells - 1)
+        cell = torch.arange(cells, device=window.device)
+        weights.append((1 - (place[:, :, None] - cell).abs()).clamp_min(0))
+    return Sampling(weights[0], weights[1].transpose(1, 2))
 
 
 def stack_context_masks(samples: Sequence[dict[str, Any]], context: Context) -> Tensor:

@@ -72,6 +72,7 @@ class FeatureExchange(nn.Module):
             ``random`` draws anew in every training step and keeps one draw in evaluation.
         adapter_width: hidden units of the adapter on exchanged channels (Table V); 0 for none. Columns of positions
             are exchanged as they are, as their number depends on the image.
+        rank_stride: channels are ranked by their means over squares of this side, 1 for every position (published).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FeatureExchange(nn.Module):
         mechanism: Mechanism = "channel",
         selection: Selection = "dynamic",
         adapter_width: int = 64,
+        rank_stride: int = 1,
     ):
         super().__init__()
         if not 0 < fraction <= 1:
@@ -90,7 +92,7 @@ class FeatureExchange(nn.Module):
             raise ConfigError(f"the selection is {selection!r}; known are {get_args(Selection)}")
         if mechanism not in get_args(Mechanism):
             raise ConfigError(f"the mechanism is {mechanism!r}; known are {get_args(Mechanism)}")
-        self.fraction, self.selection = fraction, selection
+        self.fraction, self.selection, self.rank_stride = fraction, selection, rank_stride
         self.steps = mechanism.split("+")
         self.num_exchanged = int(channels * fraction)
         if self.num_exchanged == 0:
@@ -115,25 +117,31 @@ class FeatureExchange(nn.Module):
             both = self._exchange_channels(both) if step == "channel" else self._exchange_columns(both)
         return halves(both)
 
-    def receive(self, receiver: Tensor, sender: Tensor) -> Tensor:
-        """As ``forward(sender, receiver)[1]``, at half the cost: what the sender would get is not computed.
+    def send(self, sender: Tensor) -> Tensor:
+        """The sender's half of ``forward``: what the other task gets, (N, C, H, W) -> (N, K, H, W)."""
+        self._check_one_sided()
+        index, _ = self._choose(sender, 1, self.num_exchanged)
+        sent = sender.flatten(0, 1).index_select(0, _rows(index, sender)).unflatten(0, (index.shape[0], -1))
+        return sent if self.adapter is None else self.adapter(sent)
+
+    def receive(self, receiver: Tensor, sent: Tensor) -> Tensor:
+        """The receiver's half: ``receive(b, send(a))`` is ``forward(a, b)[1]``, without what ``a`` would get.
 
         Args:
-            receiver, sender: (N, C, H, W) features of the two tasks.
+            receiver: (N, C, H, W)
+            sent: (N, K, H, W)
         """
-        if self.steps != ["channel"]:
-            return self(sender, receiver)[1]
-        index, importance = self._choose(torch.cat([sender, receiver]), 1, self.num_exchanged)
-        num_images, channels = receiver.shape[:2]  # not len(), which a trace would keep
-        first = channels * torch.arange(num_images, device=receiver.device)[:, None]
-        sent_rows, own_rows = ((rows + first).flatten() for rows in halves(index))
-        sent = sender.flatten(0, 1).index_select(0, sent_rows).unflatten(0, (num_images, -1))
-        sent = (sent if self.adapter is None else self.adapter(sent)).flatten(0, 1)
-        table = receiver.flatten(0, 1)
+        self._check_one_sided()
+        index, importance = self._choose(receiver, 1, self.num_exchanged)
+        rows, table, sent = _rows(index, receiver), receiver.flatten(0, 1), sent.flatten(0, 1)
         if importance is not None:
-            weight = halves(importance)[1].reshape(-1, 1, 1)
-            sent = sent + (weight - weight.detach()) * (sent - table.index_select(0, own_rows))
-        return table.index_copy(0, own_rows, sent.to(table.dtype)).view_as(receiver)
+            weight = importance.reshape(-1, 1, 1)
+            sent = sent + (weight - weight.detach()) * (sent - table.index_select(0, rows))
+        return table.index_copy(0, rows, sent.to(table.dtype)).view_as(receiver)
+
+    def _check_one_sided(self) -> None:
+        if self.steps != ["channel"]:
+            raise ConfigError(f"one task alone sends or receives channels, not {'+'.join(self.steps)}")
 
     def importance(self, x: Tensor, dim: int = 1) -> Tensor:
         """Probability of each channel (``dim`` 1) or column (``dim`` 3) to be exchanged (Eq. 4 and 5).
@@ -147,6 +155,8 @@ class FeatureExchange(nn.Module):
         """
         if self.mask is None:
             raise RuntimeError(f"{self.selection} selection has no importance")
+        if dim == 1 and self.rank_stride > 1:
+            x = nn.functional.avg_pool2d(x, self.rank_stride, ceil_mode=True, count_include_pad=False)
         others = [d for d in (1, 2, 3) if d != dim]
         return (x.float() * self.mask(x).float()).mean(others).sigmoid()
 
@@ -180,6 +190,12 @@ class FeatureExchange(nn.Module):
         return index, importance.gather(1, index) if learns else None
 
 
+def _rows(index: Tensor, x: Tensor) -> Tensor:
+    """Channels (N, K) of each image to their rows in the table (N * C, ...) of all channels: (N * K,)."""
+    num_images, channels = x.shape[:2]  # not len(), which a trace would keep
+    return (index + channels * torch.arange(num_images, device=x.device)[:, None]).flatten()
+
+
 def _swap_channels(both: Tensor, index: Tensor, adapter: nn.Module | None) -> Tensor:
     """As ``_swap_halves`` along the channels, which are moved as a whole.
 
@@ -188,10 +204,8 @@ def _swap_channels(both: Tensor, index: Tensor, adapter: nn.Module | None) -> Te
         index: (2 N, K) channels of each row, sorted.
         adapter: applied to what is sent.
     """
-    num_rows, channels = both.shape[:2]
-    rows = index + channels * torch.arange(num_rows, device=both.device)[:, None]
-    table = both.flatten(0, 1)
-    sent = table.index_select(0, rows.flatten()).unflatten(0, (num_rows, -1))
+    rows, table = _rows(index, both).view_as(index), both.flatten(0, 1)
+    sent = table.index_select(0, rows.flatten()).unflatten(0, (both.shape[0], -1))
     if adapter is not None:
         sent = adapter(sent)
     receivers = torch.cat(halves(rows)[::-1]).flatten()

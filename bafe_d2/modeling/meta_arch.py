@@ -18,7 +18,7 @@ from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 
 from .background import add_sky, sky_loss, stack_sky_masks
 from .bafe_head import BAFEHead, ContextHead, cross_task_arguments
-from .context import Context, ContextEncoder, context_sky_loss, sample_context, stack_context_masks
+from .context import Context, ContextEncoder, context_sky_loss, sampling_of_level, stack_context_masks
 
 
 @META_ARCH_REGISTRY.register()
@@ -125,12 +125,11 @@ class BAFENet(IRSTDFCOS):
         if self.context is None:
             raise ConfigError("MODEL.BAFE.CONTEXT.ENABLED is False: the background is segmented on every level")
         maps, sky = self.context(context)
-        both = torch.cat([maps, sky], dim=1)
-        sampled = [
-            sample_context(both, context.window, x.shape[-2:], stride, image_sizes, self.context.size)
+        sampling = [
+            sampling_of_level(context.window, x.shape[-2:], stride, image_sizes, self.context.size)
             for x, stride in zip(features, self.strides)
         ]
-        predictions = self.head(features, [x[:, :-1] for x in sampled], [x[:, -1:] for x in sampled])
+        predictions = self.head(features, maps, sky, sampling)
         return {**predictions, "context_sky": [sky]}
 
     def sky_loss(

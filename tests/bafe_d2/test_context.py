@@ -7,9 +7,10 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
 
 from bafe_d2.data.context import area_weights, context_image, context_mask, fit, window_of
-from bafe_d2.modeling.context import Context, context_of_images, context_sky_loss, sample_context
+from bafe_d2.modeling.context import Context, context_of_images, context_sky_loss, sampling_of_level
 from irstd_d2 import get_config
 from irstd_d2.engine.checkpoint import refuse_frozen_random
 from irstd_d2.errors import ConfigError
@@ -85,17 +86,29 @@ def test_points_find_their_place_in_the_whole_image(window):
     """Maps of positions, sampled at a point, give its place in the image, clamped at the edge."""
     y, x = np.meshgrid(np.arange(48.0) + 0.5, np.arange(64.0) + 0.5, indexing="ij")
     size = (24, 32)
-    maps = torch.stack([context_image(axis, size) for axis in (x, y)])[None]
+    maps = torch.stack([context_image(axis, (12, 16)) for axis in (x, y)])[None]  # half of the context
     x1, y1, x2, y2 = window
     scale, stride = 2, 4  # the network sees the window enlarged
     network = (scale * (y2 - y1), scale * (x2 - x1))
     cells = torch.tensor([window], dtype=torch.float32) / 2
-    found = sample_context(
-        maps, cells, (network[0] // stride, network[1] // stride), stride, torch.tensor([network]), size
-    )[0]
+    level = (network[0] // stride, network[1] // stride)
+    found = sampling_of_level(cells, level, stride, torch.tensor([network]), size)(maps)[0]
     points = [(np.arange(n // stride) + 0.5) * stride / scale for n in network]
-    np.testing.assert_allclose(found[0, 0], (x1 + points[1]).clip(1, 63), atol=1e-3)  # centres of the outermost cells
-    np.testing.assert_allclose(found[1, :, 0], (y1 + points[0]).clip(1, 47), atol=1e-3)
+    np.testing.assert_allclose(found[0, 0], (x1 + points[1]).clip(2, 62), atol=1e-3)  # centres of the outermost cells
+    np.testing.assert_allclose(found[1, :, 0], (y1 + points[0]).clip(2, 46), atol=1e-3)
+
+
+def test_sampling_is_that_of_torch():
+    """Windows inside, over the edge and mirrored."""
+    windows = torch.tensor([[3.0, 2, 9, 11], [-4, 5, 30, 40], [14, 20, 2, 3]])
+    maps, level, stride = torch.randn(3, 5, 12, 16, dtype=torch.float64), (7, 9), 4
+    sizes = torch.tensor([[28.0, 36]]).expand(3, -1)
+    found = sampling_of_level(windows.double(), level, stride, sizes, (24, 32))(maps)
+    x, y = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in level[::-1])
+    x, y = (windows[:, i, None] + p * (windows[:, i + 2] - windows[:, i])[:, None] for i, p in enumerate((x, y)))
+    grid = torch.stack([(x / 16 - 1)[:, None].expand(-1, 7, -1), (y / 12 - 1)[:, :, None].expand(-1, -1, 9)], -1)
+    expected = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_balances_the_classes():

@@ -274,20 +274,36 @@ def test_only_learned_selection_has_importance():
         FeatureExchange(8, selection="fixed").importance(features()[0])
 
 
-@pytest.mark.parametrize("mechanism", ["channel", "channel+spatial"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("adapter_width", [0, 4])
-def test_one_side_alone_is_that_side_of_both(mechanism, selection, adapter_width):
+def test_one_side_alone_is_that_side_of_both(selection, adapter_width):
     """Values and gradients, of inputs and of weights."""
     torch.manual_seed(1)
-    module = FeatureExchange(8, mechanism=mechanism, selection=selection, adapter_width=adapter_width).eval()
+    module = FeatureExchange(8, selection=selection, adapter_width=adapter_width).eval()
     results = []
     for alone in (False, True):
         module.zero_grad()
         sender, receiver = (x.clone().requires_grad_() for x in features())
-        found = module.receive(receiver, sender) if alone else module(sender, receiver)[1]
+        found = module.receive(receiver, module.send(sender)) if alone else module(sender, receiver)[1]
         (found**2).sum().backward()
         gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
         results.append((found.detach(), sender.grad, receiver.grad, gradients))
     for both, one in zip(*results):
         torch.testing.assert_close(one, both)
+
+
+def test_one_side_alone_exchanges_channels_only():
+    with pytest.raises(ConfigError, match=r"sends or receives channels, not channel\+spatial"):
+        FeatureExchange(8, mechanism="channel+spatial").send(features()[0])
+
+
+def test_ranks_of_means_over_squares():
+    """Where squares hold one value each, and no neighbour counts, the ranks are those of every position."""
+    module, coarse = FeatureExchange(8), FeatureExchange(8, rank_stride=2)
+    for part in (module, coarse):
+        torch.nn.init.zeros_(part.mask.near.weight)
+    coarse.load_state_dict(module.state_dict())
+    small = torch.randn(2, 8, 3, 4)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(coarse.importance(large), module.importance(small))
+    assert coarse.importance(torch.randn(2, 8, 5, 3)).shape == (2, 8)
