@@ -34,12 +34,14 @@ def _(model: nn.Module) -> tuple[str, ...]:  # noqa: ARG001
     return ("sky",)
 
 
-@extract_features.register
-def _(model: BAFENet, images: Tensor, image_size: Tensor) -> Features:
+@extract_features.register(BAFENet)
+@extract_features.register(BackgroundRCNN)
+def _(model: BAFENet | BackgroundRCNN, images: Tensor, image_size: Tensor) -> Features:
     """Those of the backbone and, with context, the cells of it: the images are whole."""
     features = model.backbone(images)
-    if model.context is not None:
-        features = {**features, **context_of_images(images, image_size, model.context.size)._asdict()}
+    context = model.context if isinstance(model, BAFENet) else model.roi_heads.context
+    if context is not None:
+        features = {**features, **context_of_images(images, image_size, context.size)._asdict()}
     return features
 
 
@@ -50,14 +52,14 @@ def _(model: BAFENet, features: Features, image_size: Tensor, suppress: NMS) -> 
         predictions = model.head(levels)
     else:
         context = Context(*(features[name] for name in Context._fields))
-        predictions = model.predict_in_context(levels, context, image_size)
+        predictions = model.predict_in_context(levels, context)
     sky = sky_probability(predictions["sky"][0], model.strides[0])
     return Candidates(*model.decode(predictions, image_size), extra={"sky": sky})
 
 
 @region_candidates.register
 def _(heads: ExchangeROIHeads, features: Features, boxes: Tensor, present: Tensor, image_size: Tensor) -> Candidates:
-    exchanged, sky = heads.exchange_features(features)
+    exchanged, sky, _ = heads.exchange_features(features)
     found = region_candidates(heads.roi_heads, exchanged, boxes, present, image_size)
     # Regions and sky look at the same levels; the pooler knows the stride of the finest.
     stride = 2**heads.roi_heads.box_pooler.min_level

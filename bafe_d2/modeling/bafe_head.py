@@ -7,7 +7,7 @@ the large selective kernel is shared by both tasks, and two convolutions per tas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -104,17 +104,67 @@ class BAFEHead(FCOSHead):
         return predictions
 
 
-class ContextHead(FCOSHead):
-    """FCOS towers that see the background of the whole image (``context``) at every point.
+class Background(NamedTuple):
+    """What the context says at the points of one level.
 
-    The background branch is no second tower at native resolution: its features are those of the context. They are
-    added to what the classification tower reads, and send their most important channels in the place of those that it
-    gives. A level ranks its channels by means over 4x4 points.
+    Attributes:
+        features: (N, C, h, w), to be added to what a tower reads.
+        sky: (N, 1, h, w) logits.
+        sent: (N, K, h, w) channels for ``FeatureExchange.receive``; ``None`` without exchange.
+    """
+
+    features: Tensor
+    sky: Tensor
+    sent: Tensor | None
+
+
+class ContextExchange(nn.Module):
+    """The background branch of a detector with context: no tower at native pixels, its features are the context's.
+
+    What needs no native pixels is computed in the context, once for all levels. The background's most important
+    channels take the place of a level's own, which are ranked by their means over 4x4 points.
+
+    Args:
+        channels: C, of every level.
+        context_channels: of the context's features.
+        exchange: arguments of ``FeatureExchange`` without the channels, of the mechanism "channel"; ``None`` for none.
+    """
+
+    def __init__(self, channels: int, context_channels: int, exchange: dict[str, Any] | None = None):
+        super().__init__()
+        self.inject = nn.Conv2d(context_channels, channels, 1)
+        self.seg_convs = nn.Sequential(nn.Conv2d(context_channels, channels, 1), nn.ReLU()) if exchange else None
+        self.exchange = FeatureExchange(channels, **exchange, rank_stride=4) if exchange else None
+
+    def forward(self, context: Tensor, sky: Tensor, sampling: Sequence[Sampling]) -> list[Background]:
+        """
+        Args:
+            context: (N, context_channels, a, b) features of the whole image.
+            sky: (N, 1, a, b) logits.
+            sampling: reads maps of the context at the points of each level.
+        """
+        parts = [self.inject(context), sky]
+        if self.exchange is not None and self.seg_convs is not None:
+            parts.append(self.exchange.send(self.seg_convs(context)))
+        maps, sizes = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
+        levels = [sample(maps).split(sizes, dim=1) for sample in sampling]
+        return [Background(*level, *([None] if self.exchange is None else [])) for level in levels]
+
+    def receive(self, x: Tensor, background: Background) -> Tensor:
+        """The features (N, C, h, w) of a level after the exchange, if there is one."""
+        if self.exchange is None or background.sent is None:
+            return x
+        return self.exchange.receive(x, background.sent)
+
+
+class ContextHead(FCOSHead):
+    """FCOS towers that see the background of the whole image at every point.
+
+    It is added to what the classification tower reads, and exchanges channels with what it gives.
 
     Args:
         in_channels, num_classes, fcos: see ``FCOSHead``.
-        context_channels: of the context's features.
-        exchange: arguments of ``FeatureExchange`` without the channels, of the mechanism "channel"; ``None`` for none.
+        context_channels, exchange: see ``ContextExchange``.
         learn_sky_score: classification logits get a learned multiple of the logit of sky, from 0 on.
     """
 
@@ -129,9 +179,7 @@ class ContextHead(FCOSHead):
         **fcos: Any,
     ):
         super().__init__(in_channels, num_classes=num_classes, **fcos)
-        self.inject = nn.Conv2d(context_channels, in_channels, 1)
-        self.seg_convs = nn.Sequential(nn.Conv2d(context_channels, in_channels, 1), nn.ReLU()) if exchange else None
-        self.exchange = FeatureExchange(in_channels, **exchange, rank_stride=4) if exchange else None
+        self.background = ContextExchange(in_channels, context_channels, exchange)
         self.sky_gain = nn.Parameter(torch.zeros(num_classes, 1, 1)) if learn_sky_score else None
 
     def forward(  # type: ignore[override]
@@ -141,26 +189,16 @@ class ContextHead(FCOSHead):
 
         Args:
             features: per level (N, C, H, W).
-            context: (N, context_channels, a, b) features of the whole image.
-            sky: (N, 1, a, b) logits.
-            sampling: reads maps of the context at the points of each level.
+            context, sky, sampling: see ``ContextExchange``.
         """
-        # What needs no native pixels is computed in the context, once for all levels.
-        parts = [self.inject(context), sky]
-        if self.exchange is not None and self.seg_convs is not None:
-            parts.append(self.exchange.send(self.seg_convs(context)))
-        maps = torch.cat(parts, dim=1)
-        cls_features, levels = [], []
-        for x, sample in zip(features, sampling):
-            injected, level, *received = sample(maps).split([part.shape[1] for part in parts], dim=1)
-            cls = self.cls_tower(x + injected)
-            if self.exchange is not None:
-                cls = self.exchange.receive(cls, received[0])
-            cls_features.append(cls)
-            levels.append(level)
+        levels = self.background(context, sky, sampling)
+        cls_features = [
+            self.background.receive(self.cls_tower(x + level.features), level) for x, level in zip(features, levels)
+        ]
         predictions = self.predict(cls_features, features)
         if self.sky_gain is not None:
             gain = self.sky_gain
-            predictions["logits"] = [x + gain * level.detach() for x, level in zip(predictions["logits"], levels)]
-        predictions["sky"] = levels
+            logits = zip(predictions["logits"], levels)
+            predictions["logits"] = [x + gain * level.sky.detach() for x, level in logits]
+        predictions["sky"] = [level.sky for level in levels]
         return predictions

@@ -28,12 +28,13 @@ class Context(NamedTuple):
     Attributes:
         image: (N, 1, A, B), each standardised, zero where ``valid`` is not.
         valid: (N, 1, A, B) bool; contexts of other aspect ratios leave a margin at the right or at the bottom.
-        window: (N, 4) what each network input shows, in pixels of the context: left, top, right, bottom.
+        view: (N, 4) where the network's inputs lie in it: x and y of their left top corners and of one step of a pixel
+            right and down, in pixels of the context. The steps of a mirrored image are negative.
     """
 
     image: Tensor
     valid: Tensor
-    window: Tensor
+    view: Tensor
 
 
 class ContextEncoder(nn.Module):
@@ -84,6 +85,17 @@ class ContextEncoder(nn.Module):
             )
         return x, self.sky(x)
 
+    def sampling(self, context: Context, features: Sequence[Tensor], strides: Sequence[int]) -> list[Sampling]:
+        """What reads the results of ``forward`` at the points of each level.
+
+        Args:
+            features: per level (N, C, h, w).
+            strides: network pixels per point, per level.
+        """
+        return [
+            sampling_of_level(context.view, x.shape[-2:], stride, self.size) for x, stride in zip(features, strides)
+        ]
+
     def batch(
         self, samples: Sequence[dict[str, Any]], images: Tensor, image_sizes: Sequence[tuple[int, int]]
     ) -> Context:
@@ -110,10 +122,10 @@ class ContextEncoder(nn.Module):
                 size = torch.tensor([[height, width]], device=images.device)
                 contexts.append(context_of_images(images[i : i + 1], size, self.size))
                 continue
-            contexts.append(self._given(sample, images))
+            contexts.append(self._given(sample, images, (height, width)))
         return Context(*(torch.cat(column) for column in zip(*contexts)))
 
-    def _given(self, sample: dict[str, Any], images: Tensor) -> Context:
+    def _given(self, sample: dict[str, Any], images: Tensor, image_size: tuple[int, int]) -> Context:
         """The context that a sample carries, mirrored as its image is."""
         small, (height, width) = sample["context"].to(images), sample["context_size"]
         rows, columns = small.shape
@@ -132,8 +144,9 @@ class ContextEncoder(nn.Module):
         padding = (0, self.size[1] - columns, 0, self.size[0] - rows)
         small = (small - small.mean()) / small.std(unbiased=False).clamp_min(_LEAST_DEVIATION)
         valid = torch.ones_like(small, dtype=torch.bool)
+        view = torch.cat([window[:2], (window[2:] - window[:2]) / torch.tensor(image_size[::-1])])
         return Context(
-            F.pad(small, padding)[None, None], F.pad(valid, padding)[None, None], window.to(images.device)[None]
+            F.pad(small, padding)[None, None], F.pad(valid, padding)[None, None], view.to(images.device)[None]
         )
 
 
@@ -165,14 +178,14 @@ def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]
     count = valid.sum((1, 2, 3), keepdim=True)
     centered = (small - (small * valid).sum((1, 2, 3), keepdim=True) / count) * valid
     deviation = ((centered**2).sum((1, 2, 3), keepdim=True) / count).sqrt().clamp_min(_LEAST_DEVIATION)
-    zero = torch.zeros_like(fitted)
-    return Context(centered / deviation, valid > 0, torch.cat([zero, fitted.flip(1)], dim=1))
+    view = torch.cat([torch.zeros_like(fitted), (fitted / sizes).flip(1)], dim=1)
+    return Context(centered / deviation, valid > 0, view)
 
 
 class Sampling(NamedTuple):
     """Bilinear reading of maps of the context at the points of one level, at its edge beyond it.
 
-    A window is parallel to the axes, so two products of matrices do it.
+    The view is parallel to the axes, so two products of matrices do it.
 
     Attributes:
         rows: (N, h, a) weights of the rows of the maps for each row of the level.
@@ -188,24 +201,21 @@ class Sampling(NamedTuple):
         return (rows @ (maps @ columns)).contiguous(memory_format=torch.channels_last)
 
 
-def sampling_of_level(
-    window: Tensor, size: Sequence[int], stride: int, image_sizes: Tensor, context_size: tuple[int, int]
-) -> Sampling:
+def sampling_of_level(view: Tensor, size: Sequence[int], stride: int, context_size: tuple[int, int]) -> Sampling:
     """
     Args:
-        window: (N, 4) see ``Context``.
+        view: (N, 4) see ``Context``.
         size: (h, w) of the level.
         stride: network pixels per point.
-        image_sizes: (N, 2) height and width of the network inputs without padding.
         context_size: (A, B); the maps of the context have half of it.
     """
     weights = []
     for axis in (0, 1):  # y, x
         count, cells = size[axis], context_size[axis] // 2
-        place = (torch.arange(count, device=window.device) + 0.5) * stride / image_sizes[:, axis, None]
-        low, high = window[:, 1 - axis, None], window[:, 3 - axis, None]
-        place = ((low + place * (high - low)) / 2 - 0.5).clamp(0, cells - 1)
-        cell = torch.arange(cells, device=window.device)
+        place = (torch.arange(count, device=view.device) + 0.5) * stride
+        place = view[:, 1 - axis, None] + place * view[:, 3 - axis, None]
+        place = (place / 2 - 0.5).clamp(0, cells - 1)
+        cell = torch.arange(cells, device=view.device)
         weights.append((1 - (place[:, :, None] - cell).abs()).clamp_min(0))
     return Sampling(weights[0], weights[1].transpose(1, 2))
 
@@ -221,20 +231,17 @@ def stack_context_masks(samples: Sequence[dict[str, Any]], context: Context) -> 
 
 
 def context_sky_loss(logits: Tensor, sky: Tensor) -> Tensor:
-    """Binary cross entropy of sky over whole images, in which both classes of the batch weigh the same.
+    """Binary cross entropy of sky over whole images, in which every image with a mask weighs the same.
 
     Args:
         logits: (N, 1, a, b)
         sky: (N, 1, A, B) share of sky in 0..1, negative where ignored.
     """
     logits = F.interpolate(logits.float(), size=sky.shape[-2:], mode="bilinear", align_corners=False)
-    counted = sky >= 0
-    target = sky.clamp_min(0)
-    losses = []
-    for share, sign in ((target * counted, 1), ((1 - target) * counted, -1)):
-        amount = share.sum()
-        losses.append((F.softplus(-sign * logits) * share).sum() / amount.clamp_min(1))
-    return torch.stack(losses).sum() / 2
+    counted = (sky >= 0).float()
+    losses = F.binary_cross_entropy_with_logits(logits, sky.clamp_min(0), weight=counted, reduction="none")
+    known = counted.sum((1, 2, 3))
+    return (losses.sum((1, 2, 3)) / known.clamp_min(1)).sum() / (known > 0).sum().clamp_min(1)
 
 
 def _conv(c_in: int, c_out: int, norm: str, stride: int = 1) -> nn.Module:

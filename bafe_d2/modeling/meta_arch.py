@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -18,7 +17,7 @@ from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 
 from .background import add_sky, sky_loss, stack_sky_masks
 from .bafe_head import BAFEHead, ContextHead, cross_task_arguments
-from .context import Context, ContextEncoder, context_sky_loss, sampling_of_level, stack_context_masks
+from .context import Context, ContextEncoder, context_sky_loss, stack_context_masks
 
 
 @META_ARCH_REGISTRY.register()
@@ -85,8 +84,7 @@ class BAFENet(IRSTDFCOS):
             predictions = self.head(features)
         else:
             context = self.context.batch(batched_inputs, images.tensor, images.image_sizes)
-            sizes = torch.tensor(images.image_sizes, dtype=torch.float32, device=self.device)
-            predictions = self.predict_in_context(features, context, sizes)
+            predictions = self.predict_in_context(features, context)
         if self.training:
             instances = [sample["instances"].to(self.device) for sample in batched_inputs]
             losses = self.forward_training(images, features, predictions, instances)
@@ -111,13 +109,12 @@ class BAFENet(IRSTDFCOS):
         add_sky(results, predictions["sky"][0], self._covered(predictions), images.image_sizes, batched_inputs)
         return results
 
-    def predict_in_context(self, features: list[Tensor], context: Context, image_sizes: Tensor) -> Predictions:
+    def predict_in_context(self, features: list[Tensor], context: Context) -> Predictions:
         """Apply the context network and the head.
 
         Args:
             features: per level (N, C, H, W).
             context: of the batch.
-            image_sizes: (N, 2) height and width of the network's inputs without padding.
 
         Returns:
             The predictions of the head, and ``context_sky``, the logits of sky in the context (N, 1, a, b).
@@ -125,11 +122,7 @@ class BAFENet(IRSTDFCOS):
         if self.context is None:
             raise ConfigError("MODEL.BAFE.CONTEXT.ENABLED is False: the background is segmented on every level")
         maps, sky = self.context(context)
-        sampling = [
-            sampling_of_level(context.window, x.shape[-2:], stride, image_sizes, self.context.size)
-            for x, stride in zip(features, self.strides)
-        ]
-        predictions = self.head(features, maps, sky, sampling)
+        predictions = self.head(features, maps, sky, self.context.sampling(context, features, self.strides))
         return {**predictions, "context_sky": [sky]}
 
     def sky_loss(
@@ -166,12 +159,25 @@ class BackgroundRCNN(GeneralizedRCNN):
             return self.inference(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         instances = [sample["instances"].to(self.device) for sample in batched_inputs]
-        features = self.backbone(images.tensor)
+        features, context = self.extract_features(batched_inputs, images)
         proposals, losses = self.proposal_generator(images, features, instances)
-        height, width = images.tensor.shape[-2:]
-        sky = stack_sky_masks(batched_inputs, (height, width), self.device)
+        if context is None:
+            height, width = images.tensor.shape[-2:]
+            sky = stack_sky_masks(batched_inputs, (height, width), self.device)
+        else:
+            sky = stack_context_masks(batched_inputs, context)
         _, detector_losses = self.roi_heads(images, features, proposals, instances, sky)
         return {**losses, **detector_losses}
+
+    def extract_features(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList
+    ) -> tuple[dict[str, Tensor], Context | None]:
+        """The levels of the backbone and, for heads with context, the entries of ``Context`` beside them."""
+        features = self.backbone(images.tensor)
+        if self.roi_heads.context is None:
+            return features, None
+        context = self.roi_heads.context.batch(batched_inputs, images.tensor, images.image_sizes)
+        return {**features, **context._asdict()}, context
 
     def inference(
         self,
@@ -180,13 +186,20 @@ class BackgroundRCNN(GeneralizedRCNN):
         do_postprocess: bool = True,
     ) -> list[dict[str, Any]] | list[Instances]:
         """As ``GeneralizedRCNN``; post-processed results of its own detections also have ``sem_seg``."""
-        if detected_instances is not None or not do_postprocess:
-            return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        proposals, _ = self.proposal_generator(images, features, None)
-        instances, extra = self.roi_heads(images, features, proposals)
+        features, _ = self.extract_features(batched_inputs, images)
+        sky = None
+        if detected_instances is None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            instances, extra = self.roi_heads(images, features, proposals)
+            sky = extra["sky"]
+        else:
+            given = [boxes.to(self.device) for boxes in detected_instances]
+            instances = self.roi_heads.forward_with_given_boxes(features, given)
+        if not do_postprocess:
+            return instances
         results = self._postprocess(instances, batched_inputs, images.image_sizes)
-        height, width = images.tensor.shape[-2:]
-        add_sky(results, extra["sky"], (height, width), images.image_sizes, batched_inputs)
+        if sky is not None:
+            height, width = images.tensor.shape[-2:]
+            add_sky(results, sky, (height, width), images.image_sizes, batched_inputs)
         return results

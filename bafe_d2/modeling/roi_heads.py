@@ -15,7 +15,8 @@ from irstd_d2.errors import ConfigError
 from irstd_d2.modeling.fcos import ConvTower, init_head
 
 from .background import sky_loss
-from .bafe_head import CrossTask, cross_task_arguments
+from .bafe_head import ContextExchange, CrossTask, cross_task_arguments
+from .context import Context, ContextEncoder, context_sky_loss
 
 
 class ExchangeSegHead(nn.Module):
@@ -66,18 +67,28 @@ class ExchangeROIHeads(nn.Module):
 
     Args:
         roi_heads: detectron2's ``ROIHeads`` or a subclass.
-        seg_head: see ``ExchangeSegHead``.
+        seg_head: an ``ExchangeSegHead``, or with context a ``ContextExchange``.
         in_features: names of the levels that take part, finest first.
         sky_loss_weight: of the segmentation loss.
+        context: sees the whole image at low resolution; then the features hold the entries of ``Context`` as well.
+        strides: of the levels; for ``context``.
     """
 
     @configurable
     def __init__(
-        self, *, roi_heads: ROIHeads, seg_head: nn.Module, in_features: Sequence[str], sky_loss_weight: float = 1.0
+        self,
+        *,
+        roi_heads: ROIHeads,
+        seg_head: nn.Module,
+        in_features: Sequence[str],
+        sky_loss_weight: float = 1.0,
+        context: ContextEncoder | None = None,
+        strides: Sequence[int] = (),
     ):
         super().__init__()
-        self.roi_heads, self.seg_head = roi_heads, seg_head
-        self.in_features, self.sky_loss_weight = list(in_features), sky_loss_weight
+        self.roi_heads, self.seg_head, self.context = roi_heads, seg_head, context
+        self.in_features, self.strides = list(in_features), list(strides)
+        self.sky_loss_weight = sky_loss_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -87,17 +98,25 @@ class ExchangeROIHeads(nn.Module):
         channels = {input_shape[name].channels for name in in_features}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.ROI_HEADS.IN_FEATURES have {sorted(channels)} channels; they must be equal")
-        return {
+        common = {
             "roi_heads": ROI_HEADS_REGISTRY.get(bafe.ROI_HEADS)(cfg, input_shape),
-            "seg_head": ExchangeSegHead(
-                channels.pop(),
-                num_convs=bafe.SEG_NUM_CONVS,
-                norm=bafe.SEG_NORM,
-                cross_task=cross_task_arguments(cfg),
-            ),
             "in_features": in_features,
             "sky_loss_weight": bafe.SKY_LOSS_WEIGHT,
         }
+        exchange = cross_task_arguments(cfg)
+        if bafe.CONTEXT.ENABLED:
+            context = ContextEncoder(cfg)
+            seg_head: nn.Module = ContextExchange(channels.pop(), context.out_channels, exchange)
+            return {
+                **common,
+                "seg_head": seg_head,
+                "context": context,
+                "strides": [input_shape[name].stride for name in in_features],
+            }
+        seg_head = ExchangeSegHead(
+            channels.pop(), num_convs=bafe.SEG_NUM_CONVS, norm=bafe.SEG_NORM, cross_task=exchange
+        )
+        return {**common, "seg_head": seg_head}
 
     def forward(
         self,
@@ -114,27 +133,38 @@ class ExchangeROIHeads(nn.Module):
             features: level name -> (N, C, H, W).
             proposals: per image.
             targets: per image, in training.
-            sem_seg: (N, H, W) sky masks, in training; see ``background.stack_sky_masks``.
+            sem_seg: sky masks, in training; see ``background.stack_sky_masks``, or ``context.stack_context_masks``.
 
         Returns:
             As the inner heads, with ``loss_sky`` among the losses; at test time the second value holds ``sky``, the
             logits (N, 1, h, w) of the finest level.
         """
-        exchanged, sky = self.exchange_features(features)
+        exchanged, sky, context_sky = self.exchange_features(features)
         results, losses = self.roi_heads(images, exchanged, proposals, targets)
         if not self.training:
             return results, {"sky": sky[0]}
         if sem_seg is None:
             raise ValueError("ExchangeROIHeads trains on sky masks: set MODEL.META_ARCHITECTURE to BackgroundRCNN")
-        losses["loss_sky"] = self.sky_loss_weight * sky_loss(sky, sem_seg)
+        loss = sky_loss(sky, sem_seg) if context_sky is None else context_sky_loss(context_sky, sem_seg)
+        losses["loss_sky"] = self.sky_loss_weight * loss
         return results, losses
 
     def forward_with_given_boxes(self, features: Mapping[str, Tensor], instances: list[Instances]) -> list[Instances]:
         """See ``ROIHeads.forward_with_given_boxes``."""
-        exchanged, _ = self.exchange_features(features)
+        exchanged, *_ = self.exchange_features(features)
         return self.roi_heads.forward_with_given_boxes(exchanged, instances)
 
-    def exchange_features(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The levels as the box head sees them, and the logits of sky (N, 1, h, w) per level."""
-        box_features, sky = self.seg_head([features[name] for name in self.in_features])
-        return {**features, **dict(zip(self.in_features, box_features))}, sky
+    def exchange_features(
+        self, features: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor], Tensor | None]:
+        """The levels as the box head sees them, the logits of sky (N, 1, h, w) per level, and those of the context."""
+        levels, context_sky = [features[name] for name in self.in_features], None
+        if self.context is None or not isinstance(self.seg_head, ContextExchange):
+            box_features, sky = self.seg_head(levels)
+        else:
+            context = Context(*(features[name] for name in Context._fields))
+            maps, context_sky = self.context(context)
+            backgrounds = self.seg_head(maps, context_sky, self.context.sampling(context, levels, self.strides))
+            box_features = [self.seg_head.receive(x + b.features, b) for x, b in zip(levels, backgrounds)]
+            sky = [background.sky for background in backgrounds]
+        return {**features, **dict(zip(self.in_features, box_features))}, sky, context_sky

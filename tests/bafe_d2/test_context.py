@@ -51,7 +51,8 @@ def test_contexts_in_a_graph_are_those_of_the_mapper():
         torch.testing.assert_close(found.image[i, 0, :rows, :columns], standard, atol=1e-3, rtol=1e-3)
         assert found.valid[i].sum() == rows * columns
         assert found.image[i][~found.valid[i]].abs().sum() == 0
-        assert found.window[i].tolist() == [0, 0, columns, rows]
+        height, width = batch.image_sizes[i]
+        assert found.view[i].tolist() == pytest.approx([0, 0, columns / width, rows / height])
 
 
 def test_unknown_sky_stays_unknown():
@@ -90,9 +91,9 @@ def test_points_find_their_place_in_the_whole_image(window):
     x1, y1, x2, y2 = window
     scale, stride = 2, 4  # the network sees the window enlarged
     network = (scale * (y2 - y1), scale * (x2 - x1))
-    cells = torch.tensor([window], dtype=torch.float32) / 2
+    view = torch.tensor([[x1 / 2, y1 / 2, 0.5 / scale, 0.5 / scale]])
     level = (network[0] // stride, network[1] // stride)
-    found = sampling_of_level(cells, level, stride, torch.tensor([network]), size)(maps)[0]
+    found = sampling_of_level(view, level, stride, size)(maps)[0]
     points = [(np.arange(n // stride) + 0.5) * stride / scale for n in network]
     np.testing.assert_allclose(found[0, 0], (x1 + points[1]).clip(2, 62), atol=1e-3)  # centres of the outermost cells
     np.testing.assert_allclose(found[1, :, 0], (y1 + points[0]).clip(2, 46), atol=1e-3)
@@ -102,26 +103,29 @@ def test_sampling_is_that_of_torch():
     """Windows inside, over the edge and mirrored."""
     windows = torch.tensor([[3.0, 2, 9, 11], [-4, 5, 30, 40], [14, 20, 2, 3]])
     maps, level, stride = torch.randn(3, 5, 12, 16, dtype=torch.float64), (7, 9), 4
-    sizes = torch.tensor([[28.0, 36]]).expand(3, -1)
-    found = sampling_of_level(windows.double(), level, stride, sizes, (24, 32))(maps)
+    view = torch.cat([windows[:, :2], (windows[:, 2:] - windows[:, :2]) / torch.tensor([36, 28])], dim=1)
+    found = sampling_of_level(view, level, stride, (24, 32))(maps)
     x, y = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in level[::-1])
-    x, y = (windows[:, i, None] + p * (windows[:, i + 2] - windows[:, i])[:, None] for i, p in enumerate((x, y)))
+    x, y = (
+        windows[:, i, None].double() + p * (windows[:, i + 2] - windows[:, i])[:, None] for i, p in enumerate((x, y))
+    )
     grid = torch.stack([(x / 16 - 1)[:, None].expand(-1, 7, -1), (y / 12 - 1)[:, :, None].expand(-1, -1, 9)], -1)
     expected = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_loss_balances_the_classes():
-    logits = torch.zeros(2, 1, 4, 4)
-    sky = torch.ones(2, 1, 4, 4)
+def test_every_image_weighs_the_same_in_the_loss():
+    logits, sky = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
     sky[0, 0, 0] = 0
     assert context_sky_loss(logits, sky).item() == pytest.approx(np.log(2))
     wrong = logits.clone()
-    wrong[0, 0, 0] = 3.0  # the four cells of the rare class weigh half
-    rare = (np.log1p(np.exp(3)) + np.log(2)) / 2
-    assert context_sky_loss(wrong, sky).item() == pytest.approx(rare, rel=1e-5)
-    sky[1] = -1
-    assert context_sky_loss(wrong, sky).item() == pytest.approx(rare, rel=1e-5)
+    wrong[0, 0, 0] = 3.0  # a quarter of the first image
+    first = (np.log1p(np.exp(3)) + 3 * np.log(2)) / 4
+    assert context_sky_loss(wrong, sky).item() == pytest.approx((first + np.log(2)) / 2, rel=1e-5)
+    sky[0, 0, 1:] = -1  # what is ignored does not count in the mean
+    assert context_sky_loss(wrong, sky).item() == pytest.approx((np.log1p(np.exp(3)) + np.log(2)) / 2, rel=1e-5)
+    sky[1] = -1  # nor does an image without a mask
+    assert context_sky_loss(wrong, sky).item() == pytest.approx(np.log1p(np.exp(3)), rel=1e-5)
     assert context_sky_loss(logits, -torch.ones_like(sky)) == 0
 
 
@@ -282,19 +286,43 @@ def test_background_beyond_the_crop_decides(repo_root):
 def test_the_learned_score_scales_class_logits(repo_root):
     model = make_model(repo_root, "MODEL.BAFE.CONTEXT.LEARN_SKY_SCORE", True).eval()
     features = [torch.randn(1, 32, 8, 8), torch.randn(1, 32, 4, 4)]
-    sizes = torch.tensor([[32.0, 32.0]])
-    context = Context(torch.randn(1, 1, 128, 160), torch.ones(1, 1, 128, 160) > 0, torch.tensor([[9.0, 9, 40, 40]]))
+    context = Context(torch.randn(1, 1, 128, 160), torch.ones(1, 1, 128, 160) > 0, torch.tensor([[9.0, 9, 1, 1]]))
     with torch.no_grad():
-        before = model.predict_in_context(features, context, sizes)
+        before = model.predict_in_context(features, context)
         model.head.sky_gain.fill_(1.5)
-        after = model.predict_in_context(features, context, sizes)
+        after = model.predict_in_context(features, context)
     for old, new, sky in zip(before["logits"], after["logits"], before["sky"]):
         torch.testing.assert_close(new, old + 1.5 * sky, atol=1e-4, rtol=1e-4)
 
 
+def test_heads_of_regions_see_the_context(repo_root):
+    """The background beyond a crop decides on sky and on detections; all of the context learns; given boxes work."""
+    opts = ["MODEL.BAFE.CONTEXT.ENABLED", "True", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
+    model = make_model(repo_root, *opts, config="configs/bafe/tiny/exchange_rcnn_tiny.yaml").train()
+    image, mask = scene()
+    with EventStorage():
+        losses = model([crop(image, mask, 20, 20, edge=64)])
+    losses["loss_sky"].backward(retain_graph=True)
+    parts = model.roi_heads.context, model.roi_heads.seg_head
+    assert all(p.grad.abs().sum() > 0 for p in parts[0].sky.parameters())
+    assert parts[1].inject.weight.grad is None  # the sky is the context's alone
+    sum(losses.values()).backward()
+    assert parts[1].inject.weight.grad.abs().sum() > 0
+    model.eval()
+    other = image.copy()
+    other[50:] = 0
+    with torch.no_grad():
+        a, b = (model([crop(pixels, mask, 8, 8, edge=64)])[0] for pixels in (image, other))
+        assert (a["sem_seg"] - b["sem_seg"]).abs().max() > 1e-4
+        given = model.inference(
+            [crop(image, mask, 8, 8, edge=64)], detected_instances=[a["instances"]], do_postprocess=False
+        )
+    assert len(given[0]) == len(a["instances"])
+
+
 def test_the_control_has_neither_exchange_nor_sky_loss(repo_root):
     model = make_model(repo_root, config="configs/bafe/tiny/fcos_context_fine.yaml").train()
-    assert model.head.exchange is None
+    assert model.head.background.exchange is None
     with EventStorage():
         losses = model([crop(*scene(), 20, 30)])
     assert losses["loss_sky"] == 0
