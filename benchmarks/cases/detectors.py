@@ -19,7 +19,7 @@ import bafe_d2  # noqa: F401
 from irstd_d2 import get_config
 from irstd_d2.inference import optimize
 
-from .scenes import sample
+from .scenes import sample, sample_with_context
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODEL_ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"  # its module needs an old setuptools
@@ -98,6 +98,7 @@ def run(bench: Bench) -> None:
         ("our FCOS", inference(fcos, samples[:1])),
         ("detectron2's FCOS", inference(theirs["detectron2's FCOS"], samples[:1]), None),
     )
+    run_small(bench)
     for name, model in (("AuxDet", auxdet), ("BAFE-Net", bafe)):
         bench.compare(
             f"{name} R50, {size}x{size}, inference, optimised",
@@ -108,6 +109,23 @@ def run(bench: Bench) -> None:
             f"{name} R50, {size}x{size}, inference, settings",
             ("bfloat16, channels-last" + (", compiled" if device.type == "cuda" else ""), fast(model, samples[:1])),
             ("float32", inference(model, samples[:1]), 1 / 2.5 if device.type == "cuda" else None),
+        )
+
+
+def run_small(bench: Bench) -> None:
+    """The recipes at native resolution, enlarged twice: what the whole image as context costs."""
+    size, edge = ((64, 64), 64) if bench.quick else ((1024, 1280), 384)
+    bafe, fcos = (build(f"bafe/tiny/{name}_fine.yaml", bench.device) for name in ("bafe", "fcos"))
+    whole = [{"image": torch.rand(3, *size) * 255}]
+    for kind, make, inputs in (
+        (f"inference, {size[1]}x{size[0]}", inference, whole),
+        (f"training step of 4, {edge}x{edge}", training_step, [sample_with_context(edge) for _ in range(4)]),
+    ):
+        bench.compare(
+            f"BAFE-Net with context, R10, {kind}",
+            ("BAFE-Net with context", make(bafe, inputs)),
+            ("our FCOS", make(fcos, inputs), 1.3),
+            rounds=9,
         )
 
 

@@ -28,3 +28,11 @@ def sample(size: int, num_targets: int = 13) -> dict[str, Any]:
         "sem_seg": (torch.arange(size) < size // 2).long()[:, None].expand(size, size).contiguous(),
         "metadata": {"platform": "Air", "band": "LWIR", "width": size, "height": size},
     }
+
+
+def sample_with_context(size: int, image_size: tuple[int, int] = (512, 640)) -> dict[str, Any]:
+    """The same as a crop of a whole image that is enlarged twice, for BAFE-Net with context."""
+    sky = torch.zeros(128, 160)
+    sky[:64] = 1
+    context = {"context": torch.rand(128, 160) * 255, "context_sem_seg": sky, "context_size": image_size}
+    return {**sample(size), **context, "context_window": torch.tensor([8.0, 8, 8 + size / 2, 8 + size / 2])}
