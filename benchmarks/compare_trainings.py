@@ -5,7 +5,8 @@
         --row FCOS configs/bafe/tiny/fcos_fine.yaml \
         --row BAFE-Net configs/bafe/tiny/bafe_fine.yaml [KEY VALUE ...] [-- KEY VALUE ... for all rows]
 
-Finished runs are kept, an interrupted one goes on. With three seeds or more a difference has an interval: seeds and
+Finished runs are kept, an interrupted one goes on. ``--published NAME METRIC VALUE ...`` puts a row of a paper beside
+them, ``--figure`` draws the bars. With three seeds or more a difference has an interval: seeds and
 images are drawn again together (the same images for both systems), so it covers both sources of chance.
 """
 
@@ -24,6 +25,10 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
@@ -50,6 +55,7 @@ METRICS = {
     "other IoU": "sky/IoU_other",
 }
 COMPARED = {"mAP12": "voc_paper/AP50_area", "AP50": "bbox/AP50", "best F1": "pd_fa/F1"}
+FIGURE = ("mAP07", "mAP12", "recall", "best F1", "FA/image at 80 % recall")
 MIN_SEEDS = 3
 
 
@@ -137,31 +143,54 @@ def outcomes_of(folders: Sequence[Path], dataset: str, metric: ResampledMetric) 
     return found
 
 
+def draw(rows: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """Bars with the single seeds as dots.
+
+    Args:
+        rows: name of a row -> metric -> one value per seed; metrics that a row lacks are left out.
+        file: the picture to write.
+    """
+    metrics = [key for key in FIGURE if any(key in values for values in rows.values())]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.6 * len(metrics), 3.2), squeeze=False)
+    colors = plt.get_cmap("tab10").colors
+    for axis, key in zip(axes[0], metrics):
+        for place, (name, values) in enumerate(rows.items()):
+            if key in values:
+                axis.bar(place, np.mean(values[key]), color=colors[place], label=name, width=0.8)
+                axis.plot([place] * len(values[key]), values[key], "k.", markersize=4)
+                axis.annotate(f"{np.mean(values[key]):.1f}", (place, np.max(values[key])), ha="center", va="bottom")
+        axis.set_title(key, fontsize=9)
+        axis.set_xlim(-0.6, len(rows) - 0.4)
+        axis.margins(y=0.12)
+        axis.set_xticks([])
+        axis.spines[["top", "right"]].set_visible(False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[place]) for place in range(len(rows))]
+    figure.legend(handles, rows, loc="lower center", ncols=2, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.08 + 0.05 * ((len(rows) + 1) // 2), 1, 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def mean_and_std(values: Sequence[float]) -> str:
-    known = np.array([value for value in values if value is not None])
-    if not len(known):
+    if not len(values):
         return ""
-    return f"{known.mean():.1f}" + (f" +- {known.std(ddof=1):.1f}" if len(known) > 1 else "")
+    return f"{np.mean(values):.1f}" + (f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def report(rows: Sequence[Row], folders: dict[str, list[Path]], seconds: dict[str, list[float]], dataset: str) -> str:
-    """The table of all rows and that of the differences, as Markdown."""
-    results = {row.name: [metrics_of(folder) for folder in folders[row.name]] for row in rows}
-    prefix = "" if any(METRICS["mAP12"] in r for runs in results.values() for r in runs) else f"{dataset}/"
-    shown = {
-        k: prefix + v for k, v in METRICS.items() if any(prefix + v in r for runs in results.values() for r in runs)
-    }
-    table = [
-        [
-            name,
-            *(mean_and_std([run.get(key) for run in runs]) for key in shown.values()),
-            f"{np.mean(seconds[name]) / 60:.0f}",
-        ]
+def values_of(results: dict[str, list[dict[str, float]]], dataset: str) -> dict[str, dict[str, list[float]]]:
+    """Row -> metric -> one value per seed, of the metrics that were evaluated."""
+    first = next(iter(results.values()))[0]
+    prefix = "" if METRICS["mAP12"] in first else f"{dataset}/"
+    return {
+        name: {k: [r[prefix + v] for r in runs] for k, v in METRICS.items() if all(prefix + v in r for r in runs)}
         for name, runs in results.items()
-    ]
-    parts = [tabulate(table, [f"{dataset}", *shown, "processor minutes"], tablefmt="github", disable_numparse=True)]
+    }
+
+
+def differences(rows: Sequence[Row], folders: dict[str, list[Path]], dataset: str) -> str:
+    """How the rows differ from the first, with intervals, as Markdown."""
     metrics = resampled_metrics()
-    differences = []
+    table = []
     for row in rows[1:]:
         cells = []
         for key in COMPARED.values():
@@ -170,10 +199,8 @@ def report(rows: Sequence[Row], folders: dict[str, list[Path]], seconds: dict[st
             few = np.isnan(d.low)
             interval = "too few seeds" if few else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}, p {d.p_value:.3f}"
             cells.append(f"{100 * d.value:+.1f} ({interval})")
-        differences.append([f"{row.name} - {rows[0].name}", *cells])
-    if differences:
-        parts.append(tabulate(differences, ["difference", *COMPARED], tablefmt="github", disable_numparse=True))
-    return "\n\n".join(parts)
+        table.append([f"{row.name} - {rows[0].name}", *cells])
+    return tabulate(table, ["difference", *COMPARED], tablefmt="github", disable_numparse=True) if table else ""
 
 
 def parse_rows(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Row], list[str]]:
@@ -184,8 +211,13 @@ def parse_rows(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Row], list
     parser.add_argument("--dataset", action="append", required=True, help="evaluated set; may be given again")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--published", action="append", default=[], nargs="+", metavar="NAME METRIC VALUE")
     parser.add_argument("--result", type=Path, help="Markdown file to write")
+    parser.add_argument("--figure", type=Path, help="picture to write, of the first set")
     args = parser.parse_args(argv)
+    for row in args.published:
+        if len(row) < 3 or not len(row) % 2 or not set(row[1::2]) <= set(METRICS):
+            parser.error(f"--published {' '.join(row)}: give a name, then pairs of metric and value; {list(METRICS)}")
     for row in args.row:
         if len(row) < 2 or len(row) % 2:
             parser.error(f"--row {' '.join(row)}: give a name, a configuration, then pairs of key and value")
@@ -209,11 +241,28 @@ def main() -> None:
         left = (time.monotonic() - start) / (done + 1) * (len(jobs) - done - 1)
         print(f"{row.name}, seed {seed}: done; {done + 1} of {len(jobs)}, about {left / 60:.0f} min left", flush=True)
     lines = [
-        f"`python benchmarks/compare_trainings.py {shlex.join(sys.argv[1:])}`",
-        f"{date.today()}, {platform.machine()} CPU, one thread a training, torch {torch.__version__}; percent.",
-        *(report(rows, folders, seconds, name) for name in args.dataset),
+        f"    python benchmarks/compare_trainings.py {shlex.join(sys.argv[1:])}",
+        f"{date.today()}, {platform.machine()} CPU, one thread a training, torch {torch.__version__}; percent, mean "
+        "and standard deviation over seeds.",
     ]
-    text = "\n\n".join(lines) + "\n"
+    for dataset in args.dataset:
+        values = values_of({name: [metrics_of(f) for f in found] for name, found in folders.items()}, dataset)
+        for name, *pairs in args.published:
+            values[name] = {key: [float(value)] for key, value in zip(pairs[::2], pairs[1::2])}
+        shown = [key for key in METRICS if any(key in row for row in values.values())]
+        table = [
+            [
+                name,
+                *(mean_and_std(row.get(key, [])) for key in shown),
+                f"{np.mean(seconds[name]) / 60:.0f}" if name in seconds else "",
+            ]
+            for name, row in values.items()
+        ]
+        lines.append(tabulate(table, [dataset, *shown, "processor minutes"], tablefmt="github", disable_numparse=True))
+        lines.append(differences(rows, folders, dataset))
+        if args.figure and dataset == args.dataset[0]:
+            draw(values, args.figure)
+    text = "\n\n".join(line for line in lines if line) + "\n"
     print(text)
     if args.result:
         args.result.write_text(text, encoding="utf-8")

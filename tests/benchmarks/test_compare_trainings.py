@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_trainings import compare, parse_rows
+from compare_trainings import METRICS, compare, draw, parse_rows, values_of
 
 from irstd_d2.evaluation.bootstrap import Outcome, ResampledMetric
 
@@ -61,3 +61,19 @@ def test_rows_and_options_of_the_command_line():
     )
     assert (args.dataset, args.seeds, common) == (["a"], 3, ["Y", "2"])
     assert [(row.name, row.config, row.options) for row in rows] == [("A", "a.yaml", ()), ("B", "b.yaml", ("X", "1"))]
+
+
+@pytest.mark.parametrize("wrong", [["Paper"], ["Paper", "mAP12"], ["Paper", "mAP99", "3"]])
+def test_wrong_published_rows_are_named(wrong, capsys):
+    with pytest.raises(SystemExit):
+        parse_rows(["--dataset", "a", "--output", "o", "--row", "A", "a.yaml", "--published", *wrong])
+    assert "give a name, then pairs of metric and value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["", "a/"])
+def test_values_of_the_evaluated_metrics(prefix, tmp_path):
+    run = {prefix + METRICS["mAP12"]: 3.0, prefix + METRICS["recall"]: 5.0, "other": 1.0}
+    found = values_of({"A": [run, {**run, prefix + METRICS["mAP12"]: 4.0}], "B": [run]}, "a")
+    assert found == {"A": {"mAP12": [3.0, 4.0], "recall": [5.0, 5.0]}, "B": {"mAP12": [3.0], "recall": [5.0]}}
+    draw({**found, "published": {"mAP12": [2.0]}}, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 1000
