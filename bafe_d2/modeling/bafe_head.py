@@ -69,7 +69,7 @@ class BAFEHead(FCOSHead):
     """FCOS towers beside a background-segmentation tower that exchanges features with classification.
 
     Args:
-        in_channels, num_convs, norm, fcos: see ``FCOSHead``.
+        in_channels, num_levels, num_convs, norm, fcos: see ``FCOSHead``.
         cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the tasks apart (Table IV b).
     """
 
@@ -77,13 +77,14 @@ class BAFEHead(FCOSHead):
         self,
         in_channels: int,
         *,
+        num_levels: int,
         num_convs: int = 4,
         norm: str = "GN",
         cross_task: dict[str, Any] | None = None,
         **fcos: Any,
     ):
-        super().__init__(in_channels, num_convs=num_convs, norm=norm, **fcos)
-        self.seg_tower = ConvTower(in_channels, num_convs, norm)
+        super().__init__(in_channels, num_levels=num_levels, num_convs=num_convs, norm=norm, **fcos)
+        self.seg_tower = ConvTower(in_channels, num_convs, norm, num_levels)
         self.sky_logits = nn.Conv2d(in_channels, 1, 3, padding=1)
         for part in (self.seg_tower, self.sky_logits):
             init_head(part)
@@ -93,8 +94,8 @@ class BAFEHead(FCOSHead):
     def forward(self, features: list[Tensor]) -> Predictions:
         """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level."""
         seg_features, cls_features = [], []
-        for x in features:
-            seg, cls = self.seg_tower(x), self.cls_tower(x)
+        for number, x in enumerate(features):
+            seg, cls = self.seg_tower(x, number), self.cls_tower(x, number)
             if self.cross_task is not None:
                 seg, cls = self.cross_task(seg, cls)
             seg_features.append(seg)
@@ -193,7 +194,8 @@ class ContextHead(FCOSHead):
         """
         levels = self.background(context, sky, sampling)
         cls_features = [
-            self.background.receive(self.cls_tower(x + level.features), level) for x, level in zip(features, levels)
+            self.background.receive(self.cls_tower(x + level.features, number), level)
+            for number, (x, level) in enumerate(zip(features, levels))
         ]
         predictions = self.predict(cls_features, features)
         if self.sky_gain is not None:

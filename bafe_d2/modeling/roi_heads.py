@@ -26,16 +26,23 @@ class ExchangeSegHead(nn.Module):
 
     Args:
         in_channels: channels of every level.
+        num_levels: levels.
         num_convs: convolutions of the segmentation tower.
         norm: of the tower.
         cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the two tasks apart.
     """
 
     def __init__(
-        self, in_channels: int, *, num_convs: int = 4, norm: str = "GN", cross_task: dict[str, Any] | None = None
+        self,
+        in_channels: int,
+        *,
+        num_levels: int,
+        num_convs: int = 4,
+        norm: str = "GN",
+        cross_task: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.seg_tower = ConvTower(in_channels, num_convs, norm)
+        self.seg_tower = ConvTower(in_channels, num_convs, norm, num_levels)
         self.sky_logits = nn.Conv2d(in_channels, 1, 3, padding=1)
         init_head(self)
         self.cross_task = None if cross_task is None else CrossTask(in_channels, **cross_task)
@@ -49,8 +56,8 @@ class ExchangeSegHead(nn.Module):
             Features for the box head and logits of sky (N, 1, H, W), per level.
         """
         box_features, logits = [], []
-        for x in features:
-            seg = self.seg_tower(x)
+        for level, x in enumerate(features):
+            seg = self.seg_tower(x, level)
             if self.cross_task is not None:
                 seg, x = self.cross_task(seg, x)
             box_features.append(x)
@@ -114,7 +121,11 @@ class ExchangeROIHeads(nn.Module):
                 "strides": [input_shape[name].stride for name in in_features],
             }
         seg_head = ExchangeSegHead(
-            channels.pop(), num_convs=bafe.SEG_NUM_CONVS, norm=bafe.SEG_NORM, cross_task=exchange
+            channels.pop(),
+            num_levels=len(in_features),
+            num_convs=bafe.SEG_NUM_CONVS,
+            norm=bafe.SEG_NORM,
+            cross_task=exchange,
         )
         return {**common, "seg_head": seg_head}
 

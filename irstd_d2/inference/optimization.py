@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
 from ..modeling.fast_paths import in_graph
+from ..modeling.fcos import ConvTower
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,29 @@ def optimize(model: nn.Module, example: Sequence[dict[str, Any]] | None = None, 
     return fast
 
 
+class LevelTowers(nn.ModuleList):
+    """A ``ConvTower`` whose levels have convolutions of their own, into which their batch norms can be folded."""
+
+    def __init__(self, tower: ConvTower):
+        super().__init__()
+        for norms in zip(*(conv.norm for conv in tower)):
+            copies = copy.deepcopy(tower)
+            for conv, norm in zip(copies, norms):
+                conv.norm = norm
+            self.append(nn.Sequential(*copies))
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)"""
+        return self[level](x)
+
+
+def _split_level_norms(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ConvTower) and all(isinstance(conv.norm, nn.ModuleList) for conv in child):
+                setattr(parent, name, LevelTowers(child))
+
+
 def fold_batch_norms(model: nn.Module) -> int:
     """Fold the batch norms of a model in evaluation mode into the convolutions before them, in place.
 
@@ -70,6 +94,7 @@ def fold_batch_norms(model: nn.Module) -> int:
     Returns:
         the number of batch norms that are gone.
     """
+    _split_level_norms(model)
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     folded = 0
     for module in model.modules():

@@ -19,6 +19,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from .box_loss import BoxLoss
@@ -39,30 +40,62 @@ ASSIGNMENTS = ("inside", "rfla")
 Predictions = dict[str, list[Tensor]]
 
 
-class ConvTower(nn.Sequential):
-    """``num_convs`` x (3x3 convolution, norm, ReLU) at constant width.
+class ConvTower(nn.ModuleList):
+    """``num_convs`` x (3x3 convolution, norm, ReLU) at constant width, shared by the levels of a pyramid.
+
+    Batch norm normalises every level by itself in training. So it keeps the statistics of every level apart, and only
+    the weights in common, as detectron2's ``RetinaNetHead`` does: else the model that is tested is not the one that was
+    trained. Older files, with statistics in common, still load.
 
     Args:
         channels: of input and output.
         num_convs: number of convolutions.
         norm: as ``detectron2.layers.get_norm`` knows it; with a norm the convolutions have no bias.
+        num_levels: levels that share the tower.
     """
 
-    def __init__(self, channels: int, num_convs: int, norm: str = "GN"):
+    def __init__(self, channels: int, num_convs: int, norm: str = "GN", num_levels: int = 1):
         super().__init__(
-            *(
-                Conv2d(
-                    channels,
-                    channels,
-                    3,
-                    padding=1,
-                    bias=not norm,
-                    norm=get_norm(norm, channels),
-                    activation=nn.ReLU(inplace=True),
-                )
-                for _ in range(num_convs)
+            Conv2d(
+                channels,
+                channels,
+                3,
+                padding=1,
+                bias=not norm,
+                norm=_norm_of_levels(norm, channels, num_levels),
+                activation=nn.ReLU(inplace=True),
             )
+            for _ in range(num_convs)
         )
+
+    def forward(self, x: Tensor, level: int = 0) -> Tensor:
+        """Features (N, C, H, W) of a level -> the same shape."""
+        for conv in self:
+            if isinstance(conv.norm, nn.ModuleList):
+                x = conv.activation(conv.norm[level](nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)))
+            else:
+                x = conv(x)
+        return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for number, conv in enumerate(self):
+            if isinstance(conv.norm, nn.ModuleList):
+                for name in conv.norm[0].state_dict():
+                    common = state_dict.pop(f"{prefix}{number}.norm.{name}", None)
+                    if common is not None:
+                        names = (f"{prefix}{number}.norm.{level}.{name}" for level in range(len(conv.norm)))
+                        state_dict.update(dict.fromkeys(names, common))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _norm_of_levels(norm: str, channels: int, num_levels: int) -> nn.Module | None:
+    first = get_norm(norm, channels)
+    if num_levels == 1 or not isinstance(first, _BatchNorm):
+        return first
+    norms = nn.ModuleList([first, *(get_norm(norm, channels) for _ in range(num_levels - 1))])
+    for other in norms[1:]:
+        other.weight, other.bias = first.weight, first.bias
+    return norms
 
 
 def init_head(module: nn.Module) -> None:
@@ -97,8 +130,8 @@ class FCOSHead(nn.Module):
         prior_prob: float = 0.01,
     ):
         super().__init__()
-        self.cls_tower = ConvTower(in_channels, num_convs, norm)
-        self.box_tower = ConvTower(in_channels, num_convs, norm)
+        self.cls_tower = ConvTower(in_channels, num_convs, norm, num_levels)
+        self.box_tower = ConvTower(in_channels, num_convs, norm, num_levels)
         self.cls_logits = Conv2d(in_channels, num_classes, 3, padding=1)
         self.box_distances = Conv2d(in_channels, 4, 3, padding=1)
         self.centerness = Conv2d(in_channels, 1, 3, padding=1)
@@ -116,7 +149,7 @@ class FCOSHead(nn.Module):
             ``logits`` (N, K, H, W), ``distances`` (N, 4, H, W) in network pixels, ``centerness`` (N, 1, H, W), a list
             over levels each.
         """
-        cls_features = [self.cls_tower(x) for x in features]
+        cls_features = [self.cls_tower(x, level) for level, x in enumerate(features)]
         return self.predict(cls_features, features)
 
     def predict(self, cls_features: list[Tensor], features: list[Tensor]) -> Predictions:
@@ -128,7 +161,8 @@ class FCOSHead(nn.Module):
         return {
             "logits": [logits for logits, _ in both],
             "distances": [
-                (scale * self.box_distances(self.box_tower(x))).float().exp() for x, scale in zip(features, self.scales)
+                (scale * self.box_distances(self.box_tower(x, level))).float().exp()
+                for level, (x, scale) in enumerate(zip(features, self.scales))
             ],
             "centerness": [centerness for _, centerness in both],
         }
