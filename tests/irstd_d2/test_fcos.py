@@ -307,3 +307,40 @@ def test_boxes_in_the_padding_take_no_place_among_the_detections(image_size, sco
         h * w - (-(-image_size[0] // s)) * (-(-image_size[1] // s)) for (h, w), s in zip(sizes, STRIDES)
     )
     assert (scores[0, empty] == -1).all()
+
+
+def test_every_level_keeps_its_own_batch_statistics():
+    """What is tested is what was trained: after one pass over a batch, evaluation repeats it."""
+    torch.manual_seed(0)
+    head = FCOSHead(8, num_levels=2, num_classes=1, num_convs=2, norm="BN")
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of the last batch
+            nn.init.uniform_(module.weight)
+    features = [torch.randn(2, 8, 32, 32), 5 + 3 * torch.randn(2, 8, 16, 16)]
+    trained, tested = head.train()(features), head.eval()(features)
+    for name, levels in trained.items():
+        for a, b in zip(levels, tested[name]):
+            torch.testing.assert_close(a, b, rtol=0.01, atol=1e-4)
+    first, second = head.cls_tower[0].norm
+    assert first.weight is second.weight
+    assert first.bias is second.bias
+    assert (second.running_var / first.running_var).min() > 3
+    assert sum(p.numel() for p in head.cls_tower.parameters()) == 2 * (8 * 8 * 9 + 8 + 8)
+
+
+def test_statistics_in_common_fill_every_level():
+    """A file of version 0.4: one norm per convolution."""
+    head = FCOSHead(8, num_levels=3, num_classes=1, num_convs=1, norm="BN")
+    old = FCOSHead(8, num_levels=1, num_classes=1, num_convs=1, norm="BN").state_dict()
+    old["cls_tower.0.norm.running_mean"] += 2.0
+    old |= {f"scales.{level}": torch.ones(()) for level in (1, 2)}
+    assert head.load_state_dict(old) == ([], [])
+    assert all((norm.running_mean == 2).all() for norm in head.cls_tower[0].norm)
+    assert "cls_tower.0.norm.running_mean" in old  # the file's content is left as it is
+
+
+@pytest.mark.parametrize("norm", ["GN", ""])
+def test_other_norms_are_common_to_the_levels(norm):
+    head = FCOSHead(32, num_levels=3, num_classes=1, num_convs=1, norm=norm)
+    assert not isinstance(head.cls_tower[0].norm, nn.ModuleList)

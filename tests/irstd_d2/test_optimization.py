@@ -29,7 +29,10 @@ def with_statistics(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", [*TINY, *BASELINES])
+FINE = ["bafe/tiny/fcos_fine.yaml", "bafe/tiny/bafe_fine.yaml"]  # batch norm per level
+
+
+@pytest.mark.parametrize("name", [*TINY, *FINE, *BASELINES])
 def test_an_optimised_model_detects_the_same(name):
     model = with_statistics(build(name)[1])
     expected = by_model(model, images(), METADATA)
