@@ -50,7 +50,8 @@ def write_safetensors(path: str | PathLike, weights: Mapping[str, Tensor], facts
         weights: by name.
         facts: plain data about them.
     """
-    halved = {name: _half(tensor.detach().cpu().contiguous()) for name, tensor in weights.items()}
+    # Clones: the format knows no weights in common, such as those of the norms of several levels.
+    halved = {name: _half(tensor.detach().cpu().contiguous().clone()) for name, tensor in weights.items()}
     data = save(halved, {_FACTS: json.dumps(dict(facts), sort_keys=True, allow_nan=False)})
     write_atomically(path, lambda file: file.write(data))
 

@@ -11,6 +11,7 @@ from loops import for_every
 from torch import nn
 
 from irstd_d2 import get_config
+from irstd_d2.checkpoint.safe import read_safetensors, write_safetensors
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling import IRSTDFCOS, FCOSHead
 
@@ -338,6 +339,12 @@ def test_statistics_in_common_fill_every_level():
     assert head.load_state_dict(old) == ([], [])
     assert all((norm.running_mean == 2).all() for norm in head.cls_tower[0].norm)
     assert "cls_tower.0.norm.running_mean" in old  # the file's content is left as it is
+
+
+def test_weights_in_common_are_saved_for_every_level(tmp_path):
+    head = FCOSHead(8, num_levels=2, num_classes=1, num_convs=1, norm="BN")
+    write_safetensors(tmp_path / "head.safetensors", head.state_dict(), {})
+    assert set(read_safetensors(tmp_path / "head.safetensors")["model"]) == set(head.state_dict())
 
 
 @pytest.mark.parametrize("norm", ["GN", ""])
