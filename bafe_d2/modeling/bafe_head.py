@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from irstd_d2.errors import ConfigError
 from irstd_d2.modeling.fcos import ConvTower, FCOSHead, Predictions, init_head
 
 from .context import Sampling
@@ -54,9 +55,19 @@ class CrossTask(nn.Module):
 
 def cross_task_arguments(cfg: CfgNode) -> dict[str, Any] | None:
     """The arguments of ``CrossTask`` from ``MODEL.BAFE.EXCHANGE``, without the channels; ``None`` if it is off."""
-    exchange = cfg.MODEL.BAFE.EXCHANGE
+    exchange, context = cfg.MODEL.BAFE.EXCHANGE, cfg.MODEL.BAFE.CONTEXT.ENABLED
     if not exchange.ENABLED:
         return None
+    if context and exchange.MECHANISM != "channel":
+        raise ConfigError(
+            f"MODEL.BAFE.EXCHANGE.MECHANISM is {exchange.MECHANISM!r}; with MODEL.BAFE.CONTEXT use 'channel', or set "
+            "MODEL.BAFE.CONTEXT.ENABLED and TEST.PRECISE_BN.ENABLED to False"
+        )
+    if cfg.TEST.PRECISE_BN.ENABLED and not context:
+        raise ConfigError(
+            "TEST.PRECISE_BN.ENABLED: the levels share the batch norms of the published exchange, whose statistics "
+            "cannot be recomputed; set it to False, or MODEL.BAFE.CONTEXT.ENABLED to True"
+        )
     return {
         "fraction": exchange.FRACTION,
         "mechanism": exchange.MECHANISM,

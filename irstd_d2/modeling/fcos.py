@@ -70,6 +70,7 @@ class ConvTower(nn.ModuleList):
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Features (N, C, H, W) of a level -> the same shape."""
+        conv: Any  # detectron2's Conv2d
         for conv in self:
             if isinstance(conv.norm, nn.ModuleList):
                 x = conv.activation(conv.norm[level](nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)))

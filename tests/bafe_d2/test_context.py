@@ -340,3 +340,16 @@ def test_levels_that_a_pyramid_leaves_out_do_not_count_as_frozen(repo_root, conf
     frozen = build_model(cfg)
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is empty"):
         refuse_frozen_random(frozen, cfg)
+
+
+@pytest.mark.parametrize(
+    ("config", "opts", "message"),
+    [
+        (FINE, ("MODEL.BAFE.EXCHANGE.MECHANISM", "spatial"), "MECHANISM is 'spatial'; .* use 'channel'"),
+        (FINE, ("MODEL.BAFE.CONTEXT.ENABLED", "False"), "TEST.PRECISE_BN.ENABLED: .* set it to False"),
+        ("configs/bafe/tiny/exchange_rcnn_tiny.yaml", ("TEST.PRECISE_BN.ENABLED", "True"), "TEST.PRECISE_BN.ENABLED"),
+    ],
+)
+def test_what_an_exchange_cannot_do_is_named_before_the_training(repo_root, config, opts, message):
+    with pytest.raises(ConfigError, match=message):
+        make_model(repo_root, *opts, config=config)
