@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import functools
+import importlib
 import os
 import re
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +21,7 @@ _COMMAND = re.compile(
     r"""(?:\w+=\S*\s+)*(?:"?\$(?:PYTHON|IRSTD)|(?:\.venv/bin/|tools/|datasets/|benchmarks/)[\w.-]+(?:\s|$)|"""
     r"""(?:bash|cp|cd|export|git|irstd|make|mkdir|pip|python3?|srun|torchrun|node0=\S+)(?:\s|$))"""
 )
+LIMIT = 900  # seconds of one program
 # Stands for every program of the pages: names its process to the test, which runs the program, and ends as that did.
 _STAND_IN = """#!/usr/bin/env bash
 echo $$ > "$REQUESTS"
@@ -50,7 +53,10 @@ def commands(page: Path) -> list[str]:
 
 
 class Shell:
-    """bash whose Python programs run in children of this process, which has imported what is slow to import.
+    """bash whose Python programs run in children of a process that has imported what is slow to import.
+
+    That process computes nothing itself: a child of one that has threads, as this one has after its first training, may
+    wait forever for a lock that nobody holds.
 
     Args:
         folder: of the stand-ins for ``python`` and ``irstd``, for example ``.venv/bin`` of a checkout.
@@ -88,9 +94,34 @@ class Shell:
                     for process in map(int, requests.read(65536).split()):
                         call = Path(f"/proc/{process}/cmdline").read_text().split("\0")[1:-1]
                         calls.append([Path(call[0]).name, *call[1:]])
-                        code = _run_in_child(process, calls[-1])
-                        self._answers.write_text(f"{code}\n")
+                        self._answers.write_text(_ask_server(process))
         return bash.returncode, calls
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-W", "ignore", __file__]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask_server(process: int) -> str:
+    """Have the program run that a process stands for; return its exit code and a line break."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(f"{process}\n")
+    server.stdin.flush()
+    return server.stdout.readline()
+
+
+def _serve() -> None:
+    """Answer every process number on the standard input with the exit code of its program."""
+    for name in ("auxdet_d2", "bafe_d2", "irstd_d2.cli", "irstd_d2.engine", "irstd_d2.inference", "irstd_d2.reporting"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        call = Path(f"/proc/{int(line)}/cmdline").read_text().split("\0")[1:-1]
+        print(_run_in_child(int(line), [Path(call[0]).name, *call[1:]]), flush=True)
 
 
 def _run_in_child(process: int, call: list[str]) -> int:
@@ -99,7 +130,9 @@ def _run_in_child(process: int, call: list[str]) -> int:
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
+    signal.alarm(LIMIT)
     try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(f"/proc/{process}/cwd")
         environment = Path(f"/proc/{process}/environ").read_text().split("\0")
         os.environ.clear()
@@ -107,7 +140,6 @@ def _run_in_child(process: int, call: list[str]) -> int:
         for number in (1, 2):
             os.dup2(os.open(f"/proc/{process}/fd/{number}", os.O_WRONLY | os.O_APPEND), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-        logging.getLogger().handlers.clear()  # pytest's
         _execute(*call)
         code = 0
     except SystemExit as end:
@@ -139,3 +171,7 @@ def _execute(program: str, *arguments: str) -> None:
     else:
         sys.path.insert(0, str(Path(first).resolve().parent))
         runpy.run_path(first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    _serve()
