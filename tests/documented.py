@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
@@ -11,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +25,11 @@ _COMMAND = re.compile(
 )
 LIMIT = 900  # seconds of one program
 # Stands for every program of the pages: names its process to the test, which runs the program, and ends as that did.
+# Several may run at once, so each has an answer of its own.
 _STAND_IN = """#!/usr/bin/env bash
+mkfifo "$ANSWERS.$$"
 echo $$ > "$REQUESTS"
-read -r code < "$ANSWERS"
+read -r code < "$ANSWERS.$$"
 exit "$code"
 """
 
@@ -69,8 +73,7 @@ class Shell:
             (folder / name).write_text(_STAND_IN)
             (folder / name).chmod(0o755)
         self._requests, self._answers = folder / "requests", folder / "answers"
-        for pipe in (self._requests, self._answers):
-            os.mkfifo(pipe)
+        os.mkfifo(self._requests)
 
     def run(self, script: str, cwd: Path, environment: Mapping[str, str], log: Path) -> tuple[int, list[list[str]]]:
         """Run a script.
@@ -94,8 +97,22 @@ class Shell:
                     for process in map(int, requests.read(65536).split()):
                         call = Path(f"/proc/{process}/cmdline").read_text().split("\0")[1:-1]
                         calls.append([Path(call[0]).name, *call[1:]])
-                        self._answers.write_text(_ask_server(process))
+                        self._answer(process, _ask_server(process))
         return bash.returncode, calls
+
+    def _answer(self, process: int, code: str) -> None:
+        """Tell a stand-in the exit code of its program, if it is still there: its shell may have ended it."""
+        while Path(f"/proc/{process}").exists():
+            try:
+                pipe = os.open(f"{self._answers}.{process}", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no reader yet
+                    raise
+                time.sleep(0.01)
+                continue
+            with os.fdopen(pipe, "w") as file:
+                file.write(code)
+            return
 
 
 @functools.cache
