@@ -5,13 +5,17 @@ another order, and what follows from a comparison (the channels that are exchang
 differ only at a tie.
 """
 
+from functools import partial
+
 import numpy as np
-import plain_detectors
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from plain_auxdet import PlainAuxDet
+from plain_bafe_net import PlainBAFENet
+from plain_detector import pad_batch
 
 from auxdet_d2 import equality as auxdet
 from bafe_d2 import equality as bafe
@@ -100,13 +104,13 @@ def train_both(model, samples, plain, plain_losses, lr):
         theirs = plain_losses()
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            scale = max(abs(float(theirs[name])), 1e-12)
-            largest = max(largest, abs(float(value) - float(theirs[name])) / scale)
+            expected = theirs[name].item()
+            largest = max(largest, abs(value.item() - expected) / max(abs(expected), 1e-12))
         for optimizer, losses in zip(optimizers, (ours, theirs)):
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
-        totals.append(float(sum(ours.values())))
+        totals.append(sum(ours.values()).item())
     assert all(np.isfinite(totals))
     assert totals[-1] != pytest.approx(totals[0], rel=1e-3), "nothing was learnt, so nothing was tested"
     return largest
@@ -124,24 +128,35 @@ def weights_apart(model, names, plain):
     return largest
 
 
-def detections_apart(model, samples, rows):
+def check(capsys, what, model, names, plain, samples, losses, detect):
+    """After the steps weights and detections agree too; print by how much.
+
+    Args:
+        what: of the printed line.
+        losses: their largest difference.
+        detect: gives the rows of the plain model per image.
+    """
+    weights = weights_apart(model, names, plain)
+    plain.training = False
     model.eval()
+    boxes = scores = 0.0
     with torch.no_grad():
-        results = [result["instances"] for result in model(samples)]
-    apart = np.zeros(2)
-    for found, expected in zip(results, rows):
-        boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
-        assert len(expected)
-        apart = np.maximum(apart, paired_differences(boxes, scores, expected.numpy(), 1e-7, 1e-10))
-    return apart
-
-
-def report(capsys, name, sizes, losses, weights, detections):
+        for result, expected in zip(model(samples), detect()):
+            found = result["instances"]
+            assert len(expected)
+            apart = paired_differences(
+                found.pred_boxes.tensor.numpy(), found.scores.numpy(), expected.numpy(), 1e-7, 1e-10
+            )
+            boxes, scores = max(boxes, apart[0]), max(scores, apart[1])
     with capsys.disabled():
         print(
-            f"\n{name}, {sizes}: in {STEPS} steps losses differ by {losses:.1e}, weights by {weights:.1e} (relative), "
-            f"boxes by {detections[0]:.1e} px, scores by {detections[1]:.1e}"
+            f"\n{what}: in {STEPS} steps losses differ by {losses:.1e}, weights by {weights:.1e} (relative), "
+            f"boxes by {boxes:.1e} px, scores by {scores:.1e}"
         )
+    assert losses < 1e-10
+    assert weights < 1e-10
+    assert boxes < 1e-7
+    assert scores < 1e-10
 
 
 @every_batch
@@ -150,22 +165,14 @@ def test_bafe_net(repo_root, capsys, sizes):
     model, weights = build(bafe, "bafe_r50.manifest.json", config, bafe.BAFE_NAMES, [])
     images, boxes, masks = make_batch(SIZES[sizes])
     samples = samples_of(images, boxes, masks)
-    plain = plain_detectors.PlainBAFENet(weights)
-    x = plain_detectors.pad_batch(images, [102.9801, 115.9465, 122.7717], [1.0] * 3)
+    plain = PlainBAFENet(weights)
+    x = pad_batch(images, [102.9801, 115.9465, 122.7717], [1.0] * 3)
     sky = torch.full((len(x), *x.shape[2:]), 255)
     for target, mask in zip(sky, masks):
         target[: mask.shape[0], : mask.shape[1]] = mask
     losses = train_both(model, samples, plain, lambda: plain.losses(x, boxes, sky), lr=1e-3)
-    apart = weights_apart(model, bafe.BAFE_NAMES, plain)
-    plain.training = False
-    with torch.no_grad():
-        rows = plain.detect(x, SIZES[sizes])
-    found = detections_apart(model, samples, rows)
-    report(capsys, "BAFE-Net", sizes, losses, apart, found)
-    assert losses < 1e-10
-    assert apart < 1e-10
-    assert found[0] < 1e-7
-    assert found[1] < 1e-10
+    detect = partial(plain.detect, x, SIZES[sizes])
+    check(capsys, f"BAFE-Net, {sizes}", model, bafe.BAFE_NAMES, plain, samples, losses, detect)
 
 
 @every_batch
@@ -175,17 +182,9 @@ def test_auxdet(repo_root, capsys, sizes):
     model, weights = build(auxdet, "auxdet_r50.manifest.json", config, auxdet.AUXDET_NAMES, opts)
     images, boxes, masks = make_batch(SIZES[sizes])
     samples = samples_of(images, boxes, masks)
-    plain = plain_detectors.PlainAuxDet(weights)
-    x = plain_detectors.pad_batch(images, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    plain = PlainAuxDet(weights)
+    x = pad_batch(images, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     with auxdet.first_samples(model):
         losses = train_both(model, samples, plain, lambda: plain.losses(x, METADATA, SIZES[sizes], boxes), lr=3e-4)
-    apart = weights_apart(model, auxdet.AUXDET_NAMES, plain)
-    plain.training = False
-    with torch.no_grad():
-        rows = plain.detect(x, METADATA, SIZES[sizes])
-    found = detections_apart(model, samples, rows)
-    report(capsys, "AuxDet", sizes, losses, apart, found)
-    assert losses < 1e-10
-    assert apart < 1e-10
-    assert found[0] < 1e-7
-    assert found[1] < 1e-10
+    detect = partial(plain.detect, x, METADATA, SIZES[sizes])
+    check(capsys, f"AuxDet, {sizes}", model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)

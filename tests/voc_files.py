@@ -51,3 +51,12 @@ class VocSet:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
+
+
+def three_images(root):
+    """Three images; 'b' is first in the split, 'c' in none."""
+    voc = VocSet(root)
+    for name in "abc":
+        voc.add(name, boxes=((3, 4, 6, 8), (10, 11, 12, 14)))
+    voc.split("train", "b\na\n")
+    return voc

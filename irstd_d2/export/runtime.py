@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 FACTS_KEY = "irstd_d2.json"
 _MISSING = frozenset({"", "unknown", "none", "null", "na", "nan", "unspecified", "other"})
 _PERCENTILES = (0.1, 99.9)
-_PART, _SMALL_PART = 1 / 4, 1 / 8  # of the range of a type; see irstd_d2/data/image_io.py
+_PART, _SMALL_PART = 1 / 4, 1 / 8  # of the range of a type; see irstd_d2/data/pixel_values.py
 _STRIP = 256  # rows
 _SMALLEST = float(np.finfo(np.float32).tiny)
 logger = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ def test_failures_are_named_and_memory_is_no_failure(tmp_path, monkeypatch, caps
     assert "| b | state out of memory |" in (tmp_path / "gpu.md").read_text()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA; torch sees a device here")
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_unknown_names_are_refused_before_the_training(tmp_path, opts, message):
         (["OUTPUT_DIR", "{0}/file"], r"OUTPUT_DIR .*file cannot be written"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="expects a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA; torch sees a device here")
 def test_an_error_is_one_line_the_last(tmp_path, capsys, arguments, message):
     (tmp_path / "file").touch()
     before = set(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from irstd_d2.errors import DatasetError
 @pytest.fixture
 def content():
     """What mmengine 0.10 saves, made with mmengine itself."""
-    logging = pytest.importorskip("mmengine.logging", reason="pip install --no-deps mmengine")
+    logging = pytest.importorskip("mmengine.logging", reason="needs the package mmengine (installed with --no-deps)")
     hub = logging.MessageHub.get_instance("test_foreign_checkpoints")
     for i in range(3):
         hub.update_scalar("train/loss", 1.0 / (i + 1))

@@ -16,7 +16,7 @@ from irstd_d2.evaluation.mask_metrics import (
     pixel_curves,
 )
 
-py_irstd_metrics = pytest.importorskip("py_irstd_metrics", reason="pip install --no-deps pyirstdmetrics")
+py_irstd_metrics = pytest.importorskip("py_irstd_metrics", reason="needs the package pyirstdmetrics")
 
 
 def random_maps(seed):

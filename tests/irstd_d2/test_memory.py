@@ -39,7 +39,7 @@ def run(mode, **environment):
 
 
 @pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="no GNU C library, whose settings these are"
+    not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="needs the GNU C library, whose settings these are"
 )
 def test_memory_is_kept_when_asked_for():
     kept, grown = run("keep")

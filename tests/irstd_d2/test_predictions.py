@@ -13,7 +13,7 @@ from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.predictions import from_supervision, mask_reader, read_any_predictions, read_predictions
 
-sv = pytest.importorskip("supervision", reason="pip install supervision")
+sv = pytest.importorskip("supervision", reason="needs the package supervision, which is not installed")
 
 BOXES = {
     "a": (np.array([[3, 4, 6, 8], [20, 10, 24, 13.5]]), np.array([0.75, 0.5]), ["bird", "drone"]),

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 import pytest
-from voc_files import VocSet, voc_xml
+from voc_files import three_images, voc_xml
 
 from irstd_d2.data import load_voc
 from irstd_d2.data.faults import FaultKind, refuse_or_skip
@@ -14,12 +14,7 @@ from irstd_d2.errors import DatasetError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images; 'b' is first in the split, 'c' in none."""
-    voc = VocSet(tmp_path / "set")
-    for name in "abc":
-        voc.add(name, boxes=((3, 4, 6, 8), (10, 11, 12, 14)))
-    voc.split("train", "b\na\n")
-    return voc
+    return three_images(tmp_path / "set")
 
 
 def write_a(text):

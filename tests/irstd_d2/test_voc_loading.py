@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.structures import BoxMode
 from PIL import Image
-from voc_files import VocSet, voc_xml
+from voc_files import VocSet, three_images, voc_xml
 
 from irstd_d2 import get_config
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
@@ -25,12 +25,7 @@ from irstd_d2.errors import ConfigError, DatasetError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images; 'b' is first in the split, 'c' in none."""
-    voc = VocSet(tmp_path / "set")
-    for name in "abc":
-        voc.add(name, boxes=((3, 4, 6, 8), (10, 11, 12, 14)))
-    voc.split("train", "b\na\n")
-    return voc
+    return three_images(tmp_path / "set")
 
 
 @pytest.fixture
