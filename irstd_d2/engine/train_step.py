@@ -47,9 +47,19 @@ class TrainStep(SimpleTrainer):
         # bfloat16 has float32's range, so only float16 needs its gradients scaled.
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
 
+    def _next_batch(self) -> list[dict[str, Any]]:
+        try:
+            return next(self._data_loader_iter)
+        except (EOFError, ConnectionError) as error:
+            # Of a worker that dies while it hands over a batch the connection is closed before PyTorch sees its end.
+            # What reading a sample raised in a worker begins with "Caught".
+            if not getattr(self.data_loader, "num_workers", 0) or str(error).startswith("Caught "):
+                raise
+            raise RuntimeError("DataLoader worker (pid unknown) ended while it handed over a batch") from error
+
     def run_step(self) -> None:
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
         if self.seed >= 0:
             seed_everything(self.seed, self.iter, 1)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from torch.utils.data import dataloader
 from torchrun import free_port, kill_with_children, logs, start_torchrun, toy_program
 from toy_training import assert_same_tensors, train, trained_weights
 
@@ -63,6 +64,32 @@ def test_the_death_of_a_worker_names_what_the_workers_read(tmp_path, toy_config,
     assert "0_4.png, last" in note
     assert "--resume" in note
     assert [line.split(" began ")[0] for line in note.splitlines()[:2]] == ["worker 0", "worker 1"]
+
+
+@pytest.mark.parametrize("closed", [EOFError, ConnectionResetError])
+def test_a_worker_that_dies_while_it_hands_over_a_batch(toy_config, monkeypatch, closed):
+    """Its connection is closed before PyTorch sees its end."""
+    read = dataloader._MultiProcessingDataLoaderIter._next_data
+
+    def fail(self):
+        read(self)
+        raise closed
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_next_data", fail)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid unknown\) ended") as caught:
+        train(toy_config(**{"DATALOADER.NUM_WORKERS": 2}))
+    assert isinstance(caught.value.__cause__, closed)
+    assert "worker 1 began" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_end_of_a_file_is_no_death_of_a_worker(toy_config, monkeypatch, workers):
+    def fail(self, record):
+        raise EOFError("short file")
+
+    monkeypatch.setattr(IRSTDDatasetMapper, "__call__", fail)
+    with pytest.raises(EOFError, match="short file"):
+        train(toy_config(**{"DATALOADER.NUM_WORKERS": workers}))
 
 
 def test_other_errors_of_samples_get_no_such_note(toy_config, monkeypatch):
