@@ -77,6 +77,10 @@ setup(
         "supervision": ["supervision>=0.25"],
         "dev": [
             "av>=12",
+            "addict",  # rich, termcolor and yapf as well: what mmengine imports, which setup.sh installs
+            "rich",
+            "termcolor",
+            "yapf",
             "nbclient",
             "nbformat",
             "ipykernel",

@@ -60,7 +60,7 @@ rm -f "$stamp"
 # Harmless remarks are left out: on the order of indexes, and on a bound that two packages state needlessly.
 run_pip() {
   "$venv/bin/python" -m pip --disable-pip-version-check "$@" --quiet 2> >(
-    grep -v -e '^WARNING: Location' -e "^ERROR: pip's dependency resolver" -e '^sal-detectron2 .* requires numpy<2' -e '^pyirstdmetrics .* numpy<2' >&2)
+    grep -v -e '^WARNING: Location' -e "^ERROR: pip's dependency resolver" -e '^sal-detectron2 .* requires numpy<2' -e '^pyirstdmetrics .* numpy<2' -e '^mmengine .* requires opencv-python' >&2)
 }
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
@@ -94,8 +94,9 @@ say "2/4 project and its packages (a minute)"
 run_pip install --constraint constraints.txt setuptools wheel
 run_pip install --constraint constraints.txt --no-build-isolation --editable '.[dev,report]'
 
-# The published metrics of masks, for tests alone. Its bound on numpy, below 2, is needless.
-run_pip install --no-deps pyirstdmetrics==1.0.2
+# The published metrics of masks and the writer of published checkpoints, for tests alone. The one's bound on numpy, below 2,
+# is needless, the other wants a second OpenCV.
+run_pip install --no-deps pyirstdmetrics==1.0.2 mmengine==0.10.7
 
 if [ "$detectron2" = upstream ]; then
   say "3/4 detectron2 from its repository (needs a C++ compiler, some minutes)"
