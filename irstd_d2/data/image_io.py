@@ -4,8 +4,8 @@ Every image becomes ``(H, W, 3)`` float32 in ``[0, 255]``, whatever its file hol
 
 * 8-bit gray, palette, RGB and RGBA keep their values; gray is repeated three times, alpha is dropped.
 * Deeper integers and floats are mapped to ``[0, 255]`` by ``high_bit_depth`` (see :func:`read_image`).
-* The EXIF orientation of a JPEG is applied, as detectron2 does; boxes refer to the upright image. PNG, TIFF and BMP
-  are read as stored; a TIFF whose 0 is white is inverted, and integers of 9 to 15 bits fill 16.
+* The orientation of a JPEG or TIFF is applied, as detectron2 does; boxes refer to the upright image. PNG and BMP are
+  read as stored; a TIFF whose 0 is white is inverted, and integers of 9 to 15 bits fill 16.
 * Of a file with several pages or frames the first is read, with a warning; :func:`read_pages` reads all of a TIFF.
 
 ``irstd_d2/export/runtime.py`` reads the same without this project; one table of cases tests both.
@@ -26,7 +26,7 @@ from typing import IO, Literal, NamedTuple
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import ConfigError, DatasetError
 from .pixel_values import stretch, value_limits
@@ -143,7 +143,7 @@ def open_raw(path: str | PathLike) -> np.ndarray:
     except Exception:  # compressed, or damaged in one of many ways: then read_raw says how
         return read_raw(path)
     _warn_of_pages(path, len(head.pages))
-    return pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
+    return _turn_upright(pixels[:, :, ::-1] if pixels.ndim == 3 else pixels, head.orientation)
 
 
 def count_pages(path: str | PathLike) -> int:
@@ -258,7 +258,7 @@ def _decode(data: bytes, path: Path, *, of_several: bool = False) -> np.ndarray:
         _check_pixel_count(head.height, head.width, path, len(data))
         _warn_of_pages(path, len(head.pages))
         if head.bits > 8 or head.sample_format != _TIFF_UNSIGNED:
-            return _decode_with_tifffile(data, path, head)
+            return _turn_upright(_decode_with_tifffile(data, path, head), head.orientation)
     if data.startswith(_JPEG_SIGNATURE) and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
         raise DatasetError(path, "header", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "save it again")
     image = _decode_with_pillow(data, path)
@@ -287,6 +287,9 @@ def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
         raise
     except Image.DecompressionBombError:
         raise DatasetError(path, "header", f"more than {MAX_PIXELS} pixels", _TILES) from None
+    except UnidentifiedImageError:
+        problem = "not a readable PNG, TIFF, BMP or JPEG" if data else "an empty file"
+        raise DatasetError(path, "pixels", problem, f"save it as one of these, or {_REWRITE}") from None
     except Exception as error:  # Pillow lets whatever its parsers stumble over through: TypeError, KeyError, ...
         raise DatasetError(path, "pixels", f"not a readable PNG, TIFF, BMP or JPEG ({error})", _REWRITE) from None
 
@@ -328,6 +331,7 @@ class _TiffHead(NamedTuple):
     colours: int
     channels: int
     interleaved: bool
+    orientation: int
     pages: tuple[int, ...]
 
     @property
@@ -351,7 +355,7 @@ def _read_tiff_head(file: IO[bytes], path: Path, *, all_pages: bool = True) -> _
         width, height = int(directory[256]), int(directory[257])
         bits, sample_format = int(max(directory.get(258, (1,)))), int(max(directory.get(339, (_TIFF_UNSIGNED,))))
         colours, channels = int(directory.get(262, _TIFF_BLACK_IS_ZERO)), int(directory.get(277, 1))
-        interleaved = int(directory.get(284, 1)) == 1
+        interleaved, orientation = int(directory.get(284, 1)) == 1, int(directory.get(274, 1))
         seen = {0, *pages}
         while all_pages and directory.next not in seen and len(seen) < _MAX_PAGES:
             start = directory.next
@@ -364,7 +368,7 @@ def _read_tiff_head(file: IO[bytes], path: Path, *, all_pages: bool = True) -> _
         raise DatasetError(path, "header", "a damaged TIFF directory", _REWRITE) from None
     if colours == _TIFF_CMYK:
         raise DatasetError(path, "header", "a CMYK image", "convert it to gray or RGB")
-    return _TiffHead(width, height, bits, sample_format, colours, channels, interleaved, tuple(pages))
+    return _TiffHead(width, height, bits, sample_format, colours, channels, interleaved, orientation, tuple(pages))
 
 
 def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarray:
@@ -394,6 +398,13 @@ def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarra
         pixels = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, 0])
         return _invert(pixels) if head.colours == _TIFF_WHITE_IS_ZERO else pixels
     return np.ascontiguousarray(np.concatenate([pixels[:, :, 2::-1], pixels[:, :, 3:4]], axis=2))
+
+
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored pixels as tag 274 says: 5 to 8 exchange rows and columns, then sides are mirrored."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def _fill_bits(pixels: np.ndarray, bits: int) -> np.ndarray:

@@ -253,7 +253,8 @@ def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.n
     elif head[:4] == b"\x89PNG" and len(head) == 26 and head[24] == 16 and head[25] != 0:
         array = _read_deep_colour(path)
     if array is None:
-        with Image.open(path, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
+        # Of a path, Pillow maps an uncompressed TIFF by its turned size: other pixels.
+        with Path(path).open("rb") as data, Image.open(data, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
             image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
             deep = image.mode[0] == "I"
             array = np.array(image if deep or image.mode in ("L", "RGB") else image.convert(_plain_mode(image.mode)))
@@ -290,6 +291,10 @@ def _read_deep_tiff(path: str | PathLike) -> np.ndarray | None:
     if pixels.dtype.kind == "u" and page.bitspersample < 8 * pixels.dtype.itemsize:
         scale = np.iinfo(pixels.dtype).max / (2**page.bitspersample - 1)
         pixels = np.rint(pixels.astype(np.float64) * scale).astype(pixels.dtype)
+    orientation = page.tags.valueof("Orientation", 1)
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    pixels = pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
     if colours == 2:
         return pixels[:, :, :3]
     gray = pixels if pixels.ndim == 2 else pixels[:, :, 0]

@@ -204,6 +204,16 @@ def test_not_an_image(tmp_path):
         read_image(path)
 
 
+def test_empty_files_and_other_kinds_are_called_so(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"a\.png: pixels: an empty file\. Fix: save it as one of these"):
+        read_image(path)
+    Image.new("L", (4, 4)).save(path, format="GIF")
+    with pytest.raises(DatasetError, match=r"not a readable PNG, TIFF, BMP or JPEG\. Fix: save it as one of these"):
+        read_image(path)
+
+
 def png_chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -45,6 +45,16 @@ def palette():
 
 
 GRAY, RGB = SHARES * 255, COLOUR * 255
+TURNS = {
+    **{1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud},
+    **{5: np.transpose, 6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90},
+}
+
+
+def turned(dtype, orientation, **options):
+    return tiff(of_type(dtype), extratags=[(274, "H", 1, orientation, True)], **options), TURNS[orientation](GRAY)
+
+
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 CASES = {
     **{f"{dtype}.tif": (tiff(of_type(dtype)), GRAY) for dtype in DTYPES},
@@ -57,6 +67,8 @@ CASES = {
     ),
     "1bit.tif": (pillow(Image.fromarray(SHARES > 0.5)), (SHARES > 0.5) * 255.0),
     "white_1bit.tif": (tiff(SHARES < 0.5, photometric="miniswhite"), (SHARES > 0.5) * 255.0),
+    **{f"turned_{t}_{turn}.tif": turned(t, turn) for t in ("uint8", "uint16", "float32") for turn in TURNS},
+    **{f"turned_deflate_{t}.tif": turned(t, 6, compression="deflate") for t in ("uint8", "uint16")},
     "big_endian.tif": (tiff(of_type("uint16"), byteorder=">"), GRAY),
     "bigtiff.tif": (tiff(of_type("uint16"), bigtiff=True), GRAY),
     "lzw.tif": (tiff(of_type("uint16"), compression="lzw", predictor=True), GRAY),
