@@ -9,7 +9,7 @@ depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else fro
     irstd evaluate --weights output/mine/model_best.pth --dataset mine_val --config-file output/mine/config.yaml
     irstd evaluate output/bafe --dataset densesirst_v2_test --group-by size contrast sky
     irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test --compare --output comparison
-    irstd evaluate output/fcos unet/maps --dataset nudtsirst_test --evaluators voc pd_fa mask --bootstrap 1000
+    irstd evaluate output/fcos unet/maps --dataset nudtsirst_test --score-thresh 0.3 0.5 --bootstrap 1000
     irstd evaluate output/fcos output/bafe --dataset densesirst_v2_test sirstv2_test --bootstrap 1000
     irstd evaluate output/bafe --dataset densesirst_v2_test --errors
     irstd evaluate runs/detect/labels --dataset mine_val --config-file mine.yaml --rename drone=target
@@ -18,6 +18,7 @@ depend on (TEST.SCORE_THRESHOLD and the like) comes from --config-file, else fro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 from operator import methodcaller
@@ -63,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rename", nargs="+", default=(), metavar="OLD=NEW", help="class names of the tool and of the data set"
     )
-    add_score_thresh(parser, "for Pd, Fa and masks; default: the configuration's")
+    add_score_thresh(parser, "for Pd, Fa and masks, of all or of each in turn; default: the configuration's", nargs="+")
     parser.add_argument(
         "--max-detections", type=int, help="per image, for COCO's metrics; default: the configuration's"
     )
@@ -79,18 +80,17 @@ def get_parser() -> argparse.ArgumentParser:
 def evaluation_config(args: argparse.Namespace) -> CfgNode:
     """The configuration of the file, else of the first run; options of the command line go above it."""
     from ..config import get_config
-    from ..evaluation.predictions import holds_masks
     from ..evaluation.rescoring import find_run_config, protocol_differences, protocol_of
 
     path = args.config_file or find_run_config(args.predictions[0])
     cfg = get_config(path, args.opts)
     evaluators = args.evaluators or list(EVALUATORS)
-    if not args.evaluators and (args.masks or any(map(holds_masks, args.predictions))):
+    if not args.evaluators and (args.masks or any_masks(args)):
         evaluators.append("mask")
     given = {
         "EVALUATORS": tuple(evaluators),
         "GROUP_BY": None if args.group_by is None else tuple(args.group_by),
-        "SCORE_THRESHOLD": args.score_thresh,
+        "SCORE_THRESHOLD": args.score_thresh[0] if args.score_thresh else None,
         "DETECTIONS_PER_IMAGE": args.max_detections,
         "TARGET_MASKS": args.masks,
     }
@@ -105,6 +105,19 @@ def evaluation_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def any_masks(args: argparse.Namespace) -> bool:
+    """Whether one of the predictions is a folder of masks."""
+    from ..evaluation.predictions import holds_masks
+    from ..evaluation.rescoring import find_predictions
+
+    for path in args.predictions:
+        for name in args.dataset:
+            with contextlib.suppress(DatasetError):  # said, or left out, where it is judged
+                if holds_masks(find_predictions(path, name)):
+                    return True
+    return False
+
+
 def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[Rescored], Resampled | None]:
     """All runs on one data set, with intervals where they are asked for."""
     from ..data.datasets import prepare_classes
@@ -113,11 +126,13 @@ def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[R
     if cfg.DATASETS.CLASSES:
         cfg.DATASETS.TEST = (name,)
         prepare_classes(cfg, train=False)
-    paths = []
-    for path in args.predictions:
+    paths, thresholds = [], []
+    given = args.score_thresh or [cfg.TEST.SCORE_THRESHOLD]
+    for path, threshold in zip(args.predictions, given * len(args.predictions) if len(given) == 1 else given):
         try:
             find_predictions(path, name)
             paths.append(path)
+            thresholds.append(threshold)
         except DatasetError as error:
             if len(args.dataset) == 1:
                 raise
@@ -125,14 +140,13 @@ def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[R
     if not paths:
         raise ConfigError(f"no run has predictions on {name}; run irstd train --eval-only on it first")
     aliases = dict(pair.split("=", 1) for pair in args.rename)
-    runs = rescore(paths, name, cfg, aliases=aliases)
+    runs = rescore(paths, name, cfg, aliases=aliases, score_thresholds=thresholds)
     if not (args.compare or args.bootstrap):
         return runs, None
     return runs, resample(
         runs,
         draws=args.bootstrap or 1000,
         compare=args.compare,
-        score_threshold=cfg.TEST.SCORE_THRESHOLD,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 
@@ -146,6 +160,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give PREDICTIONS, or models to run: --weights NAME")
     if args.compare and len(args.predictions) + len(args.weights) < 2:
         raise ConfigError("--compare needs at least two PREDICTIONS or --weights")
+    if args.score_thresh and len(args.score_thresh) not in (1, len(args.predictions) + len(args.weights)):
+        raise ConfigError("--score-thresh: give one for all PREDICTIONS and --weights, or one for each, in this order")
     if args.bootstrap < 0:
         raise ConfigError("--bootstrap: give the number of draws")
     if any("=" not in pair for pair in args.rename):

@@ -37,9 +37,12 @@ def add_config_options(parser: argparse.ArgumentParser, weights: str | None = No
     )
 
 
-def add_score_thresh(parser: argparse.ArgumentParser, text: str, default: float | None = None) -> None:
+def add_score_thresh(
+    parser: argparse.ArgumentParser, text: str, default: float | None = None, nargs: str | None = None
+) -> None:
     """``--score-thresh``, which older versions called by other names."""
-    parser.add_argument("--score-thresh", "--threshold", "--score-threshold", type=float, default=default, help=text)
+    names = ("--score-thresh", "--threshold", "--score-threshold")
+    parser.add_argument(*names, type=float, default=default, nargs=nargs, metavar="SCORE", help=text)
 
 
 def add_models_to_run(parser: argparse.ArgumentParser) -> None:

@@ -115,8 +115,11 @@ def _together(
     targets: TargetTable,
     image_pixels: np.ndarray,
     num_classes: int,  # noqa: ARG001
+    *,
+    score_threshold: float = -np.inf,
 ) -> list[Outcome]:
-    return [Outcome.of(centre_verdicts(detections, targets), detections, targets, image_pixels)]
+    kept = detections.rows(detections.scores >= score_threshold)
+    return [Outcome.of(centre_verdicts(kept, targets), kept, targets, image_pixels)]
 
 
 def _coco(
@@ -195,13 +198,12 @@ def _per_image(outcome: Outcome, values: np.ndarray) -> np.ndarray:
     return np.bincount(outcome.image, values, minlength=len(outcome.targets))
 
 
-def _detection_probability(outcome: Outcome, weights: np.ndarray, threshold: float) -> np.ndarray:
-    found = _per_image(outcome, outcome.true & (outcome.scores >= threshold))
-    return _rate(weights @ found, weights @ outcome.targets)
+def _detection_probability(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    return _rate(weights @ _per_image(outcome, outcome.true), weights @ outcome.targets)
 
 
-def _false_alarm_rate(outcome: Outcome, weights: np.ndarray, threshold: float) -> np.ndarray:
-    area = _per_image(outcome, outcome.area * (outcome.false & (outcome.scores >= threshold)))
+def _false_alarm_rate(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+    area = _per_image(outcome, outcome.area * outcome.false)
     return _rate(weights @ area, weights @ outcome.pixels)
 
 
@@ -213,6 +215,7 @@ def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -
         max_detections: per image and class, for COCO's metrics.
     """
     coco = partial(_coco, max_detections=max_detections)
+    kept = partial(_together, score_threshold=score_threshold)
 
     def voc(protocol: VOCProtocol) -> Judge:
         return partial(_by_class, partial(voc_verdicts, protocol=protocol))
@@ -225,8 +228,8 @@ def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -
         "centre/AP@3px": ResampledMetric(
             partial(_by_class, partial(centre_verdicts, max_distance=CENTRE_DISTANCE)), _average_precision
         ),
-        "pd_fa/Pd": ResampledMetric(_together, partial(_detection_probability, threshold=score_threshold)),
-        "pd_fa/Fa": ResampledMetric(_together, partial(_false_alarm_rate, threshold=score_threshold)),
+        "pd_fa/Pd": ResampledMetric(kept, _detection_probability),
+        "pd_fa/Fa": ResampledMetric(kept, _false_alarm_rate),
         "pd_fa/F1": ResampledMetric(_together, _best_f1),
     }
 

@@ -22,7 +22,7 @@ from .breakdown import TARGET_KEYS
 from .ground_truth import GroundTruth
 from .mask_metrics import COLUMNS, LEVELS, PixelCurves, count_masks, level_counts, mask_metrics, pixel_curves
 from .masks_and_boxes import boxes_to_map
-from .predictions import MASK_SUFFIXES, match_mask_files
+from .predictions import folder_content, mask_reader, match_mask_files
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,17 @@ class MaskTable:
     false_at: np.ndarray
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """``mask_metrics`` when image i counts ``weights[b, i]`` times, (B,) each; NaN for no image."""
+        """``mask_metrics`` when image i counts ``weights[b, i]`` times, (B,) each.
+
+        NaN for no image, and without a target for all but ``Fa`` and its variants.
+        """
         count = weights.sum(1)
-        values = mask_metrics(dict(zip(COLUMNS, (weights @ self.counts).T)), count)
-        return {name: np.where(count > 0, value, np.nan) for name, value in values.items()}
+        sums = dict(zip(COLUMNS, (weights @ self.counts).T))
+        measured = {True: count > 0, False: sums["targets"] > 0}
+        return {
+            name: np.where(measured[name.startswith("Fa")], value, np.nan)
+            for name, value in mask_metrics(sums, count).items()
+        }
 
     def curves(self, images: np.ndarray | None = None) -> PixelCurves:
         """ROC, precision and recall over all pixels, of some images."""
@@ -67,11 +74,11 @@ class MaskTable:
         """All metrics of some images, in percent (``Fa`` per million pixels)."""
         keep = np.ones(len(self.counts), bool) if images is None else images
         metrics = {name: float(value[0]) for name, value in self.metrics(keep[None].astype(int)).items()}
-        if not keep.any():
-            return {**metrics, **dict.fromkeys(("ROC_AUC", "PR_AUC", "IoU_best", "IoU_threshold"), float("nan"))}
-        curves = self.curves(images)
         column = dict(zip(COLUMNS, self.counts[keep].T))
         targets = column["true_pixels"].sum() + column["missed_pixels"].sum()
+        if not targets:
+            return {**metrics, **dict.fromkeys(("ROC_AUC", "PR_AUC", "IoU_best", "IoU_threshold"), float("nan"))}
+        curves = self.curves(images)
         true, false = self.true_at[keep].sum(0), self.false_at[keep].sum(0)
         iou = true / np.maximum(targets + false, 1)
         best = int(iou.argmax())
@@ -106,9 +113,10 @@ class TargetMasks:
     def of(cls, dataset_name: str, truth: GroundTruth, folder: str | Path | None = None) -> TargetMasks:
         """Find the masks in a folder, by the names of the images, or where the data set's layout has them."""
         if folder is not None:
-            folder = Path(folder)
-            paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in MASK_SUFFIXES]
-            found = match_mask_files(folder, paths, truth).masks
+            form, paths = folder_content(Path(folder))
+            if form != "masks":
+                raise DatasetError(folder, "folder", "holds no masks", "give the folder of the set's masks")
+            found = match_mask_files(Path(folder), paths, truth).masks
             return cls([found.get(image_id) for image_id in truth.image_ids], truth)
         from ..data.datasets import VocSource
         from ..data.layout import get_layout
@@ -132,6 +140,9 @@ class TargetMasks:
         files, path = self._truth.files[index], self._files[index]
         if path is None:
             return np.zeros((files.height, files.width), bool)
+        if path.suffix.lower() == ".npy":
+            values = mask_reader([path])(path, (files.height, files.width))
+            return values > values.max(initial=0) / 2
         return read_target_mask(path, (files.width, files.height))
 
 

@@ -19,10 +19,11 @@ import numpy as np
 from .mask_metrics import Regions
 
 SHARE_OF_PEAK = 0.1
+MASK_THRESHOLD = 0.5
 _LEAST_RING = 2
 
 
-def mask_to_boxes(probability: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def mask_to_boxes(probability: np.ndarray, threshold: float = MASK_THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of a mask or a probability map.
 
     Args:

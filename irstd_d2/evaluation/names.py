@@ -16,10 +16,13 @@ class ImageNames:
     Args:
         truth: of the data set.
         ids_first: whether a name is an id before it is a file's name.
+
+    Attributes:
+        by_number: names that were found only as the number that a file's name stands for, as 7 for ``00007``.
     """
 
     def __init__(self, truth: GroundTruth, *, ids_first: bool):
-        self._truth = truth
+        self.by_number: list[Any] = []
         self._ids = set(truth.image_ids)
         tables: list[dict[str, list[Any]]] = [{} for _ in range(5)]
         by_id, by_path, by_name, by_stem, by_number = tables
@@ -51,6 +54,8 @@ class ImageNames:
             for table in self._tables:
                 found = table.get(candidate, ())
                 if len(found) == 1:
+                    if table is self._tables[-1]:
+                        self.by_number.append(name)
                     return found[0]
                 if found:
                     raise ValueError(f"{name!r} may be any of {len(found)} images of the set")

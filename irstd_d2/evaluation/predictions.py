@@ -91,16 +91,14 @@ def read_any_predictions(
     path = Path(path)
     if not path.is_dir():
         return _read_table(path, truth, aliases)
-    folders = [path / "labels"] if not _files(path, (".txt",)) and _files(path / "labels", (".txt",)) else [path]
-    for folder in folders:
-        if xml := _files(folder, (".xml",)):
-            return _from_rows(path, "VOC XML", truth, _voc_rows(xml, ClassNames(truth, aliases)), _stems(xml))
-        if texts := [file for file in _files(folder, (".txt",)) if file.name not in ("classes.txt", "names.txt")]:
-            names = _yolo_classes(folder)
-            rows = _yolo_rows(texts, truth, ClassNames(truth, aliases), names)
-            return _from_rows(path, "YOLO text", truth, rows, _stems(texts))
-        if masks := _files(folder, MASK_SUFFIXES):
-            return match_mask_files(path, masks, truth)
+    form, files = folder_content(path)
+    if form == "VOC XML":
+        return _from_rows(path, form, truth, _voc_rows(files, ClassNames(truth, aliases)), _stems(files))
+    if form == "YOLO text":
+        rows = _yolo_rows(files, truth, ClassNames(truth, aliases), _yolo_classes(files[0].parent))
+        return _from_rows(path, form, truth, rows, _stems(files))
+    if form == "masks":
+        return match_mask_files(path, files, truth)
     raise DatasetError(
         path, "folder", "holds no predictions", "give YOLO text files, VOC XML files, or masks (PNG, TIFF, NPY)"
     )
@@ -147,6 +145,24 @@ def from_supervision(
                 yield _Row(image, [float(value) for value in box], float(found.confidence[i]), category)
 
     return _from_rows(Path("detections"), "supervision", truth, rows(), list(detections))
+
+
+def folder_content(path: Path) -> tuple[str, list[Path]]:
+    """Format and files of a folder of predictions, or of ``labels`` in it; nothing where there are none."""
+    folder = path / "labels" if not _files(path, (".txt",)) and _files(path / "labels", (".txt",)) else path
+    if xml := _files(folder, (".xml",)):
+        return "VOC XML", xml
+    texts = [file for file in _files(folder, (".txt",)) if file.name not in ("classes.txt", "names.txt")]
+    masks = _files(folder, MASK_SUFFIXES)
+    # A log beside masks, a chart beside text files, or a picture beside each text file.
+    if texts and (len(texts) >= len(masks) or {file.stem for file in texts} & {file.stem for file in masks}):
+        return "YOLO text", texts
+    return ("masks", masks) if masks else ("", [])
+
+
+def holds_masks(path: str | PathLike) -> bool:
+    """Whether predictions are a folder of masks."""
+    return folder_content(Path(path))[0] == "masks"
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -200,7 +216,17 @@ def _from_rows(
         )
         for image_id, image_rows in columns.items()
     }
-    return _counted(Predictions(source, form, boxes=boxes), image_of, truth)
+    found = _counted(Predictions(source, form, boxes=boxes), image_of, truth)
+    if found.surplus and names.by_number:
+        example = names.by_number[0]
+        raise DatasetError(
+            source,
+            "predictions",
+            f"image {found.surplus[0]} is not in the evaluated data set, although {example} might be "
+            f"{names.find(example)!r}: the numbers seem to count the images",
+            "give the name of each image (file_name)",
+        )
+    return found
 
 
 def _counted(found: Predictions, image_of: Mapping[Any, Any], truth: GroundTruth) -> Predictions:
@@ -231,7 +257,9 @@ def _read_table(path: Path, truth: GroundTruth, aliases: Mapping[str, str] | Non
     form = "CSV" if is_csv else "COCO results"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        records = list(csv.DictReader(text.splitlines())) if is_csv else json.loads(text)
+        header = text.split("\n", 1)[0]
+        delimiter = max(",;\t", key=header.count)
+        records = list(csv.DictReader(text.splitlines(), delimiter=delimiter)) if is_csv else json.loads(text)
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(path, "predictions", f"cannot be read: {error!r}", _FIX[form]) from error
     classes = ClassNames(truth, aliases)
@@ -287,7 +315,13 @@ def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> I
             raise ValueError(f"has no column for {part}, such as {_COLUMNS[part][0]}")
     for record in records:
         label = str(record[column["class"]]).strip() if column["class"] else ""
-        category = classes.by_index(int(label or 0)) if label.isdecimal() or not label else classes.by_name(label)
+        number = int(label or 0) if label.isdecimal() or not label else None
+        if number is None:
+            category = classes.by_name(label)
+        elif label and column["class"].strip().lower() == "category_id":
+            category = classes.by_own_id(number)
+        else:
+            category = classes.by_index(number)
         box = [float(record[column[part]]) for part in ("x1", "y1", "x2", "y2")]
         yield _Row(record[column["image"]], box, float(record[column["score"]]), category)
 
@@ -319,13 +353,13 @@ def _yolo_rows(
             values = line.split()
             if not values:
                 continue
+            if image is None:
+                break
             if len(values) != 6:
                 problem = f"{len(values)} values" + (", a score is missing" if len(values) == 5 else "")
                 fix = f"{_FIX['YOLO text']} (ultralytics: save_conf=True)"
                 raise DatasetError(path, f"line {number}", problem, fix)
             index, x, y, width, height, score = (float(value) for value in values)
-            if image is None:
-                continue
             if class_names is None:
                 category = classes.by_index(int(index))
             elif 0 <= index < len(class_names):
@@ -348,12 +382,6 @@ def _voc_rows(files: Iterable[Path], classes: ClassNames) -> Iterator[_Row]:
                 raise DatasetError(path, where, problem, _FIX["VOC XML"])
             category = classes.by_name(element.findtext("name") or "")
             yield _Row(path.stem, [float(value) for value in box if value is not None], float(score), category)
-
-
-def holds_masks(path: str | PathLike) -> bool:
-    """Whether predictions are a folder of masks."""
-    path = Path(path)
-    return bool(_files(path, MASK_SUFFIXES)) and not _files(path, (".txt", ".xml"))
 
 
 def match_mask_files(source: Path, files: Sequence[Path], truth: GroundTruth) -> Predictions:
@@ -379,8 +407,9 @@ def match_mask_files(source: Path, files: Sequence[Path], truth: GroundTruth) ->
 def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.ndarray]:
     """Return a reader of the probability maps of one tool.
 
-    8- and 16-bit integers are fractions of their type's range, unless no file of the tool holds a value above 1: then
-    they are labels. Floats must lie in 0 to 1.
+    Integers are fractions of 255, of 65535 where a file of the tool holds more than 255. They are numbers of targets
+    where each file holds 1 to K without a gap, mostly beside their equals. Floats must lie in 0 to 1. Colours stand
+    for targets where they are flat and on black.
 
     Args:
         files: all of the tool's.
@@ -389,7 +418,14 @@ def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.n
         path and (height, width) -> (H, W) uint8 of 0 to 255, or float64 of 0 to 1; raises ``DatasetError`` for a file
         of another size, of another kind, or with values out of range.
     """
-    are_labels = all(_maximum(path) <= 1 for path in files)
+    are_numbers, highest = True, 0
+    for path in files:
+        values = _read_map(path)
+        if values.dtype.kind != "f":
+            are_numbers = are_numbers and _are_numbers(values)
+            highest = max(highest, int(values.max(initial=0)))
+    if are_numbers and highest > 1:
+        logger.warning("%s: integers from 0 to %d are read as numbers of targets", path.parent, highest)
 
     def read(path: Path, size: tuple[int, int]) -> np.ndarray:
         values = _read_map(path)
@@ -401,18 +437,45 @@ def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.n
             if not (low >= 0 and high <= 1):  # NaN is neither
                 raise DatasetError(path, "pixels", f"values from {low:g} to {high:g}", "save probabilities of 0 to 1")
             return values.astype(np.float64)
-        if are_labels:
-            return values.astype(np.uint8) * np.uint8(255)
-        if values.dtype == np.uint8:
-            return values
-        return values / np.iinfo(values.dtype).max
+        if are_numbers:
+            return (values > 0) * np.uint8(255)
+        return values.astype(np.uint8) if highest <= 255 else values / 65535
 
     return read
 
 
-def _maximum(path: Path) -> float:
-    values = _read_map(path)
-    return 0.0 if values.dtype.kind == "f" else float(values.max(initial=0))
+_MAX_NUMBER = 250  # a map that uses all gray levels holds levels, not numbers
+_MAX_SPREAD = 16  # of the channels of a gray picture that was compressed in colour
+
+
+def _are_numbers(values: np.ndarray) -> bool:
+    """Whether pixels are 0 or 1 to K without a gap, one number for all of a target."""
+    present = np.unique(values[values > 0])
+    if not len(present) or present[-1] == 1:
+        return True
+    return bool(present[-1] == len(present) < _MAX_NUMBER) and _are_flat(values)
+
+
+def _are_flat(values: np.ndarray) -> bool:
+    """Whether at least half of the neighbours that are not 0 are equal; (H, W) or (H, W, channels)."""
+    values = values.reshape(*values.shape[:2], -1)
+    pairs = equal = 0
+    for one, other in ((values[:, 1:], values[:, :-1]), (values[1:], values[:-1])):
+        both = one.any(-1) & other.any(-1)
+        pairs += int(both.sum())
+        equal += int((both & (one == other).all(-1)).sum())
+    return 2 * equal >= pairs
+
+
+def _without_colour(values: np.ndarray, path: Path) -> np.ndarray:
+    """(H, W) of a picture (H, W, 3 or 4): its gray, or 255 where flat colours on black stand for targets."""
+    values = values[:, :, :3]
+    brightest = values.max(axis=2)
+    if (brightest - values.min(axis=2)).max(initial=0) <= _MAX_SPREAD:
+        return brightest
+    if 2 * np.count_nonzero(brightest) > brightest.size or not _are_flat(values):
+        raise DatasetError(path, "pixels", "a picture in colour", "save the probability in one channel")
+    return (brightest > 0) * np.uint8(255)
 
 
 def _read_map(path: Path) -> np.ndarray:
@@ -428,7 +491,7 @@ def _read_map(path: Path) -> np.ndarray:
         from ..data.image_io import read_raw
 
         values = read_raw(path)
-        values = values[:, :, :3].max(axis=2) if values.ndim == 3 else values
+        values = _without_colour(values, path) if values.ndim == 3 else values
     if values.ndim != 2:
         problem = f"an array of shape {values.shape}"
         raise DatasetError(path, "shape", problem, "save (height, width), one file per image")

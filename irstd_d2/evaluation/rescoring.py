@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -24,9 +24,9 @@ from .detection_probability import OperatingCurve, centre_verdicts, operating_cu
 from .error_analysis import ErrorAnalysis, analyse_errors
 from .ground_truth import GroundTruth
 from .mask_evaluation import MaskEvaluator, MaskTable, compare_masks, mask_intervals
-from .masks_and_boxes import mask_to_boxes
+from .masks_and_boxes import MASK_THRESHOLD, mask_to_boxes
 from .matching import DetectionTable
-from .predictions import PREDICTIONS_FILE, Predictions, mask_reader, read_any_predictions
+from .predictions import PREDICTIONS_FILE, Predictions, folder_content, mask_reader, read_any_predictions
 from .results import format_number, format_range, format_results, format_runs, format_table
 from .table_evaluation import TableEvaluator
 
@@ -52,6 +52,7 @@ class Rescored:
         detections: all of them.
         results: evaluator -> metric -> value.
         masks: counts of masks, where masks were judged.
+        score_threshold: of Pd, Fa and masks.
     """
 
     name: str
@@ -60,13 +61,14 @@ class Rescored:
     detections: DetectionTable
     results: Mapping[str, Mapping[str, float]]
     masks: MaskTable | None = None
+    score_threshold: float = 0.5
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the numbers must know of the predictions."""
         notes = []
         if self.predictions.masks:
-            notes.append("boxes are the bounds of its masks' components, scored by their highest probability")
+            notes.append("boxes are the bounds of its masks' components above 0.5, scored by their highest probability")
         elif self.masks is not None:
             notes.append("masks are made from its boxes: what stands out by a tenth of the peak")
         return [*notes, *([self.predictions.coverage] if self.predictions.coverage else [])]
@@ -102,18 +104,18 @@ def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for candidate in (path / "inference" / dataset_name, path / dataset_name, path):
-        if (candidate / PREDICTIONS_FILE).is_file():
-            return candidate / PREDICTIONS_FILE
-    if not (path / "config.yaml").is_file() and any(entry.suffix for entry in path.iterdir() if entry.is_file()):
-        return path
-    if (path / "labels").is_dir():
-        return path
+    folders = (path / "inference" / dataset_name, path / dataset_name, path)
+    for folder in folders:
+        if (folder / PREDICTIONS_FILE).is_file():
+            return folder / PREDICTIONS_FILE
+    for folder in folders:
+        if not (folder / "config.yaml").is_file() and folder_content(folder)[0]:
+            return folder
     raise DatasetError(
         path,
         "run folder",
-        f"holds no inference/{dataset_name}/{PREDICTIONS_FILE}",
-        "give the OUTPUT_DIR of a run that was evaluated on this data set, or the file itself",
+        f"holds no inference/{dataset_name}/{PREDICTIONS_FILE}, nor YOLO text files, VOC XML files or masks",
+        "give the OUTPUT_DIR of a run that was evaluated on this data set, or the predictions themselves",
     )
 
 
@@ -201,14 +203,19 @@ def _add_masks(
         )
     size = {image_id: (files.height, files.width) for image_id, files in zip(truth.image_ids, truth.files)}
     read = mask_reader(predictions.masks.values())
+    highest = 0.0
     for image_id, path in tqdm(predictions.masks.items(), desc="masks", leave=False):
         probability = read(path, size[image_id])
+        highest = max(highest, float(probability.max(initial=0)) / (255 if probability.dtype == np.uint8 else 1))
         boxes, scores = mask_to_boxes(probability)
         for evaluator in evaluators:
             if isinstance(evaluator, MaskEvaluator):
                 evaluator.add_map(image_id, probability)
             else:
                 evaluator.add(image_id, boxes, scores, np.zeros(len(boxes), int))
+    if highest <= MASK_THRESHOLD:
+        text = "%s: no pixel of any mask is above %g, the highest is %.3g; are they masks of another kind?"
+        logger.warning(text, predictions.source, MASK_THRESHOLD, highest)
 
 
 def rescore(
@@ -217,6 +224,7 @@ def rescore(
     cfg: CfgNode,
     *,
     aliases: Mapping[str, str] | None = None,
+    score_thresholds: Sequence[float] = (),
 ) -> list[Rescored]:
     """Judge saved predictions by the evaluators of a configuration.
 
@@ -225,6 +233,7 @@ def rescore(
         dataset_name: registered name.
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
         aliases: a tool's class name -> the data set's.
+        score_thresholds: one for each path, in place of the configuration's.
 
     Raises:
         ConfigError: for an evaluator that is unknown or needs a model.
@@ -235,20 +244,27 @@ def rescore(
     files = [find_predictions(path, dataset_name) for path in paths]
     truth = GroundTruth.from_dataset(dataset_name)
     runs = []
-    for name, file in zip(unique_names([run_name(file) for file in files]), files):
+    names = unique_names([run_name(file, dataset_name) for file in files])
+    for name, file, threshold in zip(names, files, score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
         predictions = read_any_predictions(file, truth, aliases=aliases)
         if predictions.surplus:
             logger.warning("%s: %s", name, predictions.coverage)
-        runs.append(score_predictions(name, predictions, truth, saved_evaluators(cfg, dataset_name)))
+        own = cfg.clone()
+        own.TEST.SCORE_THRESHOLD = threshold
+        run = score_predictions(name, predictions, truth, saved_evaluators(own, dataset_name))
+        runs.append(replace(run, score_threshold=threshold))
     return runs
 
 
-def run_name(file: Path) -> str:
-    """A short name: that of the run's folder, else of the file."""
-    folder = file.resolve().parent
-    if file.name != PREDICTIONS_FILE:
-        return file.resolve().name if file.is_dir() else file.stem
-    return folder.parent.parent.name if folder.parent.name == "inference" else folder.name
+def run_name(file: Path, dataset_name: str) -> str:
+    """A short name of what ``find_predictions`` found: that of the run's folder, else of the file or folder."""
+    file = file.resolve()
+    if file.name != PREDICTIONS_FILE and not file.is_dir():
+        return file.stem
+    folder = file if file.is_dir() else file.parent
+    if folder.parent.name.startswith("inference"):
+        return folder.parent.parent.name + folder.parent.name.removeprefix("inference")
+    return folder.parent.name if folder.name == dataset_name else folder.name
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -276,7 +292,6 @@ def resample(
     *,
     draws: int = 1000,
     compare: bool = True,
-    score_threshold: float = 0.5,
     max_detections: int = 100,
     seed: int = 0,
 ) -> Resampled:
@@ -286,15 +301,18 @@ def resample(
         runs: on the same data set; the first is the baseline.
         draws: number of resamplings.
         compare: whether to compare the others with the first.
-        score_threshold: for Pd and Fa.
         max_detections: per image and class, for COCO's metrics.
         seed: of the draws.
     """
     truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
     comparisons: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs[1:]} if compare else {}
-    for name, metric in resampled_metrics(score_threshold, max_detections).items():
-        judged = [metric.judge(run.detections, truth.targets, truth.pixels, len(truth.class_names)) for run in runs]
+    metrics = [resampled_metrics(run.score_threshold, max_detections) for run in runs]
+    for name, metric in metrics[0].items():
+        judged = [
+            own[name].judge(run.detections, truth.targets, truth.pixels, len(truth.class_names))
+            for own, run in zip(metrics, runs)
+        ]
         scale = 1e6 if name.endswith("/Fa") else 100.0
         for run, outcomes in zip(runs, judged):
             intervals[run.name][name] = _scaled(metric_interval(metric, outcomes, draws=draws, seed=seed), scale)
@@ -317,7 +335,10 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
     """Lay out everything as tables for people, in Markdown."""
     results = {run.name: run.results for run in runs}
     parts = [format_results(runs[0].results) if len(runs) == 1 else format_runs(results)]
-    if notes := [f"- {run.name}: {note}." for run in runs for note in run.notes]:
+    notes = [f"- {run.name}: {note}." for run in runs for note in run.notes]
+    if len({run.score_threshold for run in runs}) > 1:
+        notes += [f"- {run.name}: Pd, Fa and masks from score {run.score_threshold:g} on." for run in runs]
+    if notes:
         parts.append("\n".join(notes))
     if resampled is None:
         return "\n\n".join(parts)
@@ -405,6 +426,7 @@ def to_json(dataset_name: str, runs: Sequence[Rescored], resampled: Resampled | 
                 "format": run.predictions.format,
                 "missing_images": run.predictions.missing,
                 "surplus_images": len(run.predictions.surplus),
+                "score_threshold": run.score_threshold,
                 "results": run.results,
             }
             for run in runs

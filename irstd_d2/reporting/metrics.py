@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def rescore_run(
         for name, metrics in logged[1].items():
             if name not in results:
                 results[name], logged_at[name] = metrics, logged[0]
-    return RunOnSet(number, run, Rescored(**{**vars(rescored), "results": results}), logged_at)
+    return RunOnSet(
+        number, run, replace(rescored, results=results, score_threshold=cfg.TEST.SCORE_THRESHOLD), logged_at
+    )
 
 
 @dataclass(frozen=True)
@@ -244,13 +246,8 @@ def resample_runs(runs: Sequence[RunOnSet], cfg: CfgNode, draws: int) -> Resampl
     """Intervals of all runs, by their numbers, and comparison with the first; ``None`` without draws."""
     if not draws:
         return None
-    numbered = [Rescored(**{**vars(run.rescored), "name": str(run.number)}) for run in runs]
-    return resample(
-        numbered,
-        draws=draws,
-        score_threshold=cfg.TEST.SCORE_THRESHOLD,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-    )
+    numbered = [replace(run.rescored, name=str(run.number)) for run in runs]
+    return resample(numbered, draws=draws, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> list[IntervalRow]:

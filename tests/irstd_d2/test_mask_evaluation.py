@@ -133,6 +133,53 @@ def test_images_without_a_mask_count_as_empty(data_set, tmp_path, caplog):
     assert (document["missing_images"], document["surplus_images"]) == (1, 1)
 
 
+def test_masks_below_the_threshold_are_pointed_out(data_set, tmp_path, caplog):
+    folder = write_maps(tmp_path / "unet", data_set, 0)
+    for path in folder.iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 3)
+    (run,) = rescore([folder], NAME, config(tmp_path))
+    assert run.results["mask"]["IoU_best"] == pytest.approx(100)
+    assert "no pixel of any mask is above 0.5, the highest is 0.329" in caplog.text
+
+
+def test_without_targets_only_false_alarms_count(data_set, tmp_path):
+    for record in data_set:
+        record["annotations"] = []
+    for path in (tmp_path / "truth").iterdir():
+        cv2.imwrite(str(path), np.zeros(SHAPE, np.uint8))
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:6, 7:9] = 255
+    (tmp_path / "unet").mkdir()
+    cv2.imwrite(str(tmp_path / "unet" / "i2.png"), mask)
+    (run,) = rescore([tmp_path / "unet"], NAME, config(tmp_path))
+    measured = {name: value for name, value in run.results["mask"].items() if not np.isnan(value)}
+    assert measured == pytest.approx(dict.fromkeys(("Fa", "Fa_area", "Fa_shooting"), 4e6 / (8 * 48 * 64)))
+
+
+def test_each_run_has_its_threshold(data_set, tmp_path):
+    maps = write_maps(tmp_path / "unet", data_set, 0)
+    for path in maps.iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5 * 3)
+    paths = [maps, write_boxes(tmp_path / "fcos.json", data_set), write_boxes(tmp_path / "strict.json", data_set)]
+    runs = rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5, 0.7, 0.8))
+    assert [run.results["pd_fa"]["Pd"] for run in runs] == [100, 100, 0]
+    assert [run.results["mask"]["Pd"] for run in runs] == [100, 100, 0]
+    found = resample(runs, draws=20)
+    assert [found.intervals[run.name]["pd_fa/Pd"].value for run in runs] == [100, 100, 0]
+    assert [found.comparisons[name]["pd_fa/Pd"].difference.value for name in ("fcos", "strict")] == [0, -100]
+    assert "- strict: Pd, Fa and masks from score 0.8 on." in to_markdown(runs)
+    assert to_json(NAME, runs)["runs"]["fcos"]["score_threshold"] == 0.7
+
+
+def test_masks_of_several_sets_lie_in_folders_of_their_names(data_set, tmp_path):
+    for folder in (tmp_path / "unet" / NAME, tmp_path / "run" / "inference" / NAME):
+        folder.parent.mkdir(parents=True)
+        write_maps(folder, data_set, 0)
+    (tmp_path / "run" / "config.yaml").write_text("VERSION: 2\n")
+    runs = rescore([tmp_path / "unet", tmp_path / "run"], NAME, config(tmp_path))
+    assert [(run.name, run.results["mask"]["IoU"]) for run in runs] == [("unet", 100), ("run", 100)]
+
+
 def test_the_evaluator_takes_what_a_detector_gives_and_keeps_counts_alone(data_set, tmp_path):
     cfg = config(tmp_path)
     evaluator = EVALUATOR_REGISTRY.get("mask")(cfg, NAME, None)
@@ -232,3 +279,11 @@ def test_masks_of_the_layout_are_found(data_set, tmp_path):
     assert truth[0].sum() == 0
     assert truth[3].dtype == bool
     assert truth[3].sum() > 0
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    for number, dtype in enumerate((bool, np.uint8, np.uint8, np.uint16, np.float32, np.int64, bool, np.uint8)):
+        np.save(arrays / f"i{number}.npy", truth[number].astype(dtype) * dtype(1 if number % 2 else 255))
+    same = TargetMasks.of(NAME, GroundTruth.from_dataset(NAME), arrays)
+    assert all(np.array_equal(same[i], truth[i]) for i in range(8))
+    with pytest.raises(DatasetError, match="nowhere: folder: holds no masks"):
+        TargetMasks.of(NAME, GroundTruth.from_dataset(NAME), tmp_path / "nowhere")

@@ -264,6 +264,8 @@ def test_masks_are_found_with_and_without_an_ending(tmp_path):
         ([np.array([[False, True]])], [[0, 1]]),
         ([np.array([[[[0, 1]]]], np.int64)], [[0, 1]]),
         ([np.array([[0, 255]], np.int64)], [[0, 1]]),
+        ([np.array([[0, 255]], np.uint16), np.array([[51, 0]], np.uint16)], [[0, 1], [0.2, 0]]),  # 8 bits in 16
+        ([np.array([[2, 1]], np.uint16), np.array([[0, 300]], np.uint16)], [[2 / 65535, 1 / 65535], [0, 300 / 65535]]),
     ],
 )
 def test_maps_are_fractions_of_their_range_or_labels(tmp_path, arrays, expected):
@@ -274,6 +276,78 @@ def test_maps_are_fractions_of_their_range_or_labels(tmp_path, arrays, expected)
     for path, values in zip(paths, expected):
         found = read(path, (1, 2))
         np.testing.assert_allclose(found / (255 if found.dtype == np.uint8 else 1), [values])
+
+
+NUMBERED = np.zeros((9, 9), int)
+NUMBERED[1:4, 1:4], NUMBERED[1:4, 4:6], NUMBERED[6:8, 6:8] = 1, 2, 3  # the first two touch
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_numbers_of_targets_are_one_mask(tmp_path, caplog, dtype):
+    paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    for path, numbers in zip(paths, (NUMBERED, NUMBERED == 2)):
+        np.save(path, numbers.astype(dtype))
+    assert np.array_equal(mask_reader(paths)(paths[0], (9, 9)), 255 * (NUMBERED > 0))
+    assert "integers from 0 to 3 are read as numbers of targets" in caplog.text
+    # Levels around a peak, as of a network that is sure of nothing, are no numbers although they have no gap.
+    np.save(paths[1], np.maximum(6 - abs(np.indices((9, 9)) - 4).sum(0), 0).astype(dtype))
+    assert mask_reader(paths)(paths[1], (9, 9)).max() == 6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_colours_are_targets_where_they_are_flat_and_on_black(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    colours = np.array([[0, 0, 0], [10, 0, 90], [0, 100, 20], [7, 7, 120]], np.uint8)
+    cv2.imwrite(str(path), colours[NUMBERED])
+    assert np.array_equal(mask_reader([path])(path, (9, 9)), 255 * (NUMBERED > 0))
+    levels = np.maximum(250 - 60 * abs(np.indices((9, 9)) - 4).sum(0), 0).astype(np.uint8)
+    cv2.imwrite(str(path), cv2.merge([levels] * 3))  # gray
+    assert np.array_equal(mask_reader([path])(path, (9, 9)), levels)
+    for heat in (cv2.COLORMAP_HOT, cv2.COLORMAP_JET):
+        cv2.imwrite(str(path), cv2.applyColorMap(levels, heat))
+        with pytest.raises(DatasetError, match="a picture in colour"):
+            mask_reader([path])(path, (9, 9))
+
+
+def test_files_that_are_no_predictions_lie_beside_them(tmp_path):
+    for name in ("a", "0042", "c"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((40, 50), np.uint8))
+    (tmp_path / "log.txt").write_text("epoch 1, loss 0.5\n")
+    assert read_any_predictions(tmp_path, make_truth()).format == "masks"
+    folder = yolo(tmp_path)
+    (folder / "labels" / "log.txt").write_text("epoch 1, loss 0.5\n")
+    cv2.imwrite(str(folder / "labels" / "chart.png"), np.zeros((40, 50), np.uint8))
+    found = read_any_predictions(folder, make_truth())
+    assert (found.format, found.surplus) == ("YOLO text", ("log",))
+    (folder / "labels" / "log.txt").unlink()
+    check(read_any_predictions(folder, make_truth()), 1e-6)
+
+
+def test_numbers_that_count_images_are_not_taken_for_names(tmp_path):
+    """42 is also written for 0042; beside numbers of no image it is more likely the 42nd."""
+    path = tmp_path / "results.json"
+    rows = [{"image_id": n, "category_id": 7, "bbox": [1, 1, 2, 2], "score": 0.5} for n in (41, 42)]
+    path.write_text(json.dumps(rows[1:]))
+    assert list(read_any_predictions(path, make_truth()).boxes) == [12]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DatasetError, match=r"image 41 is not in .*, although 42 might be 12.*file_name"):
+        read_any_predictions(path, make_truth())
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_columns_are_parted_by_other_signs(tmp_path, delimiter):
+    path = own_csv(tmp_path)
+    path.write_text(path.read_text().replace(",", delimiter))
+    check(read_any_predictions(path, make_truth()), 1e-9)
+
+
+def test_the_column_category_id_holds_the_sets_own(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("file,xmin,ymin,xmax,ymax,score,category_id\na.png,1,1,2,2,0.5,3\n")
+    assert read_any_predictions(path, make_truth()).boxes[11][2].tolist() == [1]
+    path.write_text(path.read_text().replace(",3\n", ",1\n"))
+    with pytest.raises(DatasetError, match="category 1 is none of the data set's"):
+        read_any_predictions(path, make_truth())
 
 
 @pytest.mark.parametrize(

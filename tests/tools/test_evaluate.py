@@ -191,6 +191,8 @@ def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert message in printed
         assert printed.count("\n") == 1
+    assert tool.main([*runs, "--dataset", NAME, "--score-thresh", "0.1", "0.2", "0.3"]) == 2
+    assert "--score-thresh: give one for all PREDICTIONS and --weights, or one for each" in capsys.readouterr().err
     for arguments in ([runs[0], "--dataset", NAME, "--compare"], [runs[0], "--dataset", NAME, "--bootstrap", "-1"]):
         assert tool.main(arguments) == 2
         assert capsys.readouterr().err.startswith(f"error: {arguments[3]}")
