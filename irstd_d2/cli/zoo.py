@@ -3,6 +3,7 @@
 irstd zoo                                     list them
 irstd zoo show fcos_general                   what one was trained on, its license and results
 irstd zoo add output/mine --name mine --license 'CC BY 4.0 (data: ...)'     make one from a finished training
+irstd zoo cards --runs-dir evaluation --dataset mine_val other_val     write its results, after irstd evaluate --weights
 """
 
 from __future__ import annotations
@@ -28,8 +29,17 @@ def get_parser() -> argparse.ArgumentParser:
     add.add_argument("--description", default="", help="one line")
     add.add_argument("--data", nargs="+", default=(), help="data as readers know it; default: DATASETS.TRAIN")
     add.add_argument("--commit", default="", help="of the project that trained it; default: this clone's")
+    add.add_argument("--command", default="", help="arguments of the training, for the card")
+    add.add_argument("--processor-minutes", type=float, default=0.0, help="that it took, of one processor")
     add_score_thresh(add, "default of the model; default: that of one false alarm per image on the validation set")
     add.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration that differs: KEY VALUE ...")
+    cards = actions.add_parser(
+        "cards", help="write the cards with results, and default thresholds, of saved detections"
+    )
+    cards.add_argument("--runs-dir", type=Path, required=True, metavar="FOLDER", help="of irstd evaluate --weights")
+    cards.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="registered data sets")
+    cards.add_argument("--config-file", metavar="FILE", help="registers the sets of its DATASETS.OWN")
+    cards.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="intervals from N draws (%(default)s)")
     return parser
 
 
@@ -48,10 +58,22 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             data=args.data,
             score_thresh=args.score_thresh,
+            command=args.command,
+            processor_minutes=args.processor_minutes,
             opts=args.opts,
         )
         for path in (entry.weights_file, entry.config_file, entry.card):
             print(f"Wrote {path}: {path.stat().st_size / 1e6:.2f} MB")
+        return 0
+    if args.action == "cards":
+        from ..config import get_config
+        from ..data.datasets import check_registered
+        from ..model_zoo.cards import write_cards
+
+        get_config(args.config_file and model_zoo.find_config(args.config_file))
+        check_registered("--dataset", args.dataset)
+        for path in write_cards(args.runs_dir, args.dataset, draws=args.bootstrap):
+            print(f"Wrote {path}")
         return 0
     if args.action == "show":
         print(model_zoo.entry(args.name).card.read_text(encoding="utf-8"), end="")

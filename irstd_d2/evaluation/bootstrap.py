@@ -178,7 +178,7 @@ def _interpolated_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray
 
 
 def _best_f1(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
-    last = np.flatnonzero(np.append(np.diff(outcome.scores) != 0, True)[: len(outcome.scores)])
+    last = last_of_each_score(outcome.scores)
     result = np.full(len(weights), np.nan)
     for draw, weight in enumerate(weights):
         num_targets = weight @ outcome.targets
@@ -187,6 +187,26 @@ def _best_f1(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
             found = np.cumsum(repeat * outcome.true)[last]
             kept = np.cumsum(repeat * (outcome.true | outcome.false))[last]
             result[draw] = (2 * found / (kept + num_targets)).max(initial=0)
+    return result
+
+
+def last_of_each_score(scores: np.ndarray) -> np.ndarray:
+    """Indices of the operating points: equal scores, which descend, fall under the same threshold."""
+    return np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
+
+
+def _pd_at_false_alarms(outcome: Outcome, weights: np.ndarray, rate: float) -> np.ndarray:
+    """The highest Pd without more than ``rate`` false alarms per image."""
+    last = last_of_each_score(outcome.scores)
+    result = np.full(len(weights), np.nan)
+    for draw, weight in enumerate(weights):
+        num_targets = weight @ outcome.targets
+        if num_targets:
+            repeat = weight[outcome.image]
+            false = np.cumsum(repeat * outcome.false)[last]
+            allowed = int(np.searchsorted(false, rate * weight.sum() + 1e-9, side="right"))
+            found = np.cumsum(repeat * outcome.true)[last[:allowed]]
+            result[draw] = found[-1] / num_targets if allowed else 0.0
     return result
 
 
@@ -231,6 +251,7 @@ def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -
         "pd_fa/Pd": ResampledMetric(kept, _detection_probability),
         "pd_fa/Fa": ResampledMetric(kept, _false_alarm_rate),
         "pd_fa/F1": ResampledMetric(_together, _best_f1),
+        "pd_fa/Pd@FAPI1": ResampledMetric(_together, partial(_pd_at_false_alarms, rate=1.0)),
     }
 
 

@@ -382,7 +382,7 @@ def errors_to_markdown(runs: Sequence[Rescored]) -> str:
 
 
 # What a matrix of models and data sets shows unless told otherwise.
-MATRIX_METRICS = ("voc_exact/AP50_area", "pd_fa/F1", "pd_fa/Pd@FAPI1", "mask/IoU")
+MATRIX_METRICS = ("voc_exact/AP50_area", "centre/AP@3px", "pd_fa/F1", "pd_fa/Pd@FAPI1", "mask/IoU")
 
 
 def matrix_to_markdown(

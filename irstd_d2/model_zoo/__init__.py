@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DatasetError
 
@@ -42,7 +42,12 @@ class Entry:
         license: of the weights, with that of the data.
         commit: of the project that trained it.
         score_thresh: below which detections are left out by default.
-        metrics: of its validation set, in percent where a metric is a share.
+        metrics: the main ones, as ``SET/EVALUATOR/METRIC``, in percent.
+        test: data sets that the training was validated on.
+        command: arguments of the training.
+        processor_minutes: that the training took, of one processor; 0 unknown.
+        notes: data set -> what a reader of results on it must know, e.g. images that the training has seen.
+        fails: what it fails on, as somebody has seen it who looked.
     """
 
     name: str
@@ -54,6 +59,11 @@ class Entry:
     commit: str = ""
     score_thresh: float = 0.3
     metrics: dict[str, float] = field(default_factory=dict)
+    test: tuple[str, ...] = ()
+    command: str = ""
+    processor_minutes: float = 0.0
+    notes: dict[str, str] = field(default_factory=dict)
+    fails: str = ""
 
     @property
     def config_file(self) -> Path:
@@ -72,10 +82,12 @@ def read_index() -> dict[str, Entry]:
     """All entries by name."""
     path = FOLDER / "index.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {
-        name: Entry(name, **{**row, "requires": tuple(row["requires"]), "data": tuple(row["data"])})
-        for name, row in sorted(rows.items())
-    }
+    return {name: _entry(name, row) for name, row in sorted(rows.items())}
+
+
+def _entry(name: str, row: dict[str, Any]) -> Entry:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Entry(name, **fields)
 
 
 def names() -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,18 @@ from ..config import add_irstd_config, get_config
 from ..data.classes import ClassTable, check_num_classes
 from ..data.datasets import configured_classes
 from ..errors import ConfigError, DatasetError
+from ..evaluation.results import format_number, format_table
 from ..files import write_atomically
 from ..systems import registered_systems
 from . import Entry
+from .cards import facts as card_facts
+from .cards import write_index
 
 logger = logging.getLogger(__name__)
 
 # The wheel stays small: what is larger does not belong in it.
 MAX_BYTES = 6_000_000
 CHECKPOINTS = ("model_best.pth", "model_final.pth")
-_CARD = """\
-# {name}
-
-{description}
-
-| | |
-|---|---|
-| architecture | {architecture} |
-| trained on | {data} |
-| iterations | {iteration} |
-| commit | {commit} |
-| license | {license} |
-| classes | {classes} |
-| weights | {size:.1f} MB, half precision, sha256 {sha256} |
-| score threshold | {score_thresh} |
-
-    irstd detect IMAGES --weights {name} --output detections
-
-## Results on {test}
-
-{metrics}
-"""
 
 
 def add_run(
@@ -64,6 +44,8 @@ def add_run(
     weights: Path | None = None,
     data: Sequence[str] = (),
     score_thresh: float | None = None,
+    command: str = "",
+    processor_minutes: float = 0.0,
     opts: Sequence[str] = (),
 ) -> Entry:
     """Make or replace an entry.
@@ -77,7 +59,9 @@ def add_run(
         weights: its checkpoint; by default the best, else the last.
         data: names of the data as a reader knows them; by default ``DATASETS.TRAIN``.
         score_thresh: default of the commands; ``None``: that of one false alarm per image, else of the best F1, on the
-            validation set.
+            validation set (of several, the highest); :func:`.cards.write_cards` chooses it anew.
+        command: arguments of the training, for the card.
+        processor_minutes: that it took, of one processor.
         opts: keys and values of the configuration that differ from the training's, e.g. ``INPUT.HIGH_BIT_DEPTH auto``.
 
     Raises:
@@ -135,14 +119,17 @@ def add_run(
         tuple(data or cfg.DATASETS.TRAIN),
         license,
         commit,
-        default_threshold(metrics) if score_thresh is None else score_thresh,
-        metrics,
+        default_threshold(metrics, cfg.DATASETS.TEST) if score_thresh is None else score_thresh,
+        headlines(metrics),
+        tuple(cfg.DATASETS.TEST),
+        command,
+        processor_minutes,
     )
     _write(entry.config_file, plain.dump())
-    _write(entry.card, _card(entry, cfg, classes, facts, len(packed)))
-    rows = {known.name: known for known in [*model_zoo.read_index().values(), entry]}
-    index = {key: {k: v for k, v in asdict(row).items() if k != "name"} for key, row in sorted(rows.items())}
-    _write(model_zoo.FOLDER / "index.json", json.dumps(index, indent=1, allow_nan=False) + "\n")
+    rows = [[key, format_number(value, decimals=1)] for key, value in sorted(entry.metrics.items())]
+    results = f"\n## Validation of its training\n\n{format_table(rows, ['metric', 'value'])}\n"
+    _write(entry.card, card_facts(entry, cfg) + results)  # write_cards replaces it
+    write_index([*model_zoo.read_index().values(), entry])
     return entry
 
 
@@ -200,11 +187,17 @@ def _is_metric(key: str) -> bool:
     return any(part in _EVALUATORS for part in key.split("/")[:2])
 
 
-def default_threshold(metrics: dict[str, float]) -> float:
-    """The score of one false alarm per image, else that of the best F1."""
+def headlines(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the parts that metrics are broken down into: ``EVALUATOR/METRIC`` or ``SET/EVALUATOR/METRIC``."""
+    return {key: value for key, value in metrics.items() if key.rpartition("/")[0].rpartition("/")[2] in _EVALUATORS}
+
+
+def default_threshold(metrics: dict[str, float], data_sets: Sequence[str] = ()) -> float:
+    """The score of one false alarm per image, else that of the best F1; of several data sets the highest."""
     for key in ("pd_fa/threshold@FAPI1", "pd_fa/F1_threshold"):
-        if 0 < metrics.get(key, 0) < 1:
-            return round(metrics[key], 3)
+        values = [metrics.get(name, 0) for name in (key, *(f"{data_set}/{key}" for data_set in data_sets))]
+        if known := [value for value in values if 0 < value < 1]:
+            return round(max(known), 3)
     return 0.3
 
 
@@ -228,22 +221,3 @@ def _input_of(cfg: CfgNode) -> dict[str, Any]:
     keys = ("FORMAT", "HIGH_BIT_DEPTH", "RESIZE_MODE", "FIXED_SIZE", "MIN_SIZE_TEST", "MAX_SIZE_TEST", "SCALE")
     found = {key.lower(): cfg.INPUT[key] for key in keys if key in cfg.INPUT}
     return json.loads(json.dumps(found | {"mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}))
-
-
-def _card(entry: Entry, cfg: CfgNode, classes: ClassTable, facts: dict[str, Any], size: int) -> str:
-    rows = "\n".join(f"| {key} | {value:g} |" for key, value in sorted(entry.metrics.items()))
-    return _CARD.format(
-        name=entry.name,
-        description=entry.description or "(describe it here)",
-        architecture=cfg.MODEL.META_ARCHITECTURE,
-        data=", ".join(entry.data),
-        iteration=facts["iteration"],
-        commit=entry.commit,
-        license=entry.license,
-        classes=", ".join(classes.names),
-        size=size / 1e6,
-        sha256=entry.sha256,
-        score_thresh=entry.score_thresh,
-        test=", ".join(cfg.DATASETS.TEST),
-        metrics=f"| metric | value |\n|---|---|\n{rows}",
-    )

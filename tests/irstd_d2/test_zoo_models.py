@@ -84,7 +84,7 @@ def test_an_entry_has_all_that_its_model_needs(two_classes, zoo, capsys):
     assert main(["zoo"]) == 0
     assert "drones " in capsys.readouterr().out
     assert main(["zoo", "show", "drones"]) == 0
-    assert "| bbox/AP50 | 70 |" in capsys.readouterr().out
+    assert "bbox/AP50             | 70.0" in capsys.readouterr().out
 
 
 def test_a_name_is_enough_to_detect(two_classes):
