@@ -264,9 +264,10 @@ def compare_training(comparison: Comparison, manifest: Manifest, reference: Refe
         tensor, scores = found.proposal_boxes.tensor, found.objectness_logits
         comparison.detections("training: proposals", tensor, scores, reference, f"train_proposals{i}")
         for kind, index in zip(("pos", "neg"), chosen):
-            _same_indices(comparison, "training: sampled boxes", index, reference, f"rcnn_img{i}_{kind}_inds")
+            name = f"rcnn_img{i}_{kind}_inds"
+            comparison.same("training: sampled boxes", index, reference, name, any_order=True)
         counts = torch.tensor([len(index) for index in chosen])
-        _same_counts(comparison, "training: sampled boxes", counts, reference, f"rcnn_img{i}_num_pos_neg")
+        comparison.same("training: sampled boxes", counts, reference, f"rcnn_img{i}_num_pos_neg")
     losses = {**losses, **box_losses}
     for ours, theirs in LOSSES.items():
         expected = sum(float(reference[f"loss.{name}"]) for name in theirs)
@@ -316,28 +317,16 @@ def _compare_anchors(
         for assigner, output in zip(generator.assigners, outputs)
     )
     chosen = generator.assigners[1].select_for_loss(overlaps)
-    for i in range(len(regions)):
-        positive = torch.nonzero(regions[i] >= 0)[:, 0]
-        _same_indices(comparison, "training: anchors, stage 1", positive, reference, f"rpn0_img{i}_pos_inds")
-        counts = torch.stack([(regions[i] >= 0).sum(), (regions[i] == NEGATIVE).sum()])
-        _same_counts(comparison, "training: anchors, stage 1", counts, reference, f"rpn0_img{i}_num_pos_neg")
-        for kind, mask in zip(("pos", "neg"), chosen):
-            index = torch.nonzero(mask[i])[:, 0]
-            _same_indices(comparison, "training: anchors, stage 2", index, reference, f"rpn1_img{i}_{kind}_inds")
-        counts = torch.stack([chosen.positive[i].sum(), chosen.negative[i].sum()])
-        _same_counts(comparison, "training: anchors, stage 2", counts, reference, f"rpn1_img{i}_num_pos_neg")
-
-
-def _same_indices(comparison: Comparison, what: str, index: Tensor, reference: Reference, name: str) -> None:
-    comparison.compared.add((reference.name, name))
-    expected = reference[name].copy()
-    expected.sort()
-    comparison.same(what, index, expected, name)
-
-
-def _same_counts(comparison: Comparison, what: str, counts: Tensor, reference: Reference, name: str) -> None:
-    comparison.compared.add((reference.name, name))
-    comparison.same(what, counts, reference[name], name)
+    first = {"pos": regions >= 0, "neg": regions == NEGATIVE}
+    second = {"pos": chosen.positive, "neg": chosen.negative}
+    for stage, masks in enumerate((first, second)):
+        what = f"training: anchors, stage {stage + 1}"
+        for i in range(len(regions)):
+            for kind in ("pos",) if stage == 0 else ("pos", "neg"):
+                index = torch.nonzero(masks[kind][i])[:, 0]
+                comparison.same(what, index, reference, f"rpn{stage}_img{i}_{kind}_inds", any_order=True)
+            counts = torch.stack([mask[i].sum() for mask in masks.values()])
+            comparison.same(what, counts, reference, f"rpn{stage}_img{i}_num_pos_neg")
 
 
 class GivenFeatures(Backbone):

@@ -58,9 +58,8 @@ class ImagingMetadata:
     def from_dict(cls, values: Mapping[str, object] | None) -> ImagingMetadata:
         """Read the ``metadata`` entry of a data set dictionary; missing keys and ``None`` are unknown.
 
-        Args:
-            values: any of the keys ``platform``, ``band``, ``width``, ``height``; others are further fields. Words such
-                as "Unknown" and the empty string count as missing.
+        Keys beside ``platform``, ``band``, ``width`` and ``height`` are further fields. Words such as "Unknown" and the
+        empty string count as missing.
 
         Raises:
             ValueError: for a name that is not a string, or a size that is not a positive number.
@@ -342,12 +341,12 @@ def collate_metadata(
     device: torch.device | str | None = None,
     files: Sequence[str] | None = None,
 ) -> MetadataBatch:
-    """Turn the metadata of a list of images into one batch of tensors.
+    """Turn the metadata of a list of images into one batch of tensors, on ``device`` with one copy each.
 
     Args:
-        metadata: one entry per image: the ``metadata`` dictionary of the image, or ``None`` if nothing is known.
+        metadata: per image its ``metadata`` dictionary, or ``None`` if nothing is known.
         vocabulary: gives the positions of platform and band; a foreign name is unknown.
-        device: where the tensors are put, with one copy each.
+        device: of the tensors.
         files: what the images are called in messages.
 
     Raises:
@@ -369,16 +368,3 @@ def collate_metadata(
         extra=torch.tensor(extra, dtype=torch.float32).reshape(len(images), len(vocabulary.extra_sizes)),
     )
     return batch if device is None else batch.to(device)
-
-
-__all__ = [
-    "FIELDS",
-    "UNKNOWN_INDEX",
-    "ImagingMetadata",
-    "MetadataBatch",
-    "MetadataVocabulary",
-    "NumericField",
-    "Vocabulary",
-    "collate_metadata",
-    "remark_on_metadata",
-]

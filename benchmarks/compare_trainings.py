@@ -137,7 +137,7 @@ def outcomes_of(folders: Sequence[Path], dataset: str, metric: ResampledMetric) 
     truth = GroundTruth.from_dataset(dataset)
     found = []
     for folder in folders:
-        collector = DetectionCollector(truth, distributed=False)
+        collector = DetectionCollector(truth)
         add_predictions_file(collector, find_predictions(folder, dataset))
         found.append(metric.judge(collector.detections(), truth.targets, truth.pixels, len(truth.class_names)))
     return found

@@ -58,7 +58,7 @@ def main() -> None:
         "whole": Predictor(cfg),
         f"tiles of {args.tile}, overlap {args.overlap}": Predictor(cfg, tile=args.tile, overlap=args.overlap),
     }
-    evaluators = {way: VOCDetectionEvaluator(truth, distributed=False) for way in ways}
+    evaluators = {way: VOCDetectionEvaluator(truth) for way in ways}
     total, changes = 0, []
     for sample in tqdm(dicts):
         found = {way: predictor(sample["file_name"], sample["metadata"]) for way, predictor in ways.items()}

@@ -27,9 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from irstd_d2.data import datasets_root
+from irstd_d2.data.faults import refuse_or_skip
 from irstd_d2.data.layout_writer import wideirstd_files, write_files, write_split_files
 from irstd_d2.data.sidecar import SidecarEntry, read_sidecar
-from irstd_d2.data.splits import load_split
+from irstd_d2.data.splits import read_split
 from irstd_d2.data.target_masks import component_boxes, read_target_labels
 from irstd_d2.data.voc_xml import VocObject, VocRecord
 from irstd_d2.errors import DatasetError
@@ -102,7 +103,11 @@ def write_set(nudt: Path, sirstv2: Path, icpr: Path, folder: Path) -> dict[str, 
     """Write the set below ``folder``; return numbers of images and targets by split."""
     table, faults = read_sidecar(icpr / "statistics.txt")
     areas = read_areas(icpr / "statistics.txt")
-    members = {split: set(load_split(icpr / file)) for split, file in (("train", "train.txt"), ("val", "test.txt"))}
+    members: dict[str, set[str]] = {}
+    for split, file in (("train", "train.txt"), ("val", "test.txt")):
+        names, line_faults = read_split(icpr / file)
+        refuse_or_skip(line_faults, False, str(icpr / file))
+        members[split] = set(names)
     found: dict[str, list[str]] = {split: [] for split in members}
     targets = dict.fromkeys(members, 0)
     for name, image_file, mask_file in tqdm(list(match_ids(nudt, sirstv2)), unit="image"):

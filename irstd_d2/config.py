@@ -209,6 +209,3 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
         cfg.merge_from_list(list(opts))
     register_own_sets(cfg.DATASETS.OWN)
     return cfg
-
-
-__all__ = ["add_irstd_config", "get_config"]

@@ -22,12 +22,9 @@ def is_leftover(name: str) -> bool:
 def list_files(
     folder: str | PathLike, suffixes: Collection[str] | None = None, *, recursive: bool = False
 ) -> list[Path]:
-    """List the files of a folder, sorted, without those that :func:`is_leftover` names.
+    """List the files of a folder, sorted, without those that :func:`is_leftover` names; no folder holds none.
 
-    Args:
-        folder: the folder; one that does not exist holds none.
-        suffixes: of the files to list, in lower case with the dot; ``None`` takes all.
-        recursive: also list the folders below it, but no symbolic links to folders.
+    ``suffixes`` are lower case with the dot, ``None`` takes all; ``recursive`` follows no symbolic links to folders.
     """
     found = []
     for parent, folders, names in os.walk(fspath(folder)):
@@ -36,7 +33,9 @@ def list_files(
     return sorted(path for path in found if suffixes is None or path.suffix.lower() in suffixes)
 
 
-def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object], *, flush: bool = True) -> None:
+def write_atomically(
+    path: str | PathLike, content: bytes | str | Callable[[IO[bytes]], object], *, flush: bool = True
+) -> None:
     """Write a file so that a reader, or a run after a crash, finds the old or the new one, never a part of it.
 
     Missing folders are made. What an interrupted write leaves behind is one hidden file beside the target, which the
@@ -44,7 +43,7 @@ def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object],
 
     Args:
         path: the file.
-        write: called with the open binary file.
+        content: of the file, text as UTF-8; or what writes it, called with the open binary file.
         flush: wait until the disk has it, so that it also survives a power failure. Off for thousands of small files
             that can be made again.
 
@@ -56,7 +55,10 @@ def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object],
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            write(file)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -73,11 +75,8 @@ def write_atomically(path: str | PathLike, write: Callable[[IO[bytes]], object],
 def staged_folder(path: str | PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to write into that becomes ``path`` at the end, and only when the block ends without an error.
 
-    A killed process leaves one hidden folder beside ``path``, which the next call replaces.
-
-    Args:
-        path: the folder to make.
-        overwrite: replace it, with all that it holds, where it exists already.
+    A killed process leaves one hidden folder beside ``path``, which the next call replaces. ``overwrite`` replaces a
+    folder that exists already, with all that it holds.
 
     Raises:
         FileExistsError: ``path`` holds something and ``overwrite`` is off.

@@ -22,12 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def claim_folder(
-    folder: str | PathLike,
-    name: str,
-    wanted: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    kind: str,
+    folder: str | PathLike, name: str, wanted: Mapping[str, Any], *, overwrite: bool = False, kind: str
 ) -> None:
     """Make sure that a folder is empty or holds a part of the same set, and leave the manifest there.
 
@@ -61,8 +56,7 @@ def claim_folder(
         shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.old")))
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise DatasetError(folder, name, f"missing: these files are not a {kind}", "choose another folder")
-    data = (json.dumps(parameters, indent=1) + "\n").encode()
-    write_atomically(manifest, lambda file: file.write(data))
+    write_atomically(manifest, json.dumps(parameters, indent=1) + "\n")
 
 
 def _read(path: Path, kind: str) -> dict[str, Any]:

@@ -11,14 +11,9 @@ from tqdm import tqdm
 
 
 def for_each(work: Callable[[Any], object], items: Sequence[Any], *, workers: int, title: str, progress: bool) -> None:
-    """Call ``work`` with every item.
+    """Call ``work`` with every item, in this process or in ``workers`` others; then work and items can be pickled.
 
-    Args:
-        work: can be pickled where there are several workers; what it returns is dropped.
-        items: can be pickled likewise.
-        workers: processes; at most 1 stays in this one.
-        title: of the progress bar.
-        progress: show it.
+    What it returns is dropped; ``title`` is of the progress bar.
 
     Raises:
         Exception: the first that ``work`` raises; items that wait are then not begun.

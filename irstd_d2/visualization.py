@@ -9,6 +9,7 @@ from os import PathLike
 import cv2
 import numpy as np
 
+from .data.layout_writer import png_bytes
 from .files import write_atomically
 
 TARGET_COLOUR = (80, 220, 80)  # RGB
@@ -52,15 +53,12 @@ def draw_brackets(
     gap: int = 2,
     thickness: int = 1,
 ) -> None:
-    """Mark a box by its corners, ``gap`` canvas pixels outside of it, in place.
+    """Mark a box by its corners, in place, ``gap`` canvas pixels outside of it, growing outwards to ``thickness``.
 
     Args:
         canvas: (H * zoom, W * zoom, 3) uint8.
-        box: x1 y1 x2 y2 in pixels of the image.
+        box: x1 y1 x2 y2 in pixels of the image, of which each takes ``zoom`` canvas pixels.
         colour: RGB.
-        zoom: canvas pixels per pixel of the image.
-        gap: canvas pixels between box and mark.
-        thickness: of the mark in canvas pixels; it grows outwards.
     """
     for extra in range(thickness):
         x1, y1 = np.round(np.asarray(box[:2]) * zoom).astype(int) - gap - 1 - extra
@@ -198,13 +196,8 @@ def write_scores(
 ) -> None:
     """Write scores below or above their boxes, in place, best first; a score without a free place is left out.
 
-    Args:
-        canvas: (h * zoom, w * zoom, 3) uint8, an enlarged part of the image.
-        boxes: (D, 4) x1 y1 x2 y2 in pixels of the image.
-        scores: (D,), best first.
-        corner: x y of the part in the image.
-        zoom: canvas pixels per pixel of the image.
-        targets: (G, 4) boxes that no score may cover, as no score covers another or a detection.
+    ``canvas`` (h * zoom, w * zoom, 3) uint8 is the part at ``corner`` (x, y) of the image, enlarged. No score covers
+    another, a detection (D, 4) or one of ``targets`` (G, 4), in pixels of the image.
     """
     (text_width, text_height), _ = cv2.getTextSize("0.00", _FONT, _FONT_SCALE, 1)
     on_canvas = (boxes - np.tile(corner, 2)) * zoom
@@ -253,7 +246,4 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarra
 
 def write_picture(path: str | PathLike, picture: np.ndarray) -> None:
     """Write an RGB picture as PNG, whatever characters the path has."""
-    done, data = cv2.imencode(".png", picture[..., ::-1])
-    if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {picture.shape}")
-    write_atomically(path, lambda file: file.write(data.tobytes()))
+    write_atomically(path, png_bytes(picture[..., ::-1]))

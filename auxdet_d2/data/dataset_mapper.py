@@ -19,16 +19,14 @@ _FIELDS: tuple[tuple[str, ...], ...] = (("platform",), ("band",), ("width", "hei
 
 @MAPPER_REGISTRY.register()
 class MetadataDatasetMapper(IRSTDDatasetMapper):
-    """``IRSTDDatasetMapper`` with metadata dropout.
+    """``IRSTDDatasetMapper`` with metadata dropout in training.
 
     The sample's ``metadata`` is that of the ORIGINAL image, whatever the augmentations do.
 
     Args:
-        is_train: metadata is dropped in training only.
-        metadata_dropout: probability with which a field (platform, band, size) of an image becomes unknown, each
-            field for itself.
+        metadata_dropout: probability with which a field (platform, band, size, and each of the names ``extra_fields``)
+            of an image becomes unknown, each for itself.
         metadata_dropout_all: probability with which an image has no metadata at all.
-        extra_fields: names of further fields, each dropped for itself.
         kwargs: as for ``IRSTDDatasetMapper``.
     """
 

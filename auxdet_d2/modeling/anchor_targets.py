@@ -37,15 +37,9 @@ def _with_area(boxes: Tensor) -> Tensor:
 
 
 def target_levels(boxes: Tensor, num_levels: int, smallest_anchor: float) -> Tensor:
-    """Level of every target: floor(log2(sqrt(area) / smallest anchor) + 0.5), clamped.
+    """Level of every target: floor(log2(sqrt(area) / smallest anchor) + 0.5), clamped: (..., 4) -> (...,) int64.
 
-    Args:
-        boxes: (..., 4) in pixels.
-        num_levels: number of levels.
-        smallest_anchor: edge of the finest level's anchor in pixels.
-
-    Returns:
-        (...,) int64
+    ``smallest_anchor`` is the edge of the finest level's anchor; all in pixels.
     """
     scale = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
     level = (torch.log2(scale) - math.log2(smallest_anchor) + 0.5).floor()
@@ -53,13 +47,9 @@ def target_levels(boxes: Tensor, num_levels: int, smallest_anchor: float) -> Ten
 
 
 def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, int]) -> Tensor:
-    """The central part of boxes on a feature grid, rounded to cells and clamped to the grid.
+    """The central part of boxes on a feature grid, rounded to cells and clamped to its ``size`` (height, width).
 
-    Args:
-        boxes: (..., 4) in pixels.
-        ratio: share of width and height that is kept.
-        stride: of the grid.
-        size: (height, width) of the grid in cells.
+    ``ratio`` is the share of width and height that is kept.
 
     Returns:
         (..., 4) x1 y1 x2 y2 in cells, both ends included.
@@ -73,18 +63,12 @@ def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, 
 
 
 class _Runs(NamedTuple):
-    """Runs of cells, each within one row of one image.
+    """Runs of cells, each within one row of one image."""
 
-    Attributes:
-        row: index of the row among all rows of all images (N * H).
-        start, end: first and last column, both included.
-        codes: 0 where a run does not exist.
-    """
-
-    row: Tensor
-    start: Tensor
+    row: Tensor  # among all rows of all images (N * H)
+    start: Tensor  # first and last column, both included
     end: Tensor
-    codes: Tensor
+    codes: Tensor  # 0 where a run does not exist
 
 
 def highest_covering(regions: Tensor, codes: Tensor, size: tuple[int, int], compact: bool) -> Tensor:
@@ -161,8 +145,7 @@ def assign_by_region(
     whatever else holds there.
 
     Args:
-        sizes: per level (H, W).
-        strides: per level, finest first.
+        sizes, strides: (H, W) and stride per level, finest first.
         boxes: (N, M, 4) in pixels.
         anchor_scale: edge of an anchor in strides.
         center_ratio, ignore_ratio: share of a target's width and height, the first at most the second.
@@ -204,10 +187,8 @@ def assign_by_iou(
     """Assign each anchor to the target it overlaps most, and each target's best anchors to it.
 
     Args:
-        anchors: (N, A, 4)
-        boxes: (N, M, 4)
-        positive_iou: at least this is positive.
-        negative_iou: below this is negative, between the two is ignored.
+        anchors, boxes: (N, A, 4) and (N, M, 4).
+        positive_iou, negative_iou: at least the first is positive, below the second negative, between the two ignored.
         low_quality_iou: the best anchors of a target are its own from this overlap on; of several targets with the
             same best anchor the last has it.
         similarity: what takes the place of IoU, of (N, M, 4) boxes and (N, A, 4) anchors: (N, M, A), 0 or above.
@@ -236,12 +217,9 @@ def assign_by_iou(
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """One square anchor per cell of every level, centred at (column * stride, row * stride).
+    """One square anchor per cell of every level, centred at (column * stride, row * stride), ``scale`` strides wide.
 
-    Attributes:
-        sizes: per level (H, W).
-        strides: per level, finest first.
-        scale: edge of an anchor in strides.
+    ``sizes`` (H, W) and ``strides`` are per level, finest first.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -265,12 +243,7 @@ def grid_anchors(size: tuple[int, int], stride: int, edge: float, device: torch.
 
 
 class Selection(NamedTuple):
-    """Which anchors enter a loss.
-
-    Attributes:
-        positive, negative: (N, A) bool.
-        divisor: () of the loss.
-    """
+    """Which anchors enter a loss, (N, A) bool each, and its divisor, ()."""
 
     positive: Tensor
     negative: Tensor
@@ -279,11 +252,9 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionAssigner:
-    """Anchors in the central part of a target learn it, all of them; the loss is divided by their number.
+    """Anchors in the central part of a target learn it, all of them; see ``assign_by_region``.
 
-    Args:
-        center_ratio, ignore_ratio: share of a target's width and height; see ``assign_by_region``.
-        loss_divisor: the loss is divided by the number of anchors / this.
+    The loss is divided by the number of anchors / ``loss_divisor``.
 
     Raises:
         ConfigError: for a center that is larger than the ignored part.
@@ -313,13 +284,10 @@ class RegionAssigner:
 
 @dataclass(frozen=True)
 class OverlapAssigner:
-    """Anchors that overlap a target enough learn it; some are drawn at random, and the loss is divided by their number.
+    """Anchors that overlap a target enough learn it (``assign_by_iou``), of which some are drawn.
 
-    Args:
-        positive_iou, negative_iou, low_quality_iou: see ``assign_by_iou``.
-        batch_size: anchors drawn per image.
-        positive_fraction: upper share of positives among them.
-        similarity: in place of IoU, of (N, M, 4) boxes and (N, A, 4) anchors: (N, M, A).
+    ``batch_size`` are drawn at random per image, at most a share ``positive_fraction`` of them positives, and the loss
+    is divided by their number.
     """
 
     positive_iou: float = 0.7
@@ -348,15 +316,9 @@ class OverlapAssigner:
 
 
 def sample(positive: Tensor, negative: Tensor, batch_size: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at random from the positives and fill up with negatives, per image.
+    """Draw at random from the positives and fill up with negatives, per image: (N, A) bool each, as the result.
 
-    Args:
-        positive, negative: (N, A) bool.
-        batch_size: drawn per image, if there are enough.
-        positive_fraction: upper share of positives.
-
-    Returns:
-        (N, A) bool each.
+    ``batch_size`` are drawn per image, if there are enough, of them at most a share ``positive_fraction`` of positives.
     """
     order = torch.rand(positive.shape, device=positive.device).argsort(1)
     back = order.argsort(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling import SelectiveFPN, build_irstd_resnet_backbone
-from irstd_d2.modeling.fpn import build_bottom_up, build_top_block
+from irstd_d2.modeling.fpn import build_bottom_up, build_top_block, fpn_arguments
 
 from ..metadata import MetadataBatch, MetadataVocabulary
 from .leem import LEEM, ResidualGate
@@ -152,14 +152,9 @@ class FeatureRefinement(nn.Module):
         return dict(zip(self.conditioned_stages, self.encoder(metadata, hints)))
 
     def forward(self, features: Mapping[str, Tensor], metadata: MetadataBatch) -> dict[str, Tensor]:
-        """Refine the chosen stages and pass the others on.
+        """Refine the chosen stages and pass the others on, finest first, shapes unchanged.
 
-        Args:
-            features: stage -> (N, C, H, W), every stage of ``input_shape``.
-            metadata: of the N images.
-
-        Returns:
-            The stages of ``input_shape``, finest first, shapes unchanged.
+        ``features`` holds every stage of ``input_shape``, (N, C, H, W).
         """
         aux = self.encode(features, metadata)
         refined = {}
@@ -197,14 +192,9 @@ class MetadataConditionedBackbone(Backbone):
     """A backbone whose forward pass takes the metadata of its images; subclasses write ``forward_conditioned``."""
 
     def forward(self, x: Tensor, metadata: MetadataBatch | None = None) -> dict[str, Tensor]:
-        """Compute the feature maps of an image batch.
+        """Compute the feature maps of images (N, 3, H, W): name -> (N, C, H / stride, W / stride).
 
-        Args:
-            x: (N, 3, H, W).
-            metadata: of the N images; ``None`` takes that of ``conditioned_on``, outside of it all is unknown.
-
-        Returns:
-            name -> (N, C, H / stride, W / stride)
+        A ``metadata`` of ``None`` takes that of ``conditioned_on``; outside of it all is unknown.
 
         Raises:
             ValueError: if images and metadata differ in number.
@@ -233,12 +223,7 @@ def conditioned_parts(model: nn.Module) -> list[MetadataConditionedBackbone]:
 class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
     """Feature pyramid whose lateral features pass M2DM and LEEM before the top-down sum: AuxDet's neck.
 
-    Args:
-        bottom_up: backbone that gives ``in_features``.
-        in_features: finest first, e.g. ``["res2", "res3", "res4", "res5"]``.
-        out_channels: channels of every level.
-        refinement: acts on laterals, which bear the names of ``in_features``.
-        out_features, norm, top_block, fuse_type: as in ``SelectiveFPN``.
+    ``refinement`` acts on laterals, which bear the names of ``in_features``; other arguments as of ``SelectiveFPN``.
 
     Raises:
         ConfigError: if a refined stage is finer than every level that leaves the neck.
@@ -251,20 +236,9 @@ class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
         out_channels: int,
         *,
         refinement: FeatureRefinement,
-        out_features: Sequence[str] | None = None,
-        norm: str = "",
-        top_block: nn.Module | None = None,
-        fuse_type: str = "sum",
+        **fpn: Any,
     ):
-        super().__init__(
-            bottom_up,
-            in_features,
-            out_channels,
-            out_features=out_features,
-            norm=norm,
-            top_block=top_block,
-            fuse_type=fuse_type,
-        )
+        super().__init__(bottom_up, in_features, out_channels, **fpn)
         if useless := refinement.refined_stages & set(self.in_features[: self._finest]):
             raise ConfigError(
                 f"MODEL.AUXDET refines {sorted(useless)}, which feed none of {self._out_features}; take them "
@@ -279,14 +253,10 @@ class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
 
 
 class AuxDetBackbone(MetadataConditionedBackbone):
-    """Any backbone with M2DM and LEEM on its outputs, for any neck or head.
+    """Any backbone with M2DM and LEEM on all its outputs, coarsest last, for any neck or head.
 
     The refined maps leave the backbone; its own later stages see the unrefined ones, because the auxiliary features
     need the coarsest map.
-
-    Args:
-        bottom_up: gives the feature maps, coarsest last.
-        refinement: acts on all of them.
     """
 
     def __init__(self, bottom_up: Backbone, refinement: FeatureRefinement):
@@ -312,16 +282,7 @@ class AuxDetBackbone(MetadataConditionedBackbone):
 def _build_auxdet_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -> AuxDetFPN:
     fpn, shapes = cfg.MODEL.FPN, bottom_up.output_shape()
     laterals = {name: ShapeSpec(channels=fpn.OUT_CHANNELS, stride=shapes[name].stride) for name in fpn.IN_FEATURES}
-    return AuxDetFPN(
-        bottom_up,
-        fpn.IN_FEATURES,
-        fpn.OUT_CHANNELS,
-        refinement=FeatureRefinement(cfg, laterals),
-        out_features=fpn.OUT_FEATURES,
-        norm=fpn.NORM,
-        top_block=top_block,
-        fuse_type=fpn.FUSE_TYPE,
-    )
+    return AuxDetFPN(bottom_up, **fpn_arguments(cfg), top_block=top_block, refinement=FeatureRefinement(cfg, laterals))
 
 
 @BACKBONE_REGISTRY.register()

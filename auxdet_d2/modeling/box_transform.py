@@ -10,14 +10,7 @@ class BoundedBox2BoxTransform(Box2BoxTransform):
     """detectron2's transform with the size deltas clamped on both sides, to |log(1000 / 16)|."""
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """
-        Args:
-            deltas: (R, 4 K)
-            boxes: (R, 4)
-
-        Returns:
-            (R, 4 K)
-        """
+        """(R, 4 K) deltas and (R, 4) boxes -> (R, 4 K)"""
         grouped = deltas.unflatten(1, (-1, 4))
         low_w, low_h = -self.scale_clamp * self.weights[2], -self.scale_clamp * self.weights[3]
         width, height = grouped[..., 2].clamp(min=low_w), grouped[..., 3].clamp(min=low_h)

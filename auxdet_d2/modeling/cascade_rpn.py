@@ -38,11 +38,7 @@ BOX_LOSSES = ("iou", "nwd")
 def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel: int = 3) -> Tensor:
     """Offsets that spread the taps of a convolution evenly over each cell's anchor.
 
-    Args:
-        anchors: (N, H * W, 4) in pixels.
-        size: (H, W)
-        stride: of the level.
-        kernel: odd edge of the kernel.
+    ``anchors`` are (N, H * W, 4) in pixels on a level of ``size`` (H, W); ``kernel`` is the odd edge of the kernel.
 
     Returns:
         (N, 2 * kernel ** 2, H, W) in cells, y before x for every tap, as ``torchvision.ops.deform_conv2d`` takes them.
@@ -63,13 +59,7 @@ def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel
 
 
 class AdaptiveConv(nn.Module):
-    """3x3 convolution that adapts to the anchors by its dilation or by an offset per tap.
-
-    Args:
-        channels: of input and output.
-        adaptation: "dilation" or "offset".
-        dilation: of the first kind.
-    """
+    """3x3 convolution that adapts to the anchors: by its ``dilation``, or by an "offset" per tap."""
 
     def __init__(self, channels: int, adaptation: str, dilation: int = 3):
         super().__init__()
@@ -94,13 +84,7 @@ class AdaptiveConv(nn.Module):
 
 
 class CascadeRPNStage(nn.Module):
-    """One stage: adaptive convolution, box deltas, and class logits in the last stage.
-
-    Args:
-        channels: of every level.
-        adaptation, dilation: see ``AdaptiveConv``.
-        with_logits: whether the stage classifies.
-    """
+    """One stage: adaptive convolution (see ``AdaptiveConv``), box deltas, and with ``with_logits`` class logits."""
 
     def __init__(self, channels: int, *, adaptation: str, dilation: int, with_logits: bool):
         super().__init__()
@@ -132,7 +116,7 @@ class StageSpec:
     """What makes one stage.
 
     Args:
-        adaptation: of its convolution, "dilation" or "offset", which looks at the boxes of the stage before.
+        adaptation: of its convolution, "dilation", or "offset", which looks at the boxes of the stage before.
         assigner: gives its anchors their targets, and chooses those that enter the loss.
         delta_stds: standard deviations of the four deltas.
         dilation: of the first kind.
@@ -155,8 +139,7 @@ class StageOutput:
     """What a stage makes of its anchors, a list over levels each.
 
     Attributes:
-        anchors: (N, H * W, 4) that it started from.
-        boxes: (N, H * W, 4), not clipped, with gradient.
+        anchors, boxes: (N, H * W, 4) that it started from and that it gives, the latter not clipped, with gradient.
         logits: (N, H * W); empty but for the last stage.
     """
 
@@ -170,9 +153,7 @@ class CascadeRPN(nn.Module):
     """Proposal generator of any number of stages, one anchor per cell.
 
     Args:
-        in_features: levels, finest first.
-        channels: of every level.
-        strides: of every level.
+        in_features, channels, strides: of the levels, finest first, all of the same channels.
         stages: see ``StageSpec``; the last one also classifies.
         anchor_scale: edge of an anchor in strides.
         box_similarity: of paired boxes (..., 4): (...,); the box loss is 1 - this.
@@ -242,15 +223,11 @@ class CascadeRPN(nn.Module):
     def forward(
         self, images: ImageList, features: Mapping[str, Tensor], gt_instances: list[Instances] | None = None
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Propose boxes.
-
-        Args:
-            images: the batch; sizes without padding bound the boxes.
-            features: level name -> (N, C, H, W).
-            gt_instances: targets (``gt_boxes``), in training.
+        """Propose boxes from ``features`` level -> (N, C, H, W), within the images without padding.
 
         Returns:
-            Per image ``proposal_boxes`` and ``objectness_logits`` (probabilities, best first), and the losses.
+            Per image ``proposal_boxes`` and ``objectness_logits`` (probabilities, best first), and the losses, empty
+            without ``gt_instances``.
         """
         device = features[self.in_features[0]].device
         limit = torch.tensor(images.image_sizes, dtype=torch.float32, device=device)
@@ -270,9 +247,7 @@ class CascadeRPN(nn.Module):
     def predict(self, features: Mapping[str, Tensor], image_size: Tensor) -> tuple[AnchorGrid, list[StageOutput]]:
         """Run all stages; each starts from the boxes of the one before, clipped to the image.
 
-        Args:
-            features: level name -> (N, C, H, W).
-            image_size: (N, 2) height and width without padding.
+        ``image_size`` (N, 2) are height and width without padding.
         """
         levels = [features[name] for name in self.in_features]
         grid = AnchorGrid([(x.shape[-2], x.shape[-1]) for x in levels], self.strides, self.anchor_scale)

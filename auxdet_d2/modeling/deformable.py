@@ -77,11 +77,9 @@ def deformable_conv2d_by_rows(x: Tensor, offsets: Tensor, weight: Tensor) -> Ten
 
 
 def deformable_conv2d(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Deformable convolution of stride 1 that keeps the size, by the faster way of the device.
+    """``deformable_conv2d_by_rows`` by the faster way of the device.
 
     A model that is compiled, traced or exported keeps torchvision's operator, which other run times know.
-
-    Args, returns: see ``deformable_conv2d_by_rows``.
     """
     if eager_on_cpu(x):
         return deformable_conv2d_by_rows(x, offsets, weight)

@@ -18,26 +18,12 @@ from irstd_d2.errors import ConfigError
 
 
 def per_sample_linear(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each image's vector by its own matrix.
-
-    Args:
-        x: (N, I).
-        weights: (N, I * O), the matrices row by row.
-
-    Returns:
-        (N, O)
-    """
+    """Multiply each image's vector (N, I) by its own matrix, (N, I * O) row by row: (N, O)."""
     return torch.bmm(x[:, None], weights.unflatten(1, (x.shape[1], -1)))[:, 0]
 
 
 class DynamicLayer(nn.Module):
-    """Variant A: the auxiliary features give the weights by one linear map.
-
-    Args:
-        in_features: I.
-        out_features: O.
-        aux_features: A.
-    """
+    """Variant A: the auxiliary features (A) give the weights of a layer from I to O by one linear map."""
 
     def __init__(self, in_features: int, out_features: int, aux_features: int):
         super().__init__()
@@ -52,11 +38,7 @@ class DynamicLayer(nn.Module):
 class DeepDynamicLayer(nn.Module):
     """Variants B and C: two-layer MLPs prepare the input and give the weights, and a plain layer follows.
 
-    Args:
-        in_features: I.
-        out_features: O.
-        aux_features: A.
-        joint: both MLPs see input and auxiliary features (C) instead of one each (B).
+    With ``joint`` both MLPs see input and auxiliary features (C) instead of one each (B).
     """
 
     def __init__(self, in_features: int, out_features: int, aux_features: int, joint: bool = False):

@@ -22,13 +22,9 @@ EPS = 1e-5  # guards flat maps
 
 
 def normalize_std(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
-    """Standardise each channel of each image with its unbiased deviation: (x - mean) / (std + eps).
+    """Standardise each channel of each image (N, C, H, W) with its unbiased deviation: (x - mean) / (std + eps).
 
     A single cell has no deviation and gives zero.
-
-    Args:
-        x: (N, C, H, W).
-        eps: guards flat maps.
     """
     # Centring first and averaging squares is faster on a CPU, but the gradient of the scale, a sum of terms that
     # cancel, then loses a digit.
@@ -37,12 +33,7 @@ def normalize_std(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
 
 
 def normalize_instance(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
-    """Standardise each channel of each image with its population variance: (x - mean) / sqrt(var + eps) (Eq. 18).
-
-    Args:
-        x: (N, C, H, W).
-        eps: guards flat maps.
-    """
+    """Standardise each channel of each image with its population variance: (x - mean) / sqrt(var + eps) (Eq. 18)."""
     var, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
     return (x - mean) * (var + eps).rsqrt()
 
@@ -134,11 +125,7 @@ def _laplacian_weight(conv: nn.Conv2d, identity: bool) -> Tensor:
 
 
 class ResidualGate(nn.Module):
-    """Strength of the edge residual, one scalar in 0..1 per image, from its auxiliary features.
-
-    Args:
-        aux_features: A.
-    """
+    """Strength of the edge residual, one scalar in 0..1 per image, from its auxiliary features (A)."""
 
     def __init__(self, aux_features: int):
         super().__init__()

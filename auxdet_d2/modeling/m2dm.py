@@ -23,14 +23,10 @@ MODES = ("parallel", "channel", "spatial", "channel_spatial", "spatial_channel")
 
 
 def build_edge_kernels(taps: Tensor, order: str = "up_down_left_right") -> Tensor:
-    """Build kernels with zero corners and zero sum from their four outer taps (Eqs. 10, 11).
+    """Build kernels with zero corners and zero sum from their four outer taps (Eqs. 10, 11): (N, 8) -> (N, 2, 3, 3).
 
-    Args:
-        taps: (N, 8), four for the kernel of the first map, then four for the second.
-        order: one of ``TAP_ORDERS``; the published code has "up_down_left_right", the paper "up_left_right_down".
-
-    Returns:
-        (N, 2, 3, 3)
+    Of the taps four are for the kernel of the first map, then four for the second, in an order of ``TAP_ORDERS``; the
+    published code has "up_down_left_right", the paper "up_left_right_down".
     """
     taps = taps.unflatten(1, (2, 4))
     tap = dict(zip(order.split("_"), taps.unbind(dim=2)))
@@ -42,12 +38,7 @@ def build_edge_kernels(taps: Tensor, order: str = "up_down_left_right") -> Tenso
 def apply_edge_kernels(maps: Tensor, kernels: Tensor) -> Tensor:
     """Correlate each image's maps with its own kernels and sum over the maps (Eq. 12), zero padded.
 
-    Args:
-        maps: (N, 2, H, W).
-        kernels: (N, 2, 3, 3).
-
-    Returns:
-        (N, 1, H, W)
+    (N, 2, H, W) and (N, 2, 3, 3) -> (N, 1, H, W)
     """
     if in_graph():
         return _sum_of_shifted(maps, kernels)
@@ -123,15 +114,9 @@ def channel_gain(modulation: Tensor) -> Tensor:
 
 
 def spatial_gain(x: Tensor, modulation: Tensor, tap_order: str = "up_down_left_right") -> Tensor:
-    """Gain of per-sample spatial modulation (PSSM, Eqs. 10-13).
+    """Gain of per-sample spatial modulation (PSSM, Eqs. 10-13): (N, C, H, W) -> (N, 1, H, W) in 1..2.
 
-    Args:
-        x: (N, C, H, W).
-        modulation: (N, 8), see ``build_edge_kernels``.
-        tap_order: likewise.
-
-    Returns:
-        (N, 1, H, W) in 1..2.
+    ``modulation`` (N, 8) and ``tap_order`` as for ``build_edge_kernels``.
     """
     # The kernels sum to zero only in full precision, and two maps cost nothing.
     with torch.autocast(x.device.type, enabled=False):
@@ -149,7 +134,7 @@ class M2DM(nn.Module):
             "spatial": x plus that one; "channel_spatial": x + PSSM(PSCM(x)); "spatial_channel": x + PSCM(PSSM(x)).
         tap_order: see ``build_edge_kernels``.
         detach_kernels: the spatial kernels get no gradient, as published.
-        bottleneck, hidden, num_layers, variant: of the ``DynamicMLP``.
+        dynamic_mlp: further arguments of ``DynamicMLP``.
 
     Raises:
         ConfigError: for an unknown option, or if nothing would train the modulation.
@@ -163,10 +148,7 @@ class M2DM(nn.Module):
         mode: str = "parallel",
         tap_order: str = "up_down_left_right",
         detach_kernels: bool = True,
-        bottleneck: int | None = None,
-        hidden: int = 32,
-        num_layers: int = 2,
-        variant: str = "A",
+        **dynamic_mlp: Any,
     ):
         super().__init__()
         if mode not in MODES:
@@ -181,30 +163,15 @@ class M2DM(nn.Module):
         # Channel modulation alone needs no projection: the fused vector has one entry per channel already. So counts
         # Table 3, row (c).
         widths = {"channel": None, "spatial": NUM_TAPS}
-        self.dynamic_mlp = DynamicMLP(
-            channels,
-            aux_features,
-            widths.get(mode, channels + NUM_TAPS),
-            bottleneck=bottleneck,
-            hidden=hidden,
-            num_layers=num_layers,
-            variant=variant,
-        )
+        out_features = widths.get(mode, channels + NUM_TAPS)
+        self.dynamic_mlp = DynamicMLP(channels, aux_features, out_features, **dynamic_mlp)
 
     def predict_modulation(self, x: Tensor, aux: Tensor) -> Tensor:
         """Return the modulation vectors in 0..1 (Eq. 9): C for the channels, then 8 taps, as the mode needs them."""
         return self.dynamic_mlp(x.mean(dim=(2, 3)), aux).sigmoid()
 
     def forward(self, x: Tensor, aux: Tensor) -> Tensor:
-        """Modulate a feature map.
-
-        Args:
-            x: (N, C, H, W).
-            aux: (N, A).
-
-        Returns:
-            (N, C, H, W)
-        """
+        """Modulate (N, C, H, W) under (N, A): the same shape."""
         modulation = self.predict_modulation(x, aux).to(x.dtype)
         if self.mode == "channel":
             return x * (1 + channel_gain(modulation))

@@ -62,9 +62,8 @@ def check_conditioned(model: nn.Module, vocabulary: MetadataVocabulary) -> None:
 class AuxDet(GeneralizedRCNN):
     """``GeneralizedRCNN`` whose backbone takes the metadata of the images, in each sample's ``metadata``.
 
-    Args:
-        vocabulary: turns names into indices; by default platforms and bands of WideIRSTD.
-        rcnn: arguments of ``GeneralizedRCNN``; its ``backbone`` is a ``MetadataConditionedBackbone`` or holds one.
+    The ``vocabulary`` turns names into indices, by default platforms and bands of WideIRSTD. The ``backbone`` is a
+    ``MetadataConditionedBackbone`` or holds one.
 
     Raises:
         ConfigError: see ``check_conditioned``.
@@ -98,11 +97,8 @@ class MetadataConditionedModel(nn.Module):
     """Any meta-architecture, which need not know of metadata, on a backbone that takes it.
 
     It wraps the model, takes over its attributes, and its weights bear the same names as without the wrapper. From a
-    configuration the model is ``MODEL.METADATA.META_ARCHITECTURE``, any registered name.
-
-    Args:
-        model: takes a list of samples; some part of it is a ``MetadataConditionedBackbone``.
-        vocabulary: turns names into indices; by default platforms and bands of WideIRSTD.
+    configuration the model is ``MODEL.METADATA.META_ARCHITECTURE``, any registered name. The ``vocabulary`` turns names
+    into indices, by default platforms and bands of WideIRSTD.
 
     Raises:
         ConfigError: see ``check_conditioned``; a model that takes metadata itself.
@@ -125,10 +121,7 @@ class MetadataConditionedModel(nn.Module):
         name = cfg.MODEL.METADATA.META_ARCHITECTURE
         if name == cls.__name__:
             raise ConfigError(f"MODEL.METADATA.META_ARCHITECTURE is {name!r}, which takes metadata itself")
-        return {
-            "model": META_ARCH_REGISTRY.get(name)(cfg),
-            "vocabulary": MetadataVocabulary.from_config(cfg),
-        }
+        return {"model": META_ARCH_REGISTRY.get(name)(cfg), "vocabulary": MetadataVocabulary.from_config(cfg)}
 
     def forward(self, batched_inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
         """Call the model; its backbone sees the metadata of the batch."""

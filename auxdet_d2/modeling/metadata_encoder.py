@@ -19,15 +19,9 @@ from ..metadata import FIELDS, UNKNOWN_INDEX, MetadataBatch
 
 
 def encode_names(index: Tensor, num_names: int, unknown: str = "zero") -> Tensor:
-    """One-hot code of a vocabulary position (Eqs. 1, 2).
+    """One-hot code (Eqs. 1, 2) of a vocabulary position (N,) int64, -1 unknown: (N, V) float32.
 
-    Args:
-        index: (N,) int64, -1 unknown.
-        num_names: V.
-        unknown: "zero" codes unknown as all zeros; "learned" gives it a class of its own, behind the others.
-
-    Returns:
-        (N, V) float32, or (N, V + 1) for "learned".
+    ``unknown`` "zero" codes unknown as all zeros; "learned" gives it a class of its own, behind the others: (N, V + 1).
     """
     classes = torch.arange(num_names + (unknown == "learned"), device=index.device)
     classes = torch.where(classes == num_names, UNKNOWN_INDEX, classes)
@@ -37,10 +31,8 @@ def encode_names(index: Tensor, num_names: int, unknown: str = "zero") -> Tensor
 def encode_sizes(size: Tensor, scale: float = 2048.0, unknown: str = "zero") -> Tensor:
     """Periodic code of the original image size (Eq. 3).
 
-    Args:
-        size: (N, 2) float32, width and height in pixels, (0, 0) unknown.
-        scale: pixels that make one radian.
-        unknown: "zero" codes unknown as all zeros, which no size gives; "learned" appends a flag.
+    ``size`` (N, 2) float32 are width and height in pixels, (0, 0) unknown; ``scale`` pixels make one radian.
+    ``unknown`` "zero" codes unknown as all zeros, which no size gives; "learned" appends a flag.
 
     Returns:
         (N, 6) float32: the sines, then the cosines, of width / scale, height / scale and width / height; (N, 7) for
@@ -56,9 +48,7 @@ def encode_sizes(size: Tensor, scale: float = 2048.0, unknown: str = "zero") -> 
 def encode_numbers(position: Tensor, unknown: str = "zero") -> Tensor:
     """Periodic code of a number, as that of a size: half a turn from one end of its range to the other.
 
-    Args:
-        position: (N,) float32, the place in the range, 0..1, NaN unknown.
-        unknown: see ``encode_sizes``.
+    ``position`` (N,) float32 is the place in the range, 0..1, NaN unknown; ``unknown`` as for ``encode_sizes``.
 
     Returns:
         (N, 2) float32: sine and cosine, zeros for unknown; (N, 3) for "learned".
@@ -70,10 +60,9 @@ def encode_numbers(position: Tensor, unknown: str = "zero") -> Tensor:
 
 
 class MetadataBatchNorm(nn.BatchNorm1d):
-    """``BatchNorm1d`` that survives a training batch of one image.
+    """``BatchNorm1d`` that survives a training batch of one image, which has no batch statistics.
 
-    One image has no batch statistics. In training such a batch is normalised with the running statistics and leaves
-    them as they are; every other batch is treated as by ``BatchNorm1d``.
+    Such a batch is normalised with the running statistics and leaves them as they are.
 
     Args:
         num_features: C.
@@ -93,11 +82,8 @@ class MetadataBatchNorm(nn.BatchNorm1d):
 class EmbeddingMLP(nn.Sequential):
     """Linear, ReLU, norm: the embedding of one input.
 
-    Args:
-        in_features: width of the input code.
-        out_features: E.
-        norm: "BN" (published) or "LN", which does not depend on the rest of the batch.
-        uses: see ``MetadataBatchNorm``.
+    ``norm`` is "BN" (published), whose ``uses`` see ``MetadataBatchNorm``, or "LN", which does not depend on the other
+    images of a batch.
     """
 
     def __init__(self, in_features: int, out_features: int, norm: str = "BN", uses: int = 1):
@@ -113,12 +99,7 @@ class EmbeddingMLP(nn.Sequential):
 
 
 class ResidualMLP(nn.Module):
-    """x + relu(W2 dropout(relu(W1 x))), all of one width.
-
-    Args:
-        features: width.
-        dropout: probability.
-    """
+    """x + relu(W2 dropout(relu(W1 x))), all of one width."""
 
     def __init__(self, features: int, dropout: float = 0.5):
         super().__init__()
@@ -220,14 +201,9 @@ class AuxiliaryEncoder(nn.Module):
         return encode_names(index, num_names, self.unknown)
 
     def forward(self, metadata: MetadataBatch, visual: Sequence[Tensor] = ()) -> Tensor:
-        """Encode a batch for all stages.
+        """Encode the metadata of N images for all stages: (S, N, out_features).
 
-        Args:
-            metadata: of N images.
-            visual: the visual hint of each stage, S of (N, C); empty if the encoder has none.
-
-        Returns:
-            (S, N, out_features)
+        ``visual`` is the visual hint of each stage, S of (N, C); empty if the encoder has none.
         """
         parts = []
         if len(self.fields):
@@ -259,13 +235,8 @@ class DetailCompensation(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, shallow: Tensor, pooled_deepest: Tensor) -> Tensor:
-        """Return the pooled difference of the aligned shallow feature and the deepest one.
+        """The pooled difference (N, C) of the aligned shallow feature (N, in_channels, H, W) and the deepest one.
 
-        Args:
-            shallow: (N, in_channels, H, W).
-            pooled_deepest: (N, C), spatial mean of the deepest feature.
-
-        Returns:
-            (N, C)
+        ``pooled_deepest`` (N, C) is the spatial mean of the deepest feature.
         """
         return self.conv(shallow).mean(dim=(2, 3)) - pooled_deepest

@@ -29,11 +29,8 @@ class AuxDetROIHeads(StandardROIHeads):
     """``StandardROIHeads`` with bounded size deltas, ground truth sampled first, and a choice of how boxes match.
 
     ``MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT`` weighs the classification loss. The ground-truth boxes stand before the
-    proposals, not behind them; this matters only to a sampler that is not random.
-
-    Args:
-        similarity: of M targets and A proposals, (M, A), 0 or above, for the matcher.
-        roi_heads: arguments of ``StandardROIHeads``.
+    proposals, not behind them; this matters only to a sampler that is not random. For the matcher, ``similarity`` is of
+    M targets and A proposals, (M, A), 0 or above.
     """
 
     @configurable

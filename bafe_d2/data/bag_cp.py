@@ -71,10 +71,8 @@ class Blend(NamedTuple):
     """How T targets are blended in (Eq. 1 to 3).
 
     Attributes:
-        offsets: (T, 2) shares of a target's size, x and y.
-        sigmas: (T, 2) in half sizes.
-        angles: (T,) radians.
-        brightness: (T,) lambda.
+        offsets, sigmas: (T, 2), shares of a target's size in x and y, and in half sizes.
+        angles, brightness: (T,), in radians, and lambda.
     """
 
     offsets: np.ndarray
@@ -84,11 +82,10 @@ class Blend(NamedTuple):
 
 
 class PasteTransform(Transform):
-    """Change some pixels of an image; geometry and segmentation stay.
+    """Change P pixels of an image, each once; geometry and segmentation stay.
 
     Args:
-        rows, columns: (P,) pixels, each once.
-        values: (P,) in [0, 1] of the image's range: added where ``add``, else put in place.
+        rows, columns, values: (P,), the last in [0, 1] of the image's range.
         add: add to the background and clip, or replace it.
         pasted_boxes: (T, 4) float32 x1 y1 x2 y2 of the new targets.
         counted: (P,) bool, pixels that count as target; ``None`` = all of them.
@@ -129,28 +126,19 @@ class PasteTransform(Transform):
 
 
 class BAGCopyPaste(T.Augmentation):
-    """Paste clusters of small targets into the sky.
+    """Paste clusters of small targets from a library into the sky of a share ``prob`` of the images.
 
     Works on any ``AugInput`` with ``image``, ``boxes`` and ``sem_seg`` (1 sky). The boxes of the new targets are put
-    behind the existing ones, with class ``pasted_class`` in ``classes`` if the input has that; they are also the
-    ``pasted_boxes`` of the returned transform. Without sky, or without a free place, the image stays as it is.
-
-    Args:
-        library: the targets.
-        rule: what is pasted.
-        prob: share of images that are changed.
-        pasted_class: class of the new targets.
+    behind the existing ones, with class 0 in ``classes`` if the input has that; they are also the ``pasted_boxes`` of
+    the returned transform. Without sky, or without a free place, the image stays as it is.
     """
 
     channelwise = True  # a gray image may stay (H, W) until here
     input_args = ("image", "boxes", "sem_seg")
 
-    def __init__(
-        self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1.0, pasted_class: int = 0
-    ):
+    def __init__(self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1.0):
         super().__init__()
-        self.library, self.rule = library, rule or PasteRule()
-        self.prob, self.pasted_class = prob, pasted_class
+        self.library, self.rule, self.prob = library, rule or PasteRule(), prob
 
     def __call__(self, aug_input: T.AugInput) -> Transform:
         sem_seg = getattr(aug_input, "sem_seg", None)
@@ -160,17 +148,14 @@ class BAGCopyPaste(T.Augmentation):
             aug_input.boxes = np.concatenate([aug_input.boxes, transform.pasted_boxes])
             classes = getattr(aug_input, "classes", None)
             if classes is not None:
-                new = np.full(len(transform.pasted_boxes), self.pasted_class, classes.dtype)
-                aug_input.classes = np.concatenate([classes, new])
+                aug_input.classes = np.concatenate([classes, np.zeros(len(transform.pasted_boxes), classes.dtype)])
         return transform
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None, sem_seg: np.ndarray | None) -> Transform:
-        """Decide what is pasted where.
+        """Decide what is pasted where, in an image of which only the size matters.
 
-        Args:
-            image: (H, W) or (H, W, C); only its size matters.
-            boxes: (N, 4) existing targets, x1 y1 x2 y2.
-            sem_seg: (H, W), 1 sky; without it a background-aware rule pastes nothing.
+        ``boxes`` (N, 4) are existing targets, x1 y1 x2 y2; without ``sem_seg`` (H, W), 1 sky, a background-aware rule
+        pastes nothing.
         """
         rule = self.rule
         if (rule.background_aware and sem_seg is None) or np.random.rand() >= self.prob:
@@ -252,14 +237,9 @@ class BAGCopyPaste(T.Augmentation):
         return np.stack([x, y], 1)
 
     def _pack(self, sizes: np.ndarray, edge: int) -> tuple[np.ndarray, np.ndarray]:
-        """Lay out targets in rows with the rule's gaps.
+        """Lay out targets of ``sizes`` (t, 2), width and height, in rows with the rule's gaps.
 
-        Args:
-            sizes: (t, 2) width and height.
-            edge: of the area.
-
-        Returns:
-            Indices of the targets that fit, and their corners (n, 2) in the area.
+        Returns the indices of the targets that fit, and their corners (n, 2) in the area.
         """
         low, high = self.rule.gaps
         gaps = np.random.randint(low, high + 1, (len(sizes), 2)).tolist()

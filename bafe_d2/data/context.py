@@ -32,20 +32,12 @@ def fit(image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def context_image(
-    image: np.ndarray,
-    size: tuple[int, int] = (128, 160),
-    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    image: np.ndarray, size: tuple[int, int] = (128, 160), prepare: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> Tensor:
-    """Shrink a whole image by averaging areas.
+    """Shrink a whole image (H, W) or (H, W, C) by averaging areas: (h, w) float32 within ``size`` (height, width).
 
-    Args:
-        image: (H, W) or (H, W, C), any type of numbers; may be memory-mapped with ``prepare``.
-        size: (height, width) that the result fits into.
-        prepare: from some rows of the image to the values that are averaged, of the same size: then only the rows of
-            one cell are in memory at a time.
-
-    Returns:
-        (h, w) float32
+    ``prepare`` leads from some rows of the image to the values that are averaged, of the same size: then only the rows
+    of one cell are in memory at a time, and the image may be memory-mapped.
     """
     height, width = fit(image.shape[:2], size)
     if prepare is not None and image.shape[0] > height:
@@ -83,16 +75,10 @@ def _average_areas(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def area_weights(lengths: Tensor, fitted: Tensor, positions: int, cells: int) -> Tensor:
-    """How much each pixel of an axis counts in the mean of each cell.
+    """How much each pixel of an axis counts in the mean of each cell: (N, cells, positions), whose rows sum to 1.
 
-    Args:
-        lengths: (N,) pixels of each image along the axis.
-        fitted: (N,) cells that they are divided among, evenly.
-        positions: of the padded axis.
-        cells: of the padded context; those behind ``fitted`` get nothing.
-
-    Returns:
-        (N, cells, positions), rows of cells sum to 1.
+    ``lengths`` (N,) are pixels of each image along the axis, ``fitted`` (N,) the cells that they are divided among,
+    evenly; ``positions`` are of the padded axis, and ``cells`` of the padded context behind ``fitted`` get nothing.
     """
     step = (lengths / fitted)[:, None, None]
     start = torch.arange(cells, device=lengths.device, dtype=torch.float32)[:, None] * step
@@ -102,11 +88,7 @@ def area_weights(lengths: Tensor, fitted: Tensor, positions: int, cells: int) ->
 
 
 def context_mask(sem_seg: np.ndarray, size: tuple[int, int] = (128, 160)) -> Tensor:
-    """The share of sky in every pixel of the context.
-
-    Args:
-        sem_seg: (H, W): 1 sky, 0 other, 255 ignore.
-        size: see ``context_image``.
+    """The share of sky in every pixel of the context, of a mask (H, W): 1 sky, 0 other, 255 ignore.
 
     Returns:
         (h, w) float32 in 0..1, -1 where half of a cell or more is ignored.
@@ -118,11 +100,7 @@ def context_mask(sem_seg: np.ndarray, size: tuple[int, int] = (128, 160)) -> Ten
 
 
 def window_of(transforms: T.TransformList, network_size: tuple[int, int]) -> Tensor:
-    """What a network's input shows of the image, after crops, resizes and flips.
-
-    Args:
-        transforms: what was done to the image.
-        network_size: (height, width) of the result.
+    """What a network's input of ``network_size`` (height, width) shows of the image, after crops, resizes and flips.
 
     Returns:
         (4,) float32: x and y of its left top and its right bottom corner in the image; a flip swaps them.

@@ -21,18 +21,8 @@ def build_bag_cp(cfg: CfgNode) -> BAGCopyPaste:
     """Build the augmentation of ``INPUT.BAG_CP``; its library holds the targets of ``DATASETS.TRAIN``."""
     keys = cfg.INPUT.BAG_CP
     library = TargetLibrary.from_datasets(cfg.DATASETS.TRAIN, Path(cfg.OUTPUT_DIR) / "target_library")
-    rule = PasteRule(
-        areas=tuple(keys.AREAS),
-        targets=tuple(keys.TARGETS),
-        area_edge=keys.AREA_EDGE,
-        gaps=tuple(keys.GAPS),
-        brightness=tuple(keys.BRIGHTNESS),
-        offset=tuple(keys.OFFSET),
-        sigma=tuple(keys.SIGMA),
-        clusters=keys.CLUSTERS,
-        gaussian=keys.GAUSSIAN,
-        background_aware=keys.BACKGROUND_AWARE,
-    )
+    own = {"ENABLED", "PROB", "BEFORE_RESIZE"}  # the other keys are the fields of a rule
+    rule = PasteRule(**{key.lower(): value for key, value in keys.items() if key not in own})
     return BAGCopyPaste(library, rule, prob=keys.PROB)
 
 
@@ -43,11 +33,8 @@ class BackgroundDatasetMapper(IRSTDDatasetMapper):
     Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels; with
     ``INPUT.BAG_CP.BEFORE_RESIZE`` it comes before the resize (and after the crop), and sizes are pixels of the image.
 
-    With ``MODEL.BAFE.CONTEXT`` the samples carry the whole image at low resolution (``context``).
-
-    Args:
-        context_size: (height, width) of the context; ``None`` for none.
-        mapper: arguments of ``IRSTDDatasetMapper``.
+    With ``MODEL.BAFE.CONTEXT`` the samples carry the whole image at low resolution (``context``), of ``context_size``
+    (height, width).
     """
 
     @configurable

@@ -42,13 +42,9 @@ FILES = (
 
 @dataclass(frozen=True)
 class Count:
-    """Something that was counted.
+    """Something that was counted, such as ``"SkySeg/BinaryMask"``, and how many the released set has of it.
 
-    Attributes:
-        what: such as ``"SkySeg/BinaryMask"``.
-        found: how many there are.
-        expected: how many the released set has.
-        needed: whether training or evaluation fails without it.
+    ``needed`` says whether training or evaluation fails without it.
     """
 
     what: str
@@ -81,12 +77,8 @@ def find_densesirst(path: str | PathLike) -> Path:
         if found:
             listed = ", ".join(str(folder) for folder in found)
             raise DatasetError(path, "folder", f"{len(found)} copies of the set: {listed}", "give one of them")
-    raise DatasetError(
-        path,
-        "folder",
-        f"no {FOLDER} with PNGImages and SIRST/BBox in it",
-        "give the folder that holds them; where to get the set stands in datasets/README.md",
-    )
+    fix = "give the folder that holds them; where to get the set stands in datasets/README.md"
+    raise DatasetError(path, "folder", f"no {FOLDER} with PNGImages and SIRST/BBox in it", fix)
 
 
 def count_densesirst(root: str | PathLike) -> tuple[list[Count], list[Fault]]:
@@ -122,24 +114,12 @@ def require_complete(root: str | PathLike, counts: Sequence[Count], faults: Sequ
     wrong = [f"{count.what} {count.found} of {count.expected}" for count in counts if count.needed and not count.ok]
     wrong += [f"{fault.file}: {fault.problem}" for fault in faults[:5]]
     if wrong:
-        raise DatasetError(
-            root,
-            "content",
-            f"not the released set: {'; '.join(wrong)}",
-            "download it again and unpack all of it; tools/check_dataset.py names every fault",
-        )
+        fix = "download it again and unpack all of it; tools/check_dataset.py names every fault"
+        raise DatasetError(root, "content", f"not the released set: {'; '.join(wrong)}", fix)
 
 
 def place_densesirst(root: str | PathLike, datasets: str | PathLike, *, copy: bool = False) -> Path:
-    """Link or copy the set to where the registered data sets look for it.
-
-    Args:
-        root: folder of the set.
-        datasets: ``$DETECTRON2_DATASETS``.
-        copy: copy in place of linking.
-
-    Returns:
-        ``datasets/SIRSTdevkit``.
+    """Link or copy the set to where the registered data sets look for it, ``datasets/SIRSTdevkit``, and return that.
 
     Raises:
         DatasetError: something else is there already.

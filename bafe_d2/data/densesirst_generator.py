@@ -85,9 +85,7 @@ def read_sparse_set(
     """Read the annotations of a folder in a VOC layout and make sure that every image has a sky mask.
 
     Args:
-        root: the folder.
-        layout: a name of ``LAYOUTS`` or a layout; ``None`` finds it out.
-        splits: names of split files; ``None`` takes all.
+        root, layout, splits: see :func:`irstd_d2.data.check.collect`.
         sky_masks: folder with ``NAME_pixels0.png`` or ``NAME.png``; ``None`` takes those of the layout.
         skip_bad: leave faulty images, and images without a sky mask, out.
 
@@ -105,12 +103,9 @@ def read_sparse_set(
     refuse_or_skip(list(collection.faults), skip_bad, str(root))
     missing = [sample["image_id"] for sample in collection.dicts if "sem_seg_file_name" not in sample]
     if missing and not skip_bad:
-        raise DatasetError(
-            root,
-            "sky masks",
-            f"{len(missing)} of {len(collection.dicts)} images have none, {missing[0]} first",
-            "give their folder (--sky-masks), or leave these images out (--skip-bad)",
-        )
+        problem = f"{len(missing)} of {len(collection.dicts)} images have none, {missing[0]} first"
+        fix = "give their folder (--sky-masks), or leave these images out (--skip-bad)"
+        raise DatasetError(root, "sky masks", problem, fix)
     dicts = [sample for sample in collection.dicts if "sem_seg_file_name" in sample]
     if not dicts:
         raise DatasetError(root, "images", "not one that can be used", "check the folder with tools/check_dataset.py")
@@ -129,7 +124,7 @@ def generate_densesirst(
     jobs: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write a set in DenseSIRST's layout.
+    """Write a set in DenseSIRST's layout, and return its folder, ``output/SIRSTdevkit``.
 
     ``SIRSTdevkit/{PNGImages,SIRST/{BBox,BinaryMask,PaletteMask,Point_label},SkySeg/{BinaryMask,PaletteMask},Splits}``.
     Images of 8 and 16 bits keep their depth, deeper ones and floats get 16 bits; alpha channels are dropped. Existing
@@ -137,16 +132,13 @@ def generate_densesirst(
 
     Args:
         source: from :func:`read_sparse_set`.
-        output: the set becomes ``output/SIRSTdevkit``.
+        output: see above.
         config: how it is made; ``None`` = ``GeneratorConfig()``.
         library: the targets that are pasted; ``None`` takes all of the source, as the paper does. ``fill`` is not
             applied to a library that is given.
         overwrite: replace a set that was made with other parameters.
         jobs: processes.
         progress: show a progress bar with the time that is left.
-
-    Returns:
-        The folder ``output/SIRSTdevkit``.
 
     Raises:
         DatasetError: the folder holds something else, or a file of the source is faulty.
@@ -167,7 +159,7 @@ def generate_densesirst(
     write = partial(_write_image, folder, config, library)
     for_each(write, items, workers=jobs, title=FOLDER, progress=progress)
     for split, names in official_splits(source).items():
-        _write(folder / "Splits" / f"{split}.txt", split_lines(names))
+        write_atomically(folder / "Splits" / f"{split}.txt", split_lines(names))
     return folder
 
 
@@ -210,13 +202,9 @@ class GeneratedImage:
 def generate_image(
     sample: dict[str, Any], target_mask: Path | None, library: TargetLibrary, config: GeneratorConfig
 ) -> GeneratedImage:
-    """Paste clusters into one image.
+    """Paste clusters into one image, of whose ``sample`` the ``sem_seg_file_name`` is known.
 
-    Args:
-        sample: its dataset dict, with ``sem_seg_file_name``.
-        target_mask: file of the mask of the targets that are there already; ``None`` fills their boxes.
-        library: the targets.
-        config: how.
+    ``target_mask`` is the file of the mask of the targets that are there already; ``None`` fills their boxes.
 
     Raises:
         DatasetError: a file cannot be read, or image and masks differ in size.
@@ -256,11 +244,7 @@ def _write_image(
     height, width = made.sky_mask.shape
     record = VocRecord(width, height, metadata["platform"], metadata["band"], objects)
     for path, data in densesirst_files(sample["image_id"], made.image, record, made.target_mask, made.sky_mask):
-        _write(folder / path, data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    write_atomically(path, lambda file: file.write(data))
+        write_atomically(folder / path, data)
 
 
 def _is_written(folder: Path, name: str) -> bool:

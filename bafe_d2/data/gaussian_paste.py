@@ -55,14 +55,9 @@ def target_window(sizes: np.ndarray, edge: int) -> np.ndarray:
 
 
 def tight_boxes(counted: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Boxes of the counted pixels.
+    """Boxes (T, 4) float32 x1 y1 x2 y2, half-open, of the counted pixels.
 
-    Args:
-        counted: (T, S, S) bool, at least one true per target.
-        corners: (T, 2) x and y of the windows in the image.
-
-    Returns:
-        (T, 4) float32 x1 y1 x2 y2, half-open
+    ``counted`` is (T, S, S) bool, at least one true per target, ``corners`` (T, 2) x and y of the windows in the image.
     """
     edge = counted.shape[-1]
     columns, rows = np.logical_or.reduce(counted, axis=1), np.logical_or.reduce(counted, axis=2)

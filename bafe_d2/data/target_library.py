@@ -50,9 +50,7 @@ class TargetLibrary:
     def from_crops(cls, crops: Iterable[np.ndarray], *, fill: bool = False) -> TargetLibrary:
         """Build from crops (h, w) in [0, 1]; larger ones are shrunk, aspect ratio kept, smaller ones stay.
 
-        Args:
-            crops: the targets.
-            fill: make all of them exactly 5x5 pixels, as the released DenseSIRST has them.
+        With ``fill`` all become exactly 5x5 pixels, as the released DenseSIRST has them.
         """
         patches, sizes = [], []
         for crop in crops:
@@ -94,12 +92,9 @@ class TargetLibrary:
 
     @classmethod
     def from_datasets(cls, names: Sequence[str], cache_dir: str | PathLike | None = None) -> TargetLibrary:
-        """Build from registered data sets, or read the library that an earlier run stored.
+        """Build from registered data sets, or read the library that an earlier run stored in ``cache_dir``.
 
-        Args:
-            names: registered names.
-            cache_dir: where the library is kept; the file's name changes with the images and boxes it was made from.
-                ``None`` keeps nothing.
+        The file's name changes with the images and boxes it was made from; ``None`` keeps nothing.
         """
         dicts = [record for name in names for record in DatasetCatalog.get(name)]
         if cache_dir is None:

@@ -23,13 +23,7 @@ IGNORE = 255
 def stack_sky_masks(batched_inputs: Sequence[dict[str, Any]], size: tuple[int, int], device: torch.device) -> Tensor:
     """Stack the masks of a batch; what lies outside an image, and images without ``sem_seg``, are to be ignored.
 
-    Args:
-        batched_inputs: samples, of which some have ``sem_seg`` (height, width): 1 sky, 0 other, 255 ignore.
-        size: (H, W)
-        device: of the result.
-
-    Returns:
-        (N, H, W) int64
+    ``sem_seg`` of a sample is (height, width): 1 sky, 0 other, 255 ignore; the result is (N, H, W) int64.
     """
     stacked = torch.full((len(batched_inputs), *size), IGNORE, device=device)
     for target, sample in zip(stacked, batched_inputs):
@@ -40,12 +34,10 @@ def stack_sky_masks(batched_inputs: Sequence[dict[str, Any]], size: tuple[int, i
 
 
 def sky_loss(logits: Sequence[Tensor], sky: Tensor) -> Tensor:
-    """Binary cross entropy of sky, averaged over the pixels of all levels together.
+    """Binary cross entropy of sky, averaged over the pixels of all levels together, logits (N, 1, h, w) each.
 
-    Args:
-        logits: per level (N, 1, h, w).
-        sky: (N, H, W): 1 sky, 0 other, 255 ignore. It is resized to every level by the nearest pixel. Ignored pixels
-            add nothing and still count in the mean, as in the published model.
+    ``sky`` (N, H, W), 1 sky, 0 other, 255 ignore, is resized to every level by the nearest pixel. Ignored pixels add
+    nothing and still count in the mean, as in the published model.
     """
     masks = sky[:, None].float()
     target = torch.cat([F.interpolate(masks, size=level.shape[-2:], mode="nearest").flatten() for level in logits])
@@ -63,14 +55,10 @@ def add_sky(
     image_sizes: Sequence[tuple[int, int]],
     batched_inputs: Sequence[dict[str, Any]],
 ) -> None:
-    """Add ``sem_seg`` to the results of a batch, in place.
+    """Add ``sem_seg`` to the results of a batch, in place, from logits (N, 1, h, w) of the finest level.
 
-    Args:
-        results: per image.
-        logits: (N, 1, h, w) of the level that is shown, the finest.
-        size: (H, W) that the level covers.
-        image_sizes: (height, width) of each image in the batch, without padding.
-        batched_inputs: samples with the original ``height`` and ``width``.
+    The level covers ``size`` (H, W); ``image_sizes`` are (height, width) of each image in the batch, without padding,
+    and samples have the original ``height`` and ``width``.
     """
     sky = F.interpolate(logits.float().sigmoid(), size=size, mode="bilinear", align_corners=False)
     for result, sample, image_size, probability in zip(results, batched_inputs, image_sizes, sky):

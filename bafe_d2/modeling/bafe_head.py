@@ -149,11 +149,10 @@ class ContextExchange(nn.Module):
         self.exchange = FeatureExchange(channels, **exchange, rank_stride=4) if exchange else None
 
     def forward(self, context: Tensor, sky: Tensor, sampling: Sequence[Sampling]) -> list[Background]:
-        """
-        Args:
-            context: (N, context_channels, a, b) features of the whole image.
-            sky: (N, 1, a, b) logits.
-            sampling: reads maps of the context at the points of each level.
+        """The background at the points of each level.
+
+        ``context`` are (N, context_channels, a, b) features of the whole image, ``sky`` (N, 1, a, b) logits;
+        ``sampling`` reads maps of the context at the points of each level.
         """
         parts = [self.inject(context), sky]
         if self.exchange is not None and self.seg_convs is not None:
@@ -172,12 +171,9 @@ class ContextExchange(nn.Module):
 class ContextHead(FCOSHead):
     """FCOS towers that see the background of the whole image at every point.
 
-    It is added to what the classification tower reads, and exchanges channels with what it gives.
-
-    Args:
-        in_channels, num_classes, fcos: see ``FCOSHead``.
-        context_channels, exchange: see ``ContextExchange``.
-        learn_sky_score: classification logits get a learned multiple of the logit of sky, from 0 on.
+    It is added to what the classification tower reads, and exchanges channels with what it gives (``ContextExchange``).
+    With ``learn_sky_score`` classification logits get a learned multiple of the logit of sky, from 0 on. Other
+    arguments are those of ``FCOSHead``.
     """
 
     def __init__(
@@ -197,12 +193,7 @@ class ContextHead(FCOSHead):
     def forward(  # type: ignore[override]
         self, features: list[Tensor], context: Tensor, sky: Tensor, sampling: Sequence[Sampling]
     ) -> Predictions:
-        """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level.
-
-        Args:
-            features: per level (N, C, H, W).
-            context, sky, sampling: see ``ContextExchange``.
-        """
+        """As ``FCOSHead``, with ``sky`` (N, 1, H, W) logits of sky per level; others as of ``ContextExchange``."""
         levels = self.background(context, sky, sampling)
         cls_features = [
             self.background.receive(self.cls_tower(x + level.features, number), level)

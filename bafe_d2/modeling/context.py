@@ -70,10 +70,7 @@ class ContextEncoder(nn.Module):
         return {"size": keys.SIZE, "channels": keys.CHANNELS, "norm": keys.NORM}
 
     def forward(self, context: Context) -> tuple[Tensor, Tensor]:
-        """
-        Returns:
-            features (N, C, A / 2, B / 2), logits of sky (N, 1, A / 2, B / 2)
-        """
+        """Features (N, C, A / 2, B / 2) and logits of sky (N, 1, A / 2, B / 2)."""
         scales, x = [], context.image
         for stage in self.down:
             x = stage(x)
@@ -86,12 +83,7 @@ class ContextEncoder(nn.Module):
         return x, self.sky(x)
 
     def sampling(self, context: Context, features: Sequence[Tensor], strides: Sequence[int]) -> list[Sampling]:
-        """What reads the results of ``forward`` at the points of each level.
-
-        Args:
-            features: per level (N, C, h, w).
-            strides: network pixels per point, per level.
-        """
+        """What reads the results of ``forward`` at the points of each level, features (N, C, h, w)."""
         return [
             sampling_of_level(context.view, x.shape[-2:], stride, self.size) for x, stride in zip(features, strides)
         ]
@@ -101,10 +93,8 @@ class ContextEncoder(nn.Module):
     ) -> Context:
         """Gather the contexts of a batch; at test time a sample without ``context`` shows the whole image itself.
 
-        Args:
-            samples: see ``bafe_d2.data.context``.
-            images: (N, 3, H, W) of the batch, in any linear scale.
-            image_sizes: (height, width) of each without padding.
+        ``samples`` see ``bafe_d2.data.context``; ``images`` are (N, 3, H, W) in any linear scale, ``image_sizes``
+        (height, width) of each without padding.
 
         Raises:
             ConfigError: a training sample has no context, as a crop is not the whole image; or one is too large.
@@ -159,10 +149,8 @@ def mirrored_axes(window: Any) -> list[int]:
 def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]) -> Context:
     """The contexts of whole images, computed from a padded batch: operations on tensors alone, fit for a graph.
 
-    Args:
-        images: (N, 3, H, W), in any linear scale.
-        image_sizes: (N, 2) height and width without padding.
-        size: (A, B)
+    ``images`` are (N, 3, H, W), in any linear scale, ``image_sizes`` (N, 2) height and width without padding, and
+    ``size`` is (A, B).
     """
     sizes = image_sizes.float()
     scale = (sizes.new_tensor(size) / sizes).amin(1, keepdim=True)
@@ -185,11 +173,8 @@ def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]
 class Sampling(NamedTuple):
     """Bilinear reading of maps of the context at the points of one level, at its edge beyond it.
 
-    The view is parallel to the axes, so two products of matrices do it.
-
-    Attributes:
-        rows: (N, h, a) weights of the rows of the maps for each row of the level.
-        columns: (N, b, w) likewise.
+    The view is parallel to the axes, so two products of matrices do it: with weights (N, h, a) of the rows of the maps
+    for each row of the level, and (N, b, w) of the columns likewise.
     """
 
     rows: Tensor
@@ -202,12 +187,9 @@ class Sampling(NamedTuple):
 
 
 def sampling_of_level(view: Tensor, size: Sequence[int], stride: int, context_size: tuple[int, int]) -> Sampling:
-    """
-    Args:
-        view: (N, 4) see ``Context``.
-        size: (h, w) of the level.
-        stride: network pixels per point.
-        context_size: (A, B); the maps of the context have half of it.
+    """The reading of a level of ``size`` (h, w), ``stride`` network pixels per point, under a ``view`` of ``Context``.
+
+    The maps of the context have half of ``context_size``, (A, B).
     """
     weights = []
     for axis in (0, 1):  # y, x
@@ -233,9 +215,7 @@ def stack_context_masks(samples: Sequence[dict[str, Any]], context: Context) -> 
 def context_sky_loss(logits: Tensor, sky: Tensor) -> Tensor:
     """Binary cross entropy of sky over whole images, in which every image with a mask weighs the same.
 
-    Args:
-        logits: (N, 1, a, b)
-        sky: (N, 1, A, B) share of sky in 0..1, negative where ignored.
+    ``logits`` are (N, 1, a, b), ``sky`` (N, 1, A, B) the share of sky in 0..1, negative where ignored.
     """
     logits = F.interpolate(logits.float(), size=sky.shape[-2:], mode="bilinear", align_corners=False)
     counted = (sky >= 0).float()

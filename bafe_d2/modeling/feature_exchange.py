@@ -41,12 +41,7 @@ def halves(both: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ChannelAdapter(nn.Module):
-    """MLP over the exchanged channels at every position (Table V): K -> width -> K.
-
-    Args:
-        channels: K.
-        width: hidden units.
-    """
+    """MLP over the exchanged channels at every position (Table V): K -> ``width`` -> K."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -105,13 +100,7 @@ class FeatureExchange(nn.Module):
         self.adapter = ChannelAdapter(self.num_exchanged, adapter_width) if with_adapter else None
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            first, second: (N, C, H, W) features of the two tasks.
-
-        Returns:
-            The two with exchanged parts, same shapes.
-        """
+        """Features (N, C, H, W) of the two tasks -> the same with exchanged parts."""
         both = torch.cat([first, second])
         for step in self.steps:
             both = self._exchange_channels(both) if step == "channel" else self._exchange_columns(both)
@@ -127,9 +116,7 @@ class FeatureExchange(nn.Module):
     def receive(self, receiver: Tensor, sent: Tensor) -> Tensor:
         """The receiver's half: ``receive(b, send(a))`` is ``forward(a, b)[1]``, without what ``a`` would get.
 
-        Args:
-            receiver: (N, C, H, W)
-            sent: (N, K, H, W)
+        (N, C, H, W) and what was sent, (N, K, H, W), -> (N, C, H, W)
         """
         self._check_one_sided()
         index, importance = self._choose(receiver, 1, self.num_exchanged)
@@ -144,11 +131,7 @@ class FeatureExchange(nn.Module):
             raise ConfigError(f"one task alone sends or receives channels, not {'+'.join(self.steps)}")
 
     def importance(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Probability of each channel (``dim`` 1) or column (``dim`` 3) to be exchanged (Eq. 4 and 5).
-
-        Args:
-            x: (N, C, H, W)
-            dim: the dimension that is kept.
+        """Probability of each channel (``dim`` 1) or column (``dim`` 3) of (N, C, H, W) to be exchanged (Eq. 4 and 5).
 
         Returns:
             (N, size of ``dim``) in float32: at initialisation the probabilities differ by less than bfloat16 resolves.
@@ -197,13 +180,7 @@ def _rows(index: Tensor, x: Tensor) -> Tensor:
 
 
 def _swap_channels(both: Tensor, index: Tensor, adapter: nn.Module | None) -> Tensor:
-    """As ``_swap_halves`` along the channels, which are moved as a whole.
-
-    Args:
-        both: (2 N, C, H, W)
-        index: (2 N, K) channels of each row, sorted.
-        adapter: applied to what is sent.
-    """
+    """As ``_swap_halves`` along the channels, which are moved as a whole."""
     rows, table = _rows(index, both).view_as(index), both.flatten(0, 1)
     sent = table.index_select(0, rows.flatten()).unflatten(0, (both.shape[0], -1))
     if adapter is not None:
@@ -215,14 +192,11 @@ def _swap_channels(both: Tensor, index: Tensor, adapter: nn.Module | None) -> Te
 def _swap_halves(
     both: Tensor, dim: int, index: Tensor, importance: Tensor | None, adapter: nn.Module | None = None
 ) -> Tensor:
-    """Replace the chosen slices of each half of a batch by the chosen slices of the other half.
+    """Replace the chosen slices of each half of a batch (2 N, C, H, W) by the chosen slices of the other half.
 
-    Args:
-        both: (2 N, C, H, W)
-        dim: of the slices.
-        index: (2 N, K) slices of each row, sorted: the k-th receives the other's k-th.
-        importance: (2 N, K) lets the gradient say whether receiving helped; the values stay as they are.
-        adapter: applied to what is sent.
+    ``index`` (2 N, K) are slices of each row along ``dim``, sorted: the k-th receives the other's k-th. ``importance``
+    (2 N, K) lets the gradient say whether receiving helped; the values stay as they are. The ``adapter`` is applied to
+    what is sent.
     """
     shape = [index.shape[0], 1, 1, 1]
     shape[dim] = -1

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from irstd_d2.modeling.fast_paths import eager_on_cpu
+
 
 class DilatedDepthwiseConv(nn.Conv2d):
-    """Depthwise convolution with dilation that keeps the size.
+    """Depthwise convolution with dilation, in cells, and an odd kernel that keeps the size.
 
     CPU libraries have fast kernels for depthwise convolutions without dilation alone. Cells at a distance of the
     dilation never meet: on a CPU every such sub-grid is convolved as an image of its own, without dilation.
-
-    Args:
-        channels: of input and output.
-        kernel_size: odd.
-        dilation: in cells.
     """
 
     def __init__(self, channels: int, kernel_size: int, dilation: int):
@@ -29,9 +26,7 @@ class DilatedDepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)"""
-        if x.device.type == "cpu" and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            return self.convolve_sub_grids(x)
-        return super().forward(x)
+        return self.convolve_sub_grids(x) if eager_on_cpu(x) else super().forward(x)
 
     def convolve_sub_grids(self, x: Tensor) -> Tensor:
         """As ``forward``; the same sums in another order."""
@@ -48,11 +43,7 @@ class DilatedDepthwiseConv(nn.Conv2d):
 
 
 class LargeSelectiveKernel(nn.Module):
-    """Mix a 5x5 and a 23x23 receptive field by weights that depend on the position.
-
-    Args:
-        channels: of input and output; even.
-    """
+    """Mix a 5x5 and a 23x23 receptive field by weights that depend on the position; ``channels`` are even."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -65,13 +56,7 @@ class LargeSelectiveKernel(nn.Module):
         self.expand = nn.Conv2d(half, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """
-        Args:
-            x: (N, C, H, W)
-
-        Returns:
-            (N, C, H, W)
-        """
+        """(N, C, H, W) -> (N, C, H, W)"""
         near = self.near(x)
         far = self.far(near)
         near, far = self.reduce_near(near), self.reduce_far(far)

@@ -110,11 +110,7 @@ class BAFENet(IRSTDFCOS):
         return results
 
     def predict_in_context(self, features: list[Tensor], context: Context) -> Predictions:
-        """Apply the context network and the head.
-
-        Args:
-            features: per level (N, C, H, W).
-            context: of the batch.
+        """Apply the context network and the head to features (N, C, H, W) of each level.
 
         Returns:
             The predictions of the head, and ``context_sky``, the logits of sky in the context (N, 1, a, b).

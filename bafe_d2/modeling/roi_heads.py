@@ -22,14 +22,8 @@ from .context import Context, ContextEncoder, context_sky_loss
 class ExchangeSegHead(nn.Module):
     """Segment sky on every level and exchange features with those that the box head pools.
 
-    The box head's side has no tower of its own: the pyramid's features enter the exchange.
-
-    Args:
-        in_channels: channels of every level.
-        num_levels: levels.
-        num_convs: convolutions of the segmentation tower.
-        norm: of the tower.
-        cross_task: arguments of ``CrossTask`` without the channels; ``None`` leaves the two tasks apart.
+    The box head's side has no tower of its own: the pyramid's features enter the exchange. Arguments are those of
+    ``BAFEHead``.
     """
 
     def __init__(
@@ -48,13 +42,7 @@ class ExchangeSegHead(nn.Module):
         self.cross_task = None if cross_task is None else CrossTask(in_channels, **cross_task)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """
-        Args:
-            features: per level (N, C, H, W).
-
-        Returns:
-            Features for the box head and logits of sky (N, 1, H, W), per level.
-        """
+        """Features (N, C, H, W) per level -> features for the box head and logits of sky (N, 1, H, W), per level."""
         box_features, logits = [], []
         for level, x in enumerate(features):
             seg = self.seg_tower(x, level)
@@ -137,14 +125,9 @@ class ExchangeROIHeads(nn.Module):
         targets: list[Instances] | None = None,
         sem_seg: Tensor | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """See ``ROIHeads.forward``.
+        """See ``ROIHeads.forward``; ``features`` lead from the level's name to (N, C, H, W).
 
-        Args:
-            images: the batch.
-            features: level name -> (N, C, H, W).
-            proposals: per image.
-            targets: per image, in training.
-            sem_seg: sky masks, in training; see ``background.stack_sky_masks``, or ``context.stack_context_masks``.
+        ``sem_seg`` are sky masks, in training; see ``background.stack_sky_masks``, or ``context.stack_context_masks``.
 
         Returns:
             As the inner heads, with ``loss_sky`` among the losses; at test time the second value holds ``sky``, the

@@ -44,10 +44,8 @@ _STAND_INS = (
 def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = False) -> Any:
     """Read what ``torch.save`` or :func:`write_safetensors` wrote: tensors and plain data; nothing in it is run.
 
-    Args:
-        path: the file.
-        mmap: leave the tensors on the disk until they are used.
-        stand_ins: read the objects that mmengine writes beside the weights as inert ones; any other is still refused.
+    ``mmap`` leaves the tensors on the disk until they are used. ``stand_ins`` reads the objects that mmengine writes
+    beside the weights as inert ones; any other is still refused.
 
     Raises:
         DatasetError: for a file that is missing, damaged, or holds objects other than plain data and tensors.
@@ -58,17 +56,12 @@ def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = Fa
         with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS] if stand_ins else []):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise DatasetError(
-            path,
-            "file",
-            f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_refused(error)})",
-            "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
-            "with torch.save",
-        ) from error
+        problem = f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_refused(error)})"
+        fix = "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
+        raise DatasetError(path, "file", problem, f"{fix}with torch.save") from error
     except Exception as error:  # a damaged pickle may end in any: IndexError, struct.error, UnicodeDecodeError...
-        raise DatasetError(
-            path, "file", f"cannot be read ({_reason(error)})", "check the path, or fetch or train it again"
-        ) from error
+        fix = "check the path, or fetch or train it again"
+        raise DatasetError(path, "file", f"cannot be read ({_reason(error)})", fix) from error
 
 
 def _refused(error: Exception) -> str:

@@ -105,10 +105,7 @@ class NameMap:
 def resnet_rules(published: str = "backbone", ours: str = "backbone.bottom_up") -> list[tuple[str, str]]:
     """Rules for a ResNet with torchvision's names under a prefix (may be empty) and detectron2's."""
     dot = f"{published}." if published else ""
-    rules = [
-        (f"{dot}conv1.{{p}}", f"{ours}.stem.conv1.{{p}}"),
-        (f"{dot}bn1.{{p}}", f"{ours}.stem.conv1.norm.{{p}}"),
-    ]
+    rules = [(f"{dot}conv1.{{p}}", f"{ours}.stem.conv1.{{p}}"), (f"{dot}bn1.{{p}}", f"{ours}.stem.conv1.norm.{{p}}")]
     for stage in range(1, 5):
         a, b = f"{dot}layer{stage}.{{i}}", f"{ours}.res{stage + 1}.{{i}}"
         rules += [(f"{a}.conv{{k}}.{{p}}", f"{b}.conv{{k}}.{{p}}"), (f"{a}.bn{{k}}.{{p}}", f"{b}.conv{{k}}.norm.{{p}}")]

@@ -20,11 +20,7 @@ _FACTS = "irstd_d2"
 
 
 def read_safetensors(path: str | PathLike) -> dict[str, Any]:
-    """Read weights and facts.
-
-    Returns:
-        ``{"model": {name: tensor}}``, single precision, with the facts that :func:`write_safetensors` was given beside
-        it.
+    """Read ``{"model": {name: tensor}}``, single precision, and beside it the facts of :func:`write_safetensors`.
 
     Raises:
         DatasetError: the file is missing or damaged.
@@ -41,19 +37,13 @@ def read_safetensors(path: str | PathLike) -> dict[str, Any]:
 
 
 def write_safetensors(path: str | PathLike, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write weights in half precision.
+    """Write weights in half precision, with plain ``facts`` about them.
 
     Vectors (norms, biases), integers, and what half precision cannot hold stay as they are.
-
-    Args:
-        path: the file.
-        weights: by name.
-        facts: plain data about them.
     """
     # Clones: the format knows no weights in common, such as those of the norms of several levels.
     halved = {name: _half(tensor.detach().cpu().contiguous().clone()) for name, tensor in weights.items()}
-    data = save(halved, {_FACTS: json.dumps(dict(facts), sort_keys=True, allow_nan=False)})
-    write_atomically(path, lambda file: file.write(data))
+    write_atomically(path, save(halved, {_FACTS: json.dumps(dict(facts), sort_keys=True, allow_nan=False)}))
 
 
 def _half(tensor: Tensor) -> Tensor:

@@ -36,14 +36,7 @@ DETECTRON2_MISSING = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``irstd NAME ...``.
-
-    Args:
-        argv: name of the command and its arguments; by default those of the process.
-
-    Returns:
-        The exit code: 0 if all that was asked for is done.
-    """
+    """Run ``irstd NAME ...``, by default with the arguments of the process; the exit code is 0 if all is done."""
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -59,12 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def door(command: str, *systems: str) -> Callable[[Sequence[str] | None], int]:
-    """Main function of a program in ``tools/``.
-
-    Args:
-        command: a key of :data:`COMMANDS`.
-        systems: packages to import, for a clone that is not installed.
-    """
+    """Main function of a program in ``tools/``; ``systems`` are imported, for a clone that is not installed."""
 
     def door_main(argv: Sequence[str] | None = None) -> int:
         return run_command(command, argv, systems=systems)
@@ -75,13 +63,10 @@ def door(command: str, *systems: str) -> Callable[[Sequence[str] | None], int]:
 def run_command(
     command: str, argv: Sequence[str] | None = None, *, prog: str | None = None, systems: Sequence[str] = ()
 ) -> int:
-    """Parse arguments, import the detection systems, and run.
+    """Parse the arguments of a command of :data:`COMMANDS`, import the detection systems, and run.
 
-    Args:
-        command: a key of :data:`COMMANDS`.
-        argv: its arguments; by default those of the process.
-        prog: how the help calls it.
-        systems: packages of detection systems beside those that are installed (entry points ``irstd_d2.systems``).
+    ``prog`` is how the help calls it; ``systems`` are packages of detection systems beside those that are installed
+    (entry points ``irstd_d2.systems``).
 
     Returns:
         The exit code. Errors that a user can mend are one line, the last on the screen, and code 2.

@@ -13,18 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .options import BOX_CONVENTIONS, HIGH_BIT_DEPTH_MODES, LAYOUTS, new_parser
+from .options import HIGH_BIT_DEPTH_MODES, add_set_options, new_parser
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     parser.add_argument("source", help="registered set, folder (VOC, YOLO, masks) or COCO file")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of a folder; found out by default")
+    add_set_options(parser)
     parser.add_argument("--split", nargs="+", metavar="NAME", help="split files of a folder; all by default")
-    parser.add_argument("--sidecar", metavar="FILE", help="metadata table (TSV or CSV) of a folder")
-    parser.add_argument("--image-root", metavar="DIR", help="images of a COCO file; by default the folder it is in")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="to take; others are left out and counted")
-    parser.add_argument("--box-convention", choices=BOX_CONVENTIONS, help="of a VOC folder (see irstd convert --help)")
     parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="auto")
     parser.add_argument("--output-dir", metavar="DIR", help="write the plots there")
     parser.add_argument("--skip-bad", action="store_true", help="end with code 0 although there are faults")

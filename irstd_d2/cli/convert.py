@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import BOX_CONVENTIONS, DATASET_FORMATS, LAYOUTS, MASK_VALUES, new_parser
+from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, add_set_options, new_parser
 
 if TYPE_CHECKING:
     from ..convert import DetectionSet
@@ -40,21 +40,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--band", help="of the images that have none: LWIR, NIR, SWIR or another, such as MWIR")
     parser.add_argument("--link", action="store_true", help="symbolic links to the images in place of copies")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
-    voc = parser.add_argument_group("reading VOC")
-    voc.add_argument("--layout", choices=LAYOUTS, help="found out by default")
-    parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="of a VOC or COCO set; others are left out and counted"
-    )
+    add_set_options(parser)
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty images out")
-    parser.add_argument("--sidecar", metavar="FILE", help="metadata table; by default metadata.csv of the folder")
-    voc.add_argument(
-        "--box-convention",
-        choices=BOX_CONVENTIONS,
-        help="half_open: pixels from 0, xmax and ymax are the last ones plus one (default of most layouts); inclusive: "
-        "from 1, the last ones themselves (Pascal VOC, MATLAB); one_based: from 1, the last ones plus one (SIRST-V2)",
-    )
-    coco = parser.add_argument_group("reading COCO")
-    coco.add_argument("--image-root", metavar="DIR", help="of the file names; by default the folder of the file")
     masks = parser.add_argument_group("reading masks")
     masks.add_argument("--images", default="images", metavar="DIR", help="folder of the images (%(default)s)")
     masks.add_argument("--masks", default="masks", metavar="DIR", help="folder of the masks (%(default)s)")
@@ -113,12 +100,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     source = with_metadata(read(args), args.platform, args.band)
     report = write_set(
-        source,
-        args.output,
-        args.target_format,
-        layout=args.to_layout,
-        link=args.link,
-        overwrite=args.overwrite,
+        source, args.output, args.target_format, layout=args.to_layout, link=args.link, overwrite=args.overwrite
     )
     print("\n".join([f"Wrote {args.output}: {report}", *describe_boxes(source)]))
     return 0

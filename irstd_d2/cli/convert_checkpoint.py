@@ -17,7 +17,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .options import new_parser
+from .options import named_faults, new_parser
 
 if TYPE_CHECKING:
     from ..checkpoint import NameMap
@@ -35,13 +35,9 @@ def known_names() -> dict[str, NameMap]:
 
 
 def convert(model: str, source: str, target: str, *, reverse: bool = False) -> None:
-    """Convert one file.
+    """Convert one file of a model of :func:`known_names`.
 
-    Args:
-        model: a key of :func:`known_names`.
-        source: file to read.
-        target: file to write: ``{"model": ...}`` for detectron2, ``{"state_dict": ...}`` in reverse.
-        reverse: from this project's names to the published ones.
+    It becomes ``{"model": ...}`` for detectron2, or with ``reverse`` ``{"state_dict": ...}`` of published names.
     """
     from ..checkpoint import read_state_dict, write_checkpoint
 
@@ -78,8 +74,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with named_faults():
         convert(args.model, args.source, args.target, reverse=args.reverse)
-    except (KeyError, ValueError) as error:  # names the tensor
-        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     return 0

@@ -54,16 +54,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--save", nargs="+", type=parse_format, choices=RESULT_FORMATS, default=("picture", "json"),
         help="what to write (picture json)",
     )  # fmt: skip
-    parser.add_argument(
-        "--platform",
-        help="Air, Space, Land or what the model was trained with (MODEL.METADATA.PLATFORMS), of all images; "
-        "unknown by default",
-    )
-    parser.add_argument(
-        "--band",
-        help="LWIR, NIR, SWIR or what the model was trained with (MODEL.METADATA.BANDS), of all images; "
-        "unknown by default",
-    )
+    for field, names in (("platform", "Air, Space, Land"), ("band", "LWIR, NIR, SWIR")):
+        key = f"MODEL.METADATA.{field.upper()}S"
+        text = f"{names} or what the model was trained with ({key}), of all images; unknown by default"
+        parser.add_argument(f"--{field}", help=text)
     parser.add_argument("--metadata", metavar="FILE", help="table (CSV or TSV) with a line per image")
     parser.add_argument("--xml", metavar="DIR", help="XML files with <view> and <band_type>, one per image")
     parser.add_argument(
@@ -76,7 +70,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-frames", type=int, metavar="N", help="of a video, camera or TIFF of several pages, the first N"
     )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
     return parser
 
 
@@ -84,8 +77,9 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.utils import comm
 
     from .. import model_zoo
+    from ..engine import process_group
     from ..inference import Predictor
-    from ..inference.detection import FileDetector, detect_files, process_group, settings_of
+    from ..inference.detection import FileDetector, detect_files, settings_of
     from ..inference.inputs import MetadataLookup, find_sources
     from .options import read_config
 
@@ -95,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give images, folders, patterns, videos or a camera's number: irstd detect image.png")
     sources = find_sources(inputs)
     lookup = MetadataLookup({"platform": args.platform, "band": args.band}, args.metadata, args.xml)
-    with process_group():
+    with process_group("gloo"):
         cfg = read_config(args)
         threshold = args.score_thresh
         if threshold is None:

@@ -21,12 +21,11 @@ import argparse
 import contextlib
 import json
 import logging
-from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DatasetError
-from .options import add_models_to_run, add_score_thresh, new_parser, run_models
+from .options import add_models_to_run, add_score_thresh, named_faults, new_parser, run_models
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -42,11 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("predictions", nargs="*", metavar="PREDICTIONS", help="files or run folders")
     add_models_to_run(parser)
     parser.add_argument(
-        "--dataset",
-        required=True,
-        nargs="+",
-        metavar="NAME",
-        help="registered data sets; several give a matrix",
+        "--dataset", required=True, nargs="+", metavar="NAME", help="registered data sets; several give a matrix"
     )
     parser.add_argument(
         "--config-file",
@@ -54,10 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="protocol, sets of its DATASETS.OWN; of --weights that are files, the model",
     )
     parser.add_argument(
-        "--evaluators",
-        nargs="+",
-        metavar="NAME",
-        help=f"default: {' '.join(EVALUATORS)}; mask with masks",
+        "--evaluators", nargs="+", metavar="NAME", help=f"default: {' '.join(EVALUATORS)}; mask with masks"
     )
     parser.add_argument("--group-by", nargs="+", metavar="KEY", help="platform, band, resolution, size, contrast, sky")
     parser.add_argument("--masks", metavar="FOLDER", help="true masks; default: where the set's layout has them")
@@ -168,12 +160,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--rename: write OLD=NEW")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args.predictions += run_models(args)
-    try:
+    with named_faults():
         cfg = evaluation_config(args)
         check_registered("--dataset", args.dataset)
         results = {name: judge_set(args, cfg, name) for name in args.dataset}
-    except (KeyError, ValueError) as error:  # names the file or image, and what to do
-        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     parts = [] if len(results) == 1 else [matrix_to_markdown(results)]
     for name, (runs, resampled) in results.items():
         parts += [f"## {name}"] if len(results) > 1 else []
@@ -183,11 +173,10 @@ def run(args: argparse.Namespace) -> int:
     print(text)
     documents = {name: to_json(name, *result) for name, result in results.items()}
     if args.output:
-        document = json.dumps(
-            documents if len(documents) > 1 else documents[args.dataset[0]], indent=1, allow_nan=False
-        )
+        whole = documents if len(documents) > 1 else documents[args.dataset[0]]
+        document = json.dumps(whole, indent=1, allow_nan=False)
         for suffix, content in ((".json", document), (".md", text)):
             path = args.output.with_name(args.output.name + suffix)
-            write_atomically(path, methodcaller("write", f"{content}\n".encode()))
+            write_atomically(path, f"{content}\n")
             print(f"Wrote {path}")
     return 0

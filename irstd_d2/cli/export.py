@@ -44,7 +44,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--band", help="of the images of --check; unknown by default")
     parser.add_argument("--box-tolerance", type=float, default=0.02, help="pixels")
     parser.add_argument("--score-tolerance", type=float, default=1e-4)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
     return parser
 
 
@@ -84,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     cfg = read_config(args)
     predictor = Predictor(cfg, tile=0, device="cpu")
     fixed = None
-    if not args.dynamic:
-        fixed = (
-            FixedShape(args.batch, tuple(args.size)) if args.size else largest_shape(cfg, predictor.model, args.batch)
-        )
+    if not args.dynamic and args.size:
+        fixed = FixedShape(args.batch, tuple(args.size))
+    elif not args.dynamic:
+        fixed = largest_shape(cfg, predictor.model, args.batch)
     export_model(
         cfg, predictor.model, args.output, format=args.format, with_nms=args.nms, fixed=fixed, classes=predictor.classes
     )

@@ -61,6 +61,6 @@ def run(args: argparse.Namespace) -> int:
         print("error: correct the conflicts, or pass --accept-conflicts; nothing was written", file=sys.stderr)
         return 1
     table = format_sidecar(merged.entries, "\t" if args.output.suffix == ".tsv" else ",")
-    write_atomically(args.output, lambda file: file.write(table))
+    write_atomically(args.output, table)
     print(f"Wrote {args.output}: {len(merged.entries)} images")
     return 0

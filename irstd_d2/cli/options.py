@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -35,6 +39,36 @@ def add_config_options(parser: argparse.ArgumentParser, weights: str | None = No
     parser.add_argument(
         "--config-file", metavar="FILE", help="of the weights; default: the zoo's, or config.yaml beside"
     )
+    add_opts(parser)
+
+
+def add_opts(parser: argparse.ArgumentParser) -> None:
+    """``--opts``, the last option."""
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
+
+
+def add_set_options(parser: argparse.ArgumentParser) -> None:
+    """How a data set's annotations are read."""
+    parser.add_argument("--layout", choices=LAYOUTS, help="of a VOC folder; found out by default")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="to take; others are left out and counted")
+    parser.add_argument(
+        "--box-convention",
+        choices=BOX_CONVENTIONS,
+        help="of a VOC folder. half_open: pixels from 0, xmax and ymax are the last ones plus one (default of most "
+        "layouts); inclusive: from 1, the last ones themselves (Pascal VOC, MATLAB); one_based: from 1, the last ones "
+        "plus one (SIRST-V2)",
+    )
+    parser.add_argument("--sidecar", metavar="FILE", help="metadata table (CSV or TSV); by default that of the folder")
+    parser.add_argument("--image-root", metavar="DIR", help="images of a COCO file; by default the folder it is in")
+
+
+@contextmanager
+def named_faults() -> Iterator[None]:
+    """Turn errors that name a file, an image or a tensor and what to do into what a user is told."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
 
 
 def add_score_thresh(
@@ -55,15 +89,11 @@ def add_models_to_run(parser: argparse.ArgumentParser) -> None:
         "--runs-dir", type=Path, default=Path("evaluation"), metavar="FOLDER",
         help="where their detections go, FOLDER/NAME being the folder of a run (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration: KEY VALUE ...")
+    add_opts(parser)
 
 
 def run_models(args: argparse.Namespace) -> list[str]:
-    """Run the models of ``--weights`` on the sets of ``--dataset``.
-
-    Returns:
-        The folders with their detections.
-    """
+    """Run the models of ``--weights`` on the sets of ``--dataset``; return the folders with their detections."""
     if not args.weights:
         return []
     from .. import model_zoo
@@ -82,21 +112,7 @@ def run_models(args: argparse.Namespace) -> list[str]:
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """The configuration of ``--weights``, ``--config-file`` and ``--opts``; on the CPU where there is no GPU.
+    """The configuration of ``--weights``, ``--config-file`` and ``--opts``."""
+    from ..inference.predictor import read_config
 
-    Raises:
-        ConfigError: a file is missing, or no configuration belongs to the weights.
-    """
-    import torch
-
-    from .. import model_zoo
-    from ..config import get_config
-    from ..memory import keep_freed_memory
-
-    weights = model_zoo.resolve_weights(args.weights)
-    path = model_zoo.find_config(args.config_file) if args.config_file else model_zoo.config_of(args.weights)
-    cfg = get_config(path, ["MODEL.WEIGHTS", weights, *args.opts])
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-        keep_freed_memory()
-    return cfg
+    return read_config(args.weights, args.config_file, args.opts)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,20 +96,20 @@ def split_files(args: argparse.Namespace, source_format: str, split: str) -> Pat
     return args.source / f"{split}.txt"
 
 
-def content_of(args: argparse.Namespace, source_format: str, names: list[str], found: DetectionSet) -> bytes:
+def content_of(args: argparse.Namespace, source_format: str, names: list[str], found: DetectionSet) -> str:
     """What is written for one split."""
     if source_format != "coco":
         by_name = {record.name: record.image for record in found.records}
         yolo = source_format == "yolo"
         lines = [f"./{by_name[name].relative_to(args.source)}" if yolo else name for name in names]
-        return "".join(f"{line}\n" for line in lines).encode()
+        return "".join(f"{line}\n" for line in lines)
     content = json.loads(args.source.read_bytes())
     root = args.source.parent if args.image_root is None else Path(args.image_root)
     chosen = {record.image for record in found.records if record.name in set(names)}
     images = [entry for entry in content["images"] if root / entry["file_name"].replace("\\", "/") in chosen]
     ids = {entry["id"] for entry in images}
     annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
-    return (json.dumps(content | {"images": images, "annotations": annotations}, indent=1) + "\n").encode()
+    return json.dumps(content | {"images": images, "annotations": annotations}, indent=1) + "\n"
 
 
 def describe_splits(source: Path, splits: list[str]) -> None:
@@ -122,7 +121,7 @@ def describe_splits(source: Path, splits: list[str]) -> None:
     path = source / "data.yaml"
     description = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"path": "."}
     text = yaml.safe_dump(description | {split: f"{split}.txt" for split in splits}, sort_keys=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text)
 
 
 def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dict[str, list[str]]) -> None:
@@ -159,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     if present and not args.overwrite:
         raise DatasetError(present[0], "file", "exists", "choose other names, or pass --overwrite")
     for split, names in splits.items():
-        write_atomically(files[split], methodcaller("write", content_of(args, source_format, names, found)))
+        write_atomically(files[split], content_of(args, source_format, names, found))
     if source_format == "yolo":
         describe_splits(args.source, list(splits))
     print_table(args.stratify, strata, splits)

@@ -97,11 +97,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     layouts = ("wideirstd", "densesirst") if args.layout == "both" else (args.layout,)
     omni = SceneConfig(
-        seed=args.seed,
-        size=args.size,
-        balance=args.balance,
-        domain_conflict=args.domain_conflict,
-        bits=args.bits,
+        seed=args.seed, size=args.size, balance=args.balance, domain_conflict=args.domain_conflict, bits=args.bits
     )
     dense = dense_config(seed=args.seed, size=args.size, bits=args.bits)
     configs = {"wideirstd": omni, "densesirst": dense}

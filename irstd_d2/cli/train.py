@@ -11,7 +11,6 @@ With TEST.AUG.ENABLED True the model is also evaluated with test-time augmentati
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 from collections import OrderedDict
@@ -80,8 +79,7 @@ def train(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
 def test_with_tta(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
     """Evaluate with test-time augmentation; detections go to ``OUTPUT_DIR/inference_TTA``.
 
-    Returns:
-        As ``IRSTDTrainer.test``, with ``_TTA`` behind every name.
+    Results are those of ``IRSTDTrainer.test``, with ``_TTA`` behind every name.
     """
     from ..engine import IRSTDTrainer
     from ..inference import DetectorWithTTA
@@ -99,29 +97,12 @@ def test_trained_with_tta(trainer: IRSTDTrainer) -> OrderedDict[str, Any]:
         return test_with_tta(trainer.cfg, trainer.model)
 
 
-def train_under_torchrun(args: argparse.Namespace) -> None:
-    """Run in the process group that torchrun's environment describes."""
-    import torch
-    from detectron2.utils import comm
-
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group(backend)
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        train(args)
-        comm.synchronize()  # else a process that is done first ends while others still save
-    finally:
-        gc.collect()  # what still holds the group would end its threads after PyTorch's own end
-        torch.distributed.destroy_process_group()
-
-
 def run(args: argparse.Namespace) -> int:
+    import torch
     from detectron2.engine import launch
 
     from .. import model_zoo
-    from ..engine import check_gpus
+    from ..engine import check_gpus, process_group
 
     if args.config_file:
         args.config_file = model_zoo.find_config(args.config_file)
@@ -131,15 +112,9 @@ def run(args: argparse.Namespace) -> int:
         args.opts = ["MODEL.WEIGHTS", model_zoo.resolve_weights(args.weights), *args.opts]
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        train_under_torchrun(args)
+        with process_group("nccl" if torch.cuda.is_available() else "gloo"):
+            train(args)
         return 0
     check_gpus(args.num_gpus)
-    launch(
-        train,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     return 0

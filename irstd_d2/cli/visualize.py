@@ -17,8 +17,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DatasetError
-from .options import add_score_thresh, new_parser
+from ..errors import DatasetError
+from .options import add_score_thresh, named_faults, new_parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,10 +111,8 @@ def run(args: argparse.Namespace) -> int:
         images = str(Path(args.dataset).parent) if args.dataset.endswith(".json") else ""
         register_own_sets([(args.dataset, args.dataset, images)])
     check_registered("--dataset", [args.dataset])
-    try:
+    with named_faults():
         pictures = draw(args)
-    except (KeyError, ValueError) as error:  # of a predictions file: names the image
-        raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     if args.output.suffix.lower() == ".png":
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_picture(args.output, contact_sheet(list(pictures.values()), args.columns))

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .options import add_score_thresh, new_parser
+from .options import add_opts, add_score_thresh, new_parser
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     add.add_argument("--command", default="", help="arguments of the training, for the card")
     add.add_argument("--processor-minutes", type=float, default=0.0, help="that it took, of one processor")
     add_score_thresh(add, "default of the model; default: that of one false alarm per image on the validation set")
-    add.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="configuration that differs: KEY VALUE ...")
+    add_opts(add)
     cards = actions.add_parser(
         "cards", help="write the cards with results, and default thresholds, of saved detections"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -15,10 +15,10 @@ from ..data.check import Collection, convention_notes
 from ..data.image_io import count_pages
 from ..errors import ConfigError, DatasetError
 from ..files import staged_folder
-from .coco_format import find_coco_files, read_coco, write_coco
+from .coco_format import find_coco_files, write_coco
 from .detection_set import DetectionSet, name_records, record_from_dict, record_to_dict
 from .mask_format import read_masks, write_masks
-from .voc_format import read_voc, write_voc
+from .voc_format import write_voc
 from .yolo_format import is_yolo, read_yolo, write_yolo
 
 FORMATS = ("voc", "coco", "mask", "yolo")
@@ -58,11 +58,7 @@ class ConversionReport:
 
 
 def detect_format(source: str | PathLike) -> str:
-    """Tell the format of a set from what lies in its folder.
-
-    Returns:
-        One of ``FORMATS``; a folder that is none of the others counts as ``voc``.
-    """
+    """One of ``FORMATS``, from what lies in a set's folder; a folder that is none of the others counts as ``voc``."""
     path = Path(source)
     if path.is_file() or find_coco_files(path):
         return "coco"
@@ -93,12 +89,18 @@ def collect_converted(source: str | PathLike, *, sidecar: str | PathLike | None 
     if source_format not in ("yolo", "mask"):
         return None
     found = (read_yolo if source_format == "yolo" else read_masks)(path, sidecar=sidecar, skip_bad=True)
+    notes = [f"{count} x {what}" for what, count in found.unread.items() if not what.startswith("left out as faulty")]
+    return _collection_of(found, str(path), notes)
+
+
+def _collection_of(found: DetectionSet, title: str = "", notes: Sequence[str] = ()) -> Collection:
     indices = {name: index for index, name in enumerate(found.class_names)}
     dicts = [record_to_dict(record, indices) for record in found.records]
-    notes = [f"{count} x {what}" for what, count in found.unread.items() if not what.startswith("left out as faulty")]
     masks = {record.name: record.target_mask for record in found.records}
     splits = {split: list(names) for split, names in found.splits.items()}
-    return Collection(str(path), dicts, splits, found.faults, notes, lambda sample: masks[sample["image_id"]])
+    return Collection(
+        title, dicts, splits, found.faults, notes, lambda sample: masks[sample["image_id"]], found.box_convention
+    )
 
 
 def describe_boxes(detection_set: DetectionSet) -> list[str]:
@@ -106,12 +108,8 @@ def describe_boxes(detection_set: DetectionSet) -> list[str]:
     convention = detection_set.box_convention
     if convention is None:
         return []
-    indices = {name: index for index, name in enumerate(detection_set.class_names)}
-    dicts = [record_to_dict(record, indices) for record in detection_set.records]
-    masks = {record.name: record.target_mask for record in detection_set.records}
-    collection = Collection("", dicts, {}, [], (), lambda sample: masks[sample["image_id"]], convention)
     manner = f"boxes: read as {convention}, {_CONVENTIONS[convention]}"
-    return [manner, *(f"warning: {note}" for note in convention_notes(collection))]
+    return [manner, *(f"warning: {note}" for note in convention_notes(_collection_of(detection_set)))]
 
 
 def with_metadata(detection_set: DetectionSet, platform: str | None, band: str | None) -> DetectionSet:
@@ -163,32 +161,13 @@ def write_set(
             lost = writers[target_format](folder)
     except FileExistsError:
         raise DatasetError(target, "folder", "exists", "choose another folder, or pass --overwrite") from None
+    further_pages = sum(count_pages(record.image) - 1 for record in detection_set.records)
     report = ConversionReport(
         images=len(detection_set.records),
         objects=detection_set.num_objects,
         splits={split: len(names) for split, names in detection_set.splits.items()},
-        unread=detection_set.unread + Counter({"further page of a TIFF": _further_pages(detection_set)}),
+        unread=detection_set.unread + Counter({"further page of a TIFF": further_pages}),
         lost=lost,
     )
     _logger.info("Wrote %s (%s): %s", target, target_format, report)
     return report
-
-
-def _further_pages(detection_set: DetectionSet) -> int:
-    return sum(count_pages(record.image) - 1 for record in detection_set.records)
-
-
-__all__ = [
-    "FORMATS",
-    "ConversionReport",
-    "collect_converted",
-    "describe_boxes",
-    "detect_format",
-    "read_coco",
-    "read_masks",
-    "read_registered",
-    "read_voc",
-    "read_yolo",
-    "with_metadata",
-    "write_set",
-]

@@ -87,14 +87,7 @@ class DetectionSet:
 def record_from_dict(
     sample: Mapping[str, Any], name: str, class_names: Sequence[str], target_mask: Path | None = None
 ) -> ImageRecord:
-    """Turn detectron2's dataset dict of one image into a record.
-
-    Args:
-        sample: the dict.
-        name: of the record.
-        class_names: by category id.
-        target_mask: the mask file of its targets, if any.
-    """
+    """Turn detectron2's dataset dict of one image into a record; ``class_names`` are by category id."""
     size = sample["width"], sample["height"]
     metadata = sample.get("metadata") or {}
     original = metadata.get("width") or size[0], metadata.get("height") or size[1]

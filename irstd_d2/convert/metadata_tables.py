@@ -71,9 +71,8 @@ def merge_metadata(
 ) -> MergedMetadata:
     """Merge tables, the first that knows a value deciding.
 
-    Args:
-        sources: entries by image id, by the name of their source, the most trusted first.
-        wanted: image ids that should be there; the result holds these only. ``None`` takes all.
+    ``sources`` are entries by image id, by the name of their source, the most trusted first. ``wanted`` are image ids
+    that should be there; the result holds these only, all if it is ``None``.
     """
     ids = {key for entries in sources.values() for key in entries}
     merged, conflicts = {}, []

@@ -24,9 +24,7 @@ METADATA_TABLE = "metadata.csv"
 class SideFiles:
     """Sky masks and metadata beside the annotations of formats that have no word for them.
 
-    Args:
-        root: of the set; ``SkyMasks/NAME.png`` and ``metadata.csv`` are read where they exist.
-        sidecar: metadata table in place of ``metadata.csv``.
+    ``SkyMasks/NAME.png`` and ``metadata.csv`` of ``root`` are read where they exist; a ``sidecar`` replaces the table.
 
     Raises:
         DatasetError: the table has a faulty line.
@@ -91,10 +89,7 @@ def write_mask(target: Path, mask: np.ndarray) -> None:
 def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_only: bool = False) -> None:
     """Write the metadata of the images that have any into ``metadata.csv``.
 
-    Args:
-        folder: to write into.
-        records: the images.
-        sizes_only: platform and band are written elsewhere; a line is needed only for an original size.
+    With ``sizes_only`` platform and band are written elsewhere, and a line is needed only for an original size.
     """
     entries = {
         record.name: SidecarEntry(record.platform, record.band, *(record.original_size or (None, None)))
@@ -106,13 +101,7 @@ def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_
 
 
 def write_splits(detection_set: DetectionSet, path_of: Callable[[str], Path], line_of: Callable[[str], str]) -> None:
-    """Write the split files, if there are splits.
-
-    Args:
-        detection_set: the set.
-        path_of: from the name of a split to its file.
-        line_of: from the name of an image to its line.
-    """
+    """Write the split files, if there are any, to ``path_of(split)``, with the line ``line_of(name)`` of each image."""
     for split, names in detection_set.splits.items():
         path = path_of(split)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,7 @@ class Group(NamedTuple):
 
 
 def stratum_of(record: ImageRecord, keys: Sequence[str]) -> tuple[str, ...]:
-    """The stratum of an image.
-
-    Args:
-        record: the image.
-        keys: of ``STRATA``: ``platform``, ``band``, ``resolution`` (of the original image), ``empty`` (no target).
-    """
+    """The stratum of an image by ``keys`` of ``STRATA``: resolution is of the original image, empty without target."""
     width, height = record.original_size or record.size
     values = {
         "platform": record.platform or UNKNOWN,

@@ -78,11 +78,8 @@ def write_voc(
 ) -> Counter[str]:
     """Write a set as a VOC folder; return what was lost, counted.
 
-    Args:
-        detection_set: the set.
-        folder: to write into.
-        layout: one of ``LAYOUTS``; the layout decides whether there are places for masks.
-        link: make symbolic links to the images in place of copies.
+    ``layout``, one of ``LAYOUTS``, decides whether there are places for masks; ``link`` makes symbolic links to the
+    images in place of copies.
     """
     places = get_layout(layout, folder)
     lost: Counter[str] = Counter()

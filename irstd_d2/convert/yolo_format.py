@@ -55,11 +55,7 @@ def is_yolo(root: Path) -> bool:
 
 
 def read_yolo(
-    root: str | PathLike,
-    *,
-    sidecar: str | PathLike | None = None,
-    use_splits: bool = True,
-    skip_bad: bool = False,
+    root: str | PathLike, *, sidecar: str | PathLike | None = None, use_splits: bool = True, skip_bad: bool = False
 ) -> DetectionSet:
     """Read a YOLO folder: images and, for each that has a target, a text file.
 
@@ -149,16 +145,11 @@ def format_labels(record: ImageRecord, ids: dict[str, int]) -> str:
 
 
 def read_labels(path: Path, size: Size, num_classes: int | None) -> tuple[list[tuple[int, Box]], list[Fault]]:
-    """Read the text file of one image; none means no target.
-
-    Args:
-        path: the file.
-        size: (width, height) of the image.
-        num_classes: that the set names, ``None`` unknown.
+    """Read the text file of one image of ``size`` (width, height); no file means no target.
 
     Returns:
         Class ids with XYXY boxes in pixels, and the faults of the lines that have some: not a class and four fractions,
-        or a box that leaves the image.
+        or a box that leaves the image. ``num_classes`` bounds the ids; ``None`` is unknown.
     """
     if not path.is_file():
         return [], []
@@ -259,22 +250,15 @@ def _read_class_file(root: Path) -> tuple[str, ...] | None:
 
 def _find_images(root: Path) -> list[Path]:
     """All images below folders called ``images``; where there is no such folder, all images but masks."""
-    found = [path for path in _files(root) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = list_files(root, IMAGE_SUFFIXES, recursive=True)
     inside = [path for path in found if IMAGES in path.relative_to(root).parts[:-1]]
     return inside or [path for path in found if path.relative_to(root).parts[0] not in (SKY_MASKS, TARGET_MASKS)]
 
 
 def _find_labels(root: Path) -> set[Path]:
     """All text files below folders called ``labels`` but lists of classes."""
-    return {
-        path
-        for path in _files(root)
-        if path.suffix == ".txt" and LABELS in path.relative_to(root).parts[:-1] and path.name != _CLASS_FILES[0]
-    }
-
-
-def _files(root: Path) -> list[Path]:
-    return list_files(root, recursive=True)
+    found = [path for path in list_files(root, (".txt",), recursive=True) if path.name != _CLASS_FILES[0]]
+    return {path for path in found if LABELS in path.relative_to(root).parts[:-1]}
 
 
 def _label_file(image: Path, root: Path) -> Path:
@@ -312,9 +296,8 @@ def _find_splits(
         return {}  # as a set without splits is written
     splits = {}
     for key, value in entries.items():
-        places = {
-            str(entry): _place(root, str(entry), file) for entry in (value if isinstance(value, list) else [value])
-        }
+        written = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        places = {entry: _place(root, entry, file) for entry in written}
         missing = [entry for entry, place in places.items() if place is None]
         if missing and (len(entries) == 1 or key == "train"):
             raise DatasetError(file, key, f"no {missing[0]}", "name a folder of images or a list of files")

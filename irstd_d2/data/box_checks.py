@@ -40,8 +40,7 @@ def repeated_boxes(dicts: Iterable[dict[str, Any]]) -> list[str]:
 def common_offset(pairs: Iterable[tuple[Boxes, NDArray[np.integer]]]) -> tuple[tuple[float, ...], int, int] | None:
     """The way in which nearly all boxes of a set differ from their masks.
 
-    Args:
-        pairs: of each image the boxes and the bounds of the targets in its mask, ``(N, 4)`` and ``(M, 4)``.
+    ``pairs`` are of each image the boxes (N, 4) and the bounds (M, 4) of the targets in its mask.
 
     Returns:
         Box minus mask for xmin, ymin, xmax, ymax, the number of boxes with that difference and the number of boxes with
@@ -95,9 +94,8 @@ def edge_note(dicts: Iterable[dict[str, Any]], convention: str | None) -> list[s
 def light_note(offsets: Sequence[NDArray[np.floating]], convention: str | None) -> list[str]:
     """A remark if the light of a set's boxes lies where boxes of another convention have their centres.
 
-    Args:
-        offsets: ``(N, 2)`` of each image, see :func:`irstd_d2.data.statistics.light_offsets`.
-        convention: that the boxes were read in; ``None`` where there is no choice.
+    ``offsets`` are (N, 2) of each image, see :func:`irstd_d2.data.statistics.light_offsets`; ``convention`` is what
+    the boxes were read in, ``None`` where there is no choice.
     """
     if convention not in ("half_open", "one_based", "inclusive"):
         return []
@@ -145,14 +143,10 @@ def mask_notes(
 
 
 def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[float] = (0.0,) * 4) -> list[str]:
-    """Remarks on boxes that are not the bounds of a target in the mask, and on targets in the mask without a box.
+    """Remarks on boxes that are not the bounds (M, 4) of a target in the mask, and on such targets without a box.
 
-    Several boxes that fill one target of the mask are left alone: targets that touch share one component.
-
-    Args:
-        sample: dataset dict.
-        bounds: ``(M, 4)`` of the targets in the mask.
-        offset: by which all boxes of the set differ from their masks; it is not remarked on again.
+    Several boxes that fill one target of the mask are left alone: targets that touch share one component. The
+    ``offset``, by which all boxes of the set differ from their masks, is not remarked on again.
     """
     written = boxes_of(sample)
     boxes = written - np.array(offset)

@@ -30,7 +30,7 @@ from .box_checks import (
 )
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
-from .image_io import count_pages, read_raw, read_sky_mask, to_float_image
+from .image_io import check_size, count_pages, read_raw, read_sky_mask, to_float_image
 from .layout import FolderIndex, VocLayout, get_layout, list_splits
 from .pixel_values import uses_small_part
 from .splits import read_split
@@ -138,13 +138,9 @@ def collect(
 def check_collection(
     collection: Collection, *, high_bit_depth: str = "auto", workers: int = 1, progress: bool = False
 ) -> CheckReport:
-    """Open every image and mask of a set and measure its targets.
+    """Open every image and mask of a set and measure its targets, in so many threads.
 
-    Args:
-        collection: from :func:`collect`.
-        high_bit_depth: see :func:`irstd_d2.data.read_image`.
-        workers: threads.
-        progress: show a progress bar.
+    ``high_bit_depth`` as for :func:`irstd_d2.data.read_image`.
     """
 
     def inspect(sample: dict[str, Any]) -> _Inspection:
@@ -179,9 +175,7 @@ def check_collection(
 def convention_notes(collection: Collection, limit: int = 200) -> list[str]:
     """What speaks against the box convention of a set, as :func:`check_collection` says it, at less cost.
 
-    Args:
-        collection: the set.
-        limit: at most so many images are opened, spread evenly.
+    At most ``limit`` images are opened, spread evenly.
     """
     masked, offsets = [], []
     for sample in collection.dicts[:: max(1, -(-len(collection.dicts) // limit))]:
@@ -285,36 +279,34 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
     except DatasetError as error:
         return _Inspection(None, [Fault.from_error(FaultKind.BAD_IMAGE, error)])
     size = (sample["height"], sample["width"])
-    faults, bounds = _size_faults(path, raw, size), None
-    if faults:
-        return _Inspection(None, faults)
+    faults: list[Fault] = []
+    bounds = None
+    try:
+        check_size(path, raw, size)
+    except DatasetError as error:
+        return _Inspection(None, [Fault.from_error(FaultKind.SIZE_MISMATCH, error)])
     if "sem_seg_file_name" in sample:
         faults += _mask_faults(sample["sem_seg_file_name"], size)
     if target_mask is not None:
         try:
             bounds = label_boxes(read_target_labels(target_mask, size[::-1]).labels)
         except DatasetError as error:
-            kind = FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_MASK
-            faults.append(Fault.from_error(kind, error))
+            faults.append(_mask_fault(error))
     kind_of_pixels = _pixel_kind(raw)
     levels = (float(raw.min()), float(raw.max()), uses_small_part(raw))
     return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, bounds)
 
 
-def _size_faults(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> list[Fault]:
-    height, width = pixels.shape[:2]
-    if (height, width) == size:
-        return []
-    problem = f"{width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
-    fix = "correct <size> in the annotation or replace the file"
-    return [Fault.of(FaultKind.SIZE_MISMATCH, path, "size", problem, fix)]
-
-
 def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
     try:
-        return _size_faults(path, read_sky_mask(path), size)
+        check_size(path, read_sky_mask(path), size)
     except DatasetError as error:
-        return [Fault.from_error(FaultKind.BAD_MASK, error)]
+        return [_mask_fault(error)]
+    return []
+
+
+def _mask_fault(error: DatasetError) -> Fault:
+    return Fault.from_error(FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_MASK, error)
 
 
 def _metadata_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:

@@ -44,12 +44,12 @@ class ClassTable:
     ) -> ClassTable:
         """The table of a set whose files hold ids.
 
+        A class without category gets an id that no category has, so that its detections can be written.
+
         Args:
             categories: all ids of the file with their names.
             names: the classes to take, in the order of their indices; ``None`` takes all, by first appearance.
             aliases: from a name in the file to the name that counts.
-
-        A class without category gets an id that no category has, so that its detections can be written.
         """
         lookup, names = name_lookup(categories.values() if names is None else names, aliases, found=names is None)
         indices = {key: lookup[fold(name)] for key, name in categories.items() if fold(name) in lookup}
@@ -135,30 +135,26 @@ def parse_aliases(entries: Iterable[str]) -> dict[str, str]:
     return aliases
 
 
-def same_names(first: Iterable[str], second: Iterable[str]) -> bool:
-    """Whether two lists hold the same classes, in any order."""
-    return {fold(name) for name in first} == {fold(name) for name in second}
-
-
 def require_same_names(
     first: tuple[str, Sequence[str]], second: tuple[str, Sequence[str]], *, same_order: bool = False
 ) -> None:
     """Refuse two lists of classes that are not the same.
 
-    Args:
-        first, second: what has the classes (``"checkpoint model_final.pth"``), and their names.
-        same_order: the indices must agree as well, as for the outputs of one model.
+    ``first`` and ``second`` say what has the classes (``"checkpoint model_final.pth"``) and their names. With
+    ``same_order`` the indices must agree as well, as for the outputs of one model.
 
     Raises:
         ConfigError: with both sides and what to do.
     """
     (this, names), (that, others) = first, second
-    if same_order and [fold(name) for name in names] != [fold(name) for name in others] and same_names(names, others):
+    ours, theirs = ([fold(name) for name in listed] for listed in (names, others))
+    same = set(ours) == set(theirs)
+    if same and same_order and ours != theirs:
         raise ConfigError(
             f"{this} has the classes {_list(names)}, but {that} has them in another order: {_list(others)}; "
             f"set DATASETS.CLASSES to {tuple(names)!r}"
         )
-    if not same_names(names, others):
+    if not same:
         raise ConfigError(
             f"{this} has the classes {_list(names)}, but {that} has {_list(others)}; name those to use in "
             "DATASETS.CLASSES (others are left out), or say which mean the same: DATASETS.CLASS_ALIASES "
@@ -185,12 +181,9 @@ def num_classes_of(model: nn.Module) -> tuple[int, str]:
 
 
 def check_num_classes(model: nn.Module, classes: ClassTable, source: str) -> None:
-    """Refuse a model whose number of classes is not that of its data, before it costs a training.
+    """Refuse a detector whose number of classes is not that of its data, before it costs a training.
 
-    Args:
-        model: a detector.
-        classes: of its data.
-        source: what has them, e.g. ``DATASETS.TRAIN ('mine_train',)``.
+    ``source`` is what has the classes, e.g. ``DATASETS.TRAIN ('mine_train',)``.
 
     Raises:
         ConfigError: with both numbers, the names and what to do.

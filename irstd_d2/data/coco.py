@@ -115,9 +115,8 @@ class _CocoReader:
             return self._fail(FaultKind.BAD_RECORD, f"{field}.id", "missing or not a number or a string", "write an id")
         key = entry["id"]
         if key in self.images:
-            return self._fail(
-                FaultKind.BAD_RECORD, f"{field}.id", f"{_show(key)} again", "give every image its own id", key
-            )
+            problem, fix = f"{_show(key)} again", "give every image its own id"
+            return self._fail(FaultKind.BAD_RECORD, f"{field}.id", problem, fix, key)
         width, height = entry.get("width"), entry.get("height")
         metadata = _further(entry) | {
             "platform": _text(entry, "platform", "view"),
@@ -130,21 +129,17 @@ class _CocoReader:
         if not (_is_size(width) and _is_size(height)):
             problem = f"width {_show(width)}, height {_show(height)}"
             self._fail(FaultKind.MISSING_FIELD, field, problem, "write the image's size in pixels", key)
-        for place, name in (
-            ("file_name", entry.get("file_name")),
-            ("sem_seg_file_name", entry.get("sem_seg_file_name")),
-        ):
+        fix = "write a path below the image folder"
+        for place in ("file_name", "sem_seg_file_name"):
+            name = entry.get(place)
             if name is None and place == "sem_seg_file_name":
                 continue
             if not isinstance(name, str) or not name:
-                problem, fix = (
-                    f"{_show(name)} is no file name" if name else "missing",
-                    "write a path below the image folder",
-                )
+                problem = f"{_show(name)} is no file name" if name else "missing"
                 return self._fail(FaultKind.MISSING_FIELD, f"{field}.{place}", problem, fix, key)
             path = name.replace("\\", "/")  # as programs on Windows write it
             if not is_contained(path):
-                problem, fix = f"{_show(name)} leads out of the image folder", "write a path below the image folder"
+                problem = f"{_show(name)} leads out of the image folder"
                 return self._fail(FaultKind.UNSAFE_NAME, f"{field}.{place}", problem, fix, key)
             sample[place] = str(self.image_root / path)
         return None

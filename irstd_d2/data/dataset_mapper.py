@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 
 from ..errors import ConfigError, DatasetError
-from .image_io import read_raw, read_sky_mask, to_float_image
+from .image_io import check_size, read_raw, read_sky_mask, to_float_image
 from .transforms import RandomGainOffset, Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
 
 MAPPER_REGISTRY = Registry("MAPPER")
@@ -176,13 +176,14 @@ class IRSTDDatasetMapper:
         if image is None:
             raw = read_raw(file_name)
             image = to_float_image(raw, file_name, self.image_format, self.high_bit_depth, keep_gray=self.keep_gray)
-        _check_size(file_name, image, dataset_dict)
+        size = dataset_dict.get("height") or image.shape[0], dataset_dict.get("width") or image.shape[1]
+        check_size(file_name, image, size)
         if not self.is_train:
             return IRSTDAugInput(image)
         sem_seg = None
         if self.load_sem_seg and "sem_seg_file_name" in dataset_dict:
             sem_seg = read_sky_mask(dataset_dict["sem_seg_file_name"])
-            _check_size(dataset_dict["sem_seg_file_name"], sem_seg, dataset_dict)
+            check_size(dataset_dict["sem_seg_file_name"], sem_seg, size)
         boxes, classes = None, None
         if "annotations" in dataset_dict:
             boxes, classes = _annotation_arrays(dataset_dict["annotations"])
@@ -199,9 +200,7 @@ class IRSTDDatasetMapper:
     ) -> dict[str, Any]:
         """What every crop or tile of an image carries of the whole image, beside ``context_window``; here nothing.
 
-        Args:
-            image: (H, W) or (H, W, C); may be memory-mapped with ``prepare``.
-            prepare: from some rows of the image to floats of the same size in 0..255.
+        ``image`` is (H, W) or (H, W, C), maybe memory-mapped; ``prepare`` turns some of its rows into floats in 0..255.
         """
         return {}
 
@@ -221,18 +220,6 @@ def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
     if is_train:
         return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
-
-
-def _check_size(file_name: str, pixels: np.ndarray, dataset_dict: dict[str, Any]) -> None:
-    height, width = pixels.shape[:2]
-    expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
-    if (height, width) != expected:
-        raise DatasetError(
-            file_name,
-            "size",
-            f"{width}x{height} pixels, but annotated as {expected[1]}x{expected[0]}",
-            "correct <size> in the annotation or replace the file",
-        )
 
 
 def _annotation_arrays(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

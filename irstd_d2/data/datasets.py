@@ -148,10 +148,7 @@ def register_voc_folder(
 def register_coco_folder(
     name: str, json_file: str | PathLike, image_root: str | PathLike, *, class_names: Sequence[str] | None = None
 ) -> None:
-    """Register a COCO file under ``name``; arguments as in :func:`load_coco`.
-
-    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded (:func:`class_table`).
-    """
+    """Register a COCO file under ``name``; arguments as in :func:`load_coco`, else as :func:`register_voc_folder`."""
     _register(name, CocoSource(json_file, image_root, None if class_names is None else tuple(class_names)))
 
 
@@ -214,7 +211,7 @@ def align_classes(
     of: str = "DATASETS.CLASSES",
     subset: bool = False,
 ) -> ClassTable:
-    """Give sets the same class indices, by name, before any of them is loaded.
+    """Give registered sets the same class indices, by name, before any of them is loaded.
 
     Args:
         data_sets: registered names.
@@ -248,17 +245,11 @@ def align_classes(
 
 
 def prepare_classes(cfg: CfgNode, *, train: bool, trained: ClassTable | None = None) -> ClassTable:
-    """The classes of a run; all its sets get their indices.
+    """The classes of a run, with the ids of the first set that is used; all its sets get their indices.
 
-    The order is that of ``trained``, else of ``DATASETS.CLASSES``, else of the first training set.
-
-    Args:
-        cfg: configuration.
-        train: whether the training sets are used; without them they only give the order, where they are at hand.
-        trained: the classes that a checkpoint carries, when its outputs are to be used.
-
-    Returns:
-        The classes, with the ids of the first set that is used.
+    The order is that of ``trained``, the classes of a checkpoint whose outputs are to be used, else of
+    ``DATASETS.CLASSES``, else of the first training set. Without ``train`` the training sets only give the order, where
+    they are at hand.
 
     Raises:
         ConfigError: checkpoint, configuration and sets contradict each other.
@@ -295,9 +286,7 @@ def configured_classes(cfg: CfgNode) -> ClassTable | None:
 def check_registered(source: str, names: Iterable[str]) -> None:
     """Refuse names that are not in detectron2's catalog, with those they may have meant.
 
-    Args:
-        source: of the names, such as ``DATASETS.TRAIN``.
-        names: to look up.
+    ``source`` is what has the names, such as ``DATASETS.TRAIN``.
 
     Raises:
         ConfigError: a name is not registered.

@@ -80,7 +80,7 @@ def count_by_kind(faults: Iterable[Fault]) -> dict[str, int]:
 
 
 def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
-    """List the faults in the log and raise the first, or log one summary of what is left out.
+    """List the faults in the log and raise the first, or with ``skip_bad`` log one summary of what is left out.
 
     Args:
         faults: all faults found; nothing happens when empty.

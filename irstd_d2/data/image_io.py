@@ -116,7 +116,8 @@ def to_float_image(
 def read_raw(path: str | PathLike) -> np.ndarray:
     """Read an image in its own number type: gray ``(H, W)``, or BGR or BGRA ``(H, W, 3 | 4)``."""
     path = Path(path)
-    return _decode(_read_bytes(path), path)
+    with _open(path) as file:
+        return _decode(file.read(), path)
 
 
 def open_raw(path: str | PathLike) -> np.ndarray:
@@ -226,6 +227,18 @@ def read_image_size(path: str | PathLike) -> tuple[int, int]:
         return _decode(head + file.read(), path).shape[:2]
 
 
+def check_size(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> None:
+    """Refuse pixels (H, W, ...) of a file that are not of the annotated (height, width).
+
+    Raises:
+        DatasetError: with the field ``size``.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) != size:
+        problem = f"{width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
+        raise DatasetError(path, "size", problem, "correct <size> in the annotation or replace the file")
+
+
 def _check_options(format: str, high_bit_depth: str) -> None:
     if format not in ("RGB", "BGR"):
         raise ConfigError(f"INPUT.FORMAT is {format!r}; use 'RGB' or 'BGR'")
@@ -282,7 +295,8 @@ def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
             _check_pixel_count(file.height, file.width, path, len(data))
             image: Image.Image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
             palette_is_labels = file.mode == "P" and file.format == "PNG"
-            return np.array(image if image.mode == "L" or palette_is_labels else image.convert(_plain_mode(image)))
+            as_stored = image.mode == "L" or palette_is_labels
+            return np.array(image if as_stored else image.convert("L" if image.mode == "1" else "RGB"))
     except DatasetError:
         raise
     except Image.DecompressionBombError:
@@ -292,10 +306,6 @@ def _decode_with_pillow(data: bytes, path: Path) -> np.ndarray:
         raise DatasetError(path, "pixels", problem, f"save it as one of these, or {_REWRITE}") from None
     except Exception as error:  # Pillow lets whatever its parsers stumble over through: TypeError, KeyError, ...
         raise DatasetError(path, "pixels", f"not a readable PNG, TIFF, BMP or JPEG ({error})", _REWRITE) from None
-
-
-def _plain_mode(image: Image.Image) -> str:
-    return "L" if image.mode == "1" else "RGB"
 
 
 def _has_palette(data: bytes) -> bool:
@@ -392,11 +402,14 @@ def _decode_with_tifffile(data: bytes, path: Path, head: _TiffHead) -> np.ndarra
         problem = f"a TIFF of {pixels.dtype} with axes {axes} and colour space {head.colours}"
         raise DatasetError(path, "header", problem, "store it as gray or RGB")
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    if pixels.dtype.kind == "u" and head.bits < 8 * pixels.dtype.itemsize:
-        pixels = _fill_bits(pixels, head.bits)
+    if pixels.dtype.kind == "u" and head.bits < 8 * pixels.dtype.itemsize:  # 4095 of 12 bits becomes 65535 of 16
+        scale = int(np.iinfo(pixels.dtype).max) / (2**head.bits - 1)
+        pixels = np.rint(pixels.astype(np.float64) * scale).astype(pixels.dtype)
     if head.colours != _TIFF_RGB:  # further channels of a gray image are no colours
         pixels = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, 0])
-        return _invert(pixels) if head.colours == _TIFF_WHITE_IS_ZERO else pixels
+        if head.colours == _TIFF_WHITE_IS_ZERO:
+            return 1 - pixels if pixels.dtype.kind == "f" else ~pixels
+        return pixels
     return np.ascontiguousarray(np.concatenate([pixels[:, :, 2::-1], pixels[:, :, 3:4]], axis=2))
 
 
@@ -405,17 +418,6 @@ def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-
-
-def _fill_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Scale integers of a number of bits to the whole range of their type: 4095 of 12 bits becomes 65535 of 16."""
-    whole = int(np.iinfo(pixels.dtype).max)
-    return np.rint(pixels.astype(np.float64) * (whole / (2**bits - 1))).astype(pixels.dtype)
-
-
-def _invert(pixels: np.ndarray) -> np.ndarray:
-    """Exchange black and white: the ends of an integer type, 0 and 1 of floats."""
-    return 1 - pixels if pixels.dtype.kind == "f" else ~pixels
 
 
 @functools.lru_cache(maxsize=1024)  # once for each file, not in every epoch

@@ -90,13 +90,9 @@ def get_layout(layout: str | VocLayout | None, root: str | PathLike) -> VocLayou
     for candidate in LAYOUTS.values():
         if (root / candidate.images).is_dir() and (root / candidate.annotations).is_dir():
             return candidate
-    raise DatasetError(
-        root,
-        "folder",
-        "no known layout" if root.is_dir() else "no such folder",
-        f"check the root (DETECTRON2_DATASETS), or arrange the files as one of {', '.join(LAYOUTS)} "
-        "(datasets/README.md)",
-    )
+    known = f"arrange the files as one of {', '.join(LAYOUTS)} (datasets/README.md)"
+    problem = "no known layout" if root.is_dir() else "no such folder"
+    raise DatasetError(root, "folder", problem, f"check the root (DETECTRON2_DATASETS), or {known}")
 
 
 def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:
@@ -106,13 +102,9 @@ def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:
 
 
 class FolderIndex:
-    """File names of one folder by stem, read with one listing.
+    """File names of one folder by stem, read with one listing; ``suffixes`` are those to list, in lower case.
 
     Stems are compared in Unicode form NFC, since file systems and split files differ in it.
-
-    Args:
-        folder: the folder.
-        suffixes: of the files to list, in lower case.
 
     Raises:
         DatasetError: there is no such folder.
@@ -125,9 +117,8 @@ class FolderIndex:
         try:
             listing = os.listdir(folder)  # noqa: PTH208  strings, several times faster than paths
         except OSError as error:
-            raise DatasetError(
-                folder, "folder", f"cannot be listed ({error.strerror})", "check the data root (DETECTRON2_DATASETS)"
-            ) from None
+            fix = "check the data root (DETECTRON2_DATASETS)"
+            raise DatasetError(folder, "folder", f"cannot be listed ({error.strerror})", fix) from None
         for name in listing:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122
             if suffix.lower() in suffixes and not is_leftover(name):

@@ -27,7 +27,9 @@ def png_bytes(pixels: NDArray, palette: Sequence[int] | None = None) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG", compress_level=4)
         return buffer.getvalue()
-    _, data = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 4))
+    done, data = cv2.imencode(".png", pixels, (cv2.IMWRITE_PNG_COMPRESSION, 4))
+    if not done:
+        raise ValueError(f"OpenCV could not encode a picture of shape {pixels.shape}")
     return data.tobytes()
 
 
@@ -82,12 +84,7 @@ def wideirstd_files(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (path below ``VOC2007``, content) of every file of one image; the boxes come last.
 
-    Args:
-        name: see :func:`densesirst_files`, as the others.
-        image: ``(H, W)`` or BGR ``(H, W, 3)``, 8 or 16 bits.
-        record: its annotation.
-        target_mask: ``(H, W)``, not 0 on targets.
-        sky_mask: ``(H, W)`` labels, 1 sky; ``None`` where it is unknown.
+    Arguments as of :func:`densesirst_files`; a ``sky_mask`` of ``None`` is unknown and not written.
     """
     yield f"PNGImages/{name}.png", png_bytes(image)
     yield f"Masks/{name}.png", png_bytes((target_mask > 0).astype(np.uint8) * np.uint8(255))

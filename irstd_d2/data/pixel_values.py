@@ -23,12 +23,9 @@ _STRIP = 1024  # rows
 
 
 def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "auto") -> tuple[float, float]:
-    """The values of an image that become 0 and 255.
+    """The values of a whole image, in its own number type, that become 0 and 255; 8 bits are never stretched.
 
-    Args:
-        raw: the whole image in its own number type.
-        path: of its file, for messages.
-        high_bit_depth: see :func:`irstd_d2.data.image_io.read_image`; 8 bits are never stretched.
+    ``high_bit_depth`` as for :func:`irstd_d2.data.image_io.read_image`; ``path`` is for messages.
 
     Raises:
         DatasetError: the image holds NaN or infinity, or floats beyond 0 to 1 with ``full_range``.
@@ -45,12 +42,8 @@ def value_limits(raw: np.ndarray, path: str | PathLike, high_bit_depth: str = "a
     whole = type_range(image.dtype)
     if high_bit_depth == "full_range":
         if lowest < whole[0] or highest > whole[1]:
-            raise DatasetError(
-                path,
-                "pixels",
-                f"floats from {lowest:g} to {highest:g}, expected 0 to 1",
-                "set INPUT.HIGH_BIT_DEPTH to auto, minmax or percentile, or rescale the file",
-            )
+            fix = "set INPUT.HIGH_BIT_DEPTH to auto, minmax or percentile, or rescale the file"
+            raise DatasetError(path, "pixels", f"floats from {lowest:g} to {highest:g}, expected 0 to 1", fix)
         if uses_small_part(image):
             log_first_n(
                 logging.WARNING,
@@ -96,10 +89,8 @@ def uses_small_part(image: np.ndarray) -> bool:
 def steady_range(image: np.ndarray) -> tuple[float, float]:
     """Lowest and highest value after a 3x3 median, without the rim: a few stuck pixels of a sensor do not decide.
 
-    Of an image that is flat without them, the lowest and highest of all pixels.
-
-    Args:
-        image: ``(H, W)`` or ``(H, W, C)``, C at least 3, of which the first three count.
+    Of an image that is flat without them, the lowest and highest of all pixels. ``image`` is (H, W) or (H, W, C), C at
+    least 3, of which the first three count.
     """
     height, width = image.shape[:2]
     if min(height, width) < 3:

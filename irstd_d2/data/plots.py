@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from .statistics import UNKNOWN, DatasetStatistics
 
 _INK, _MUTED, _GRID = "#1f2933", "#5f6b7a", "#e3e7ec"
 _BLUE = "#2f6fab"
+_BARS: dict[str, Any] = {"color": _BLUE, "edgecolor": "white", "lw": 0.4}
 _PALETTE = ("#2f6fab", "#d9822b", "#3d8b5f", "#8a5a9e", "#b5495b", "#6b7785")
 _MAX_SIDE = 20  # pixels; larger targets gather in the last row and column of the size plot
 _CONTRAST_LIMIT = 6.0
@@ -45,12 +47,14 @@ def draw_targets(statistics: DatasetStatistics, title: str) -> Figure:
     _draw_sizes(sizes, statistics)
     values = statistics.contrast()
     edges = np.linspace(0, _CONTRAST_LIMIT, 49)
-    _draw_shares(contrast, np.minimum(values, _CONTRAST_LIMIT - 1e-9), edges)
+    _draw_shares(contrast, np.minimum(values, _CONTRAST_LIMIT - 1e-9), edges, **_BARS)
+    contrast.set_ylabel("share of targets")
     contrast.axvline(1, color=_MUTED, linewidth=1, linestyle="--")
     _heading(contrast, f"(b) Local contrast, {(values < 2).mean():.0%} below 2")
     contrast.set_xlabel(f"mean of target / mean of surroundings (last bar: {_CONTRAST_LIMIT:g} and more)")
     shares = statistics.brightness()
-    _draw_shares(brightness, shares, np.linspace(0, 1, 41))
+    _draw_shares(brightness, shares, np.linspace(0, 1, 41), **_BARS)
+    brightness.set_ylabel("share of targets")
     _heading(brightness, f"(c) Brightness, {(shares >= 1 - 1e-6).mean():.0%} the brightest of their image")
     brightness.set_xlabel("peak of target / peak of image")
     return figure
@@ -85,11 +89,6 @@ def _heading(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=10, color=_INK, loc="left")
 
 
-def _percent_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
 def _draw_sizes(axes: Axes, statistics: DatasetStatistics) -> None:
     sizes: Counter[tuple[int, int]] = Counter()
     for (width, height), count in statistics.sizes().items():
@@ -117,19 +116,13 @@ def _draw_sizes(axes: Axes, statistics: DatasetStatistics) -> None:
     _heading(axes, "(a) Target sizes (area of a dot: number of targets)")
 
 
-def _draw_shares(axes: Axes, values: np.ndarray, edges: np.ndarray) -> None:
-    axes.hist(
-        values,
-        bins=edges.tolist(),
-        weights=np.full(len(values), 1 / len(values)),
-        color=_BLUE,
-        edgecolor="white",
-        lw=0.4,
-    )
-    _percent_axis(axes)
+def _draw_shares(axes: Axes, values: np.ndarray, edges: np.ndarray, **style: Any) -> None:
+    weights = np.full(len(values), 1 / max(len(values), 1))
+    axes.hist(values, bins=edges.tolist(), weights=weights, **style)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="y", color=_GRID)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylabel("share of targets")
 
 
 def _draw_contrast_by_platform(
@@ -139,19 +132,8 @@ def _draw_contrast_by_platform(
     for platform in platforms:
         parts = [image.contrast for image in statistics.images if image.platform == platform]
         values = np.minimum(np.concatenate(parts), _CONTRAST_LIMIT - 1e-9)
-        weights = np.full(len(values), 1 / max(len(values), 1))
-        axes.hist(
-            values,
-            bins=edges.tolist(),
-            weights=weights,
-            histtype="step",
-            color=colours[platform],
-            lw=1.8,
-            label=platform,
-        )
-    _percent_axis(axes)
-    axes.grid(axis="y", color=_GRID)
-    axes.set(xlim=(0, _CONTRAST_LIMIT), ylabel="share of the platform's targets")
+        _draw_shares(axes, values, edges, histtype="step", color=colours[platform], lw=1.8, label=platform)
+    axes.set_ylabel("share of the platform's targets")
     axes.set_xlabel(f"mean of target / mean of surroundings (last: {_CONTRAST_LIMIT:g} and more)")
     axes.legend(frameon=False, fontsize=8)
     _heading(axes, "(a) Local contrast by platform")
@@ -189,9 +171,6 @@ def _draw_resolutions(axes: Axes, statistics: DatasetStatistics, platforms: list
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(color=_GRID)
-    axes.legend(handles=_legend_dots(platforms, colours), frameon=False, fontsize=8, loc="upper left")
+    dots = [Line2D([], [], marker="o", linestyle="", color=colours[name], alpha=0.7, label=name) for name in platforms]
+    axes.legend(handles=dots, frameon=False, fontsize=8, loc="upper left")
     _heading(axes, "(c) Resolutions (area of a dot: number of images)")
-
-
-def _legend_dots(platforms: list[str], colours: dict[str, str]) -> list[Line2D]:
-    return [Line2D([], [], marker="o", linestyle="", color=colours[name], alpha=0.7, label=name) for name in platforms]

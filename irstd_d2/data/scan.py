@@ -33,11 +33,9 @@ class Scan:
     notes: tuple[str, ...] = ()
 
     def accept(self, source: str, *, skip_bad: bool) -> list[dict[str, Any]]:
-        """Return the dicts, or refuse the set.
+        """Return the dicts, or refuse the set; ``source`` is for messages.
 
-        Args:
-            source: what was read, for the messages.
-            skip_bad: leave faulty images out, with one logged summary, in place of raising.
+        With ``skip_bad`` faulty images are left out, with one logged summary.
 
         Raises:
             DatasetError: there are faults and ``skip_bad`` is off.

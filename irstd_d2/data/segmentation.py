@@ -46,10 +46,8 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> bytes:
 
 
 def decode(counts: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """``(H, W)`` bool of run lengths from :func:`read_segmentation` or :func:`encode`."""
-    lengths = _run_lengths(counts.decode("ascii"))
-    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return flat.reshape(size).T
+    """``(H, W)`` bool of run lengths from :func:`read_segmentation` or :func:`encode`; ``size`` is (width, height)."""
+    return coco_mask.decode({"size": size[::-1], "counts": counts}).astype(bool)
 
 
 def encode(mask: NDArray[np.bool_]) -> bytes:

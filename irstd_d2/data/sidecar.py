@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..errors import DatasetError
 from .faults import Fault, FaultKind
 from .image_io import MAX_SIDE, strip_image_suffix
+from .splits import read_text
 from .voc_xml import MAX_NAME
 
 MAX_SIDECAR_BYTES = 256 << 20
@@ -89,11 +90,8 @@ def read_table(path: str | PathLike) -> SidecarTable:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            faults.append(
-                Fault.of(
-                    FaultKind.BAD_RECORD, path, f"line {reader.line_num + start - 1}", str(error), "correct the line"
-                )
-            )
+            field = f"line {reader.line_num + start - 1}"
+            faults.append(Fault.of(FaultKind.BAD_RECORD, path, field, str(error), "correct the line"))
             continue
         if cells is None:
             return SidecarTable(entries, further, faults)
@@ -202,16 +200,5 @@ def _header_cells(line: str) -> list[str]:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SIDECAR_BYTES + 1)
-    except OSError as error:
-        raise DatasetError(
-            path, "file", f"cannot be opened ({error.strerror})", "check the path of the table"
-        ) from None
-    if len(data) > MAX_SIDECAR_BYTES:
-        raise DatasetError(path, "file", f"larger than {MAX_SIDECAR_BYTES >> 20} MiB", "give a table of text")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(path, f"byte {error.start}", "not UTF-8 text", "save the table as UTF-8") from None
+    text = read_text(path, MAX_SIDECAR_BYTES, "a table of text", "check the path of the table")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

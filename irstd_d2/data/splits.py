@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
 from ..errors import DatasetError
 from .coco import is_contained
-from .faults import Fault, FaultKind, refuse_or_skip
+from .faults import Fault, FaultKind
 from .image_io import strip_image_suffix
 from .voc_xml import MAX_NAME, is_plain_name
 
@@ -54,38 +54,30 @@ def read_split(path: str | PathLike) -> tuple[list[str], list[Fault]]:
     return list(names), faults
 
 
-def load_split(path: str | PathLike, *, skip_bad: bool = False) -> list[str]:
-    """As :func:`read_split`, but refuse a file with a faulty line, or with ``skip_bad`` log what is left out.
-
-    Raises:
-        DatasetError: a line is faulty and ``skip_bad`` is off, or the file cannot be read.
-    """
-    names, faults = read_split(path)
-    refuse_or_skip(faults, skip_bad, fspath(path))
-    return names
-
-
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file of a data set, UTF-8 with or without byte-order mark.
+    """Read the lines of a text file of a data set; see :func:`read_text`."""
+    fix = "check the data root (DETECTRON2_DATASETS) and the split"
+    text = read_text(path, MAX_SPLIT_BYTES, "a text file of image names", fix)
+    # Not str.splitlines, which also cuts at characters that may stand in a name.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+def read_text(path: Path, limit: int, kind: str, fix: str) -> str:
+    """Read a text file, UTF-8 with or without byte-order mark, of at most ``limit`` bytes.
+
+    ``kind`` is what the file should be, and ``fix`` what to do where it cannot be opened.
 
     Raises:
-        DatasetError: it cannot be opened, is not UTF-8, or larger than ``MAX_SPLIT_BYTES``.
+        DatasetError: it cannot be opened, is not UTF-8, or larger.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_SPLIT_BYTES + 1)
+            data = file.read(limit + 1)
     except OSError as error:
-        raise DatasetError(
-            path,
-            "file",
-            f"cannot be opened ({error.strerror})",
-            "check the data root (DETECTRON2_DATASETS) and the split",
-        ) from None
-    if len(data) > MAX_SPLIT_BYTES:
-        raise DatasetError(path, "file", f"larger than {MAX_SPLIT_BYTES >> 20} MiB", "give a text file of image names")
+        raise DatasetError(path, "file", f"cannot be opened ({error.strerror})", fix) from None
+    if len(data) > limit:
+        raise DatasetError(path, "file", f"larger than {limit >> 20} MiB", f"give {kind}")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(path, f"byte {error.start}", "not UTF-8 text", "save the file as UTF-8") from None
-    # Not str.splitlines, which also cuts at characters that may stand in a name.
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []

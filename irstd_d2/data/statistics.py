@@ -19,6 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .box_checks import boxes_of
+
 SIZE_EDGES = (0, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, np.inf)  # square root of the box area, pixels
 CONTRAST_EDGES = (0, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, np.inf)
 BRIGHTNESS_EDGES = (0, 0.2, 0.4, 0.6, 0.8, 1.0 - 1e-6, np.inf)
@@ -29,17 +31,11 @@ _DARK = 1e-6  # keeps a division by black surroundings finite
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """One image.
+    """One image, or N targets of it; platform and band may be ``"unknown"``, sizes and boxes are in pixels.
 
     Args:
         name: image id.
-        width: pixels.
-        height: pixels.
-        platform: imaging platform or ``"unknown"``.
-        band: spectral band or ``"unknown"``.
-        boxes: ``(N, 4)`` XYXY, pixels.
-        contrast: ``(N,)`` local contrasts.
-        brightness: ``(N,)`` in ``[0, 1]``.
+        boxes, contrast, brightness: ``(N, 4)`` XYXY, ``(N,)``, and ``(N,)`` in ``[0, 1]``.
         pixel_kind: such as ``"gray, 8 bits"``.
         levels: lowest and highest value in the file, and whether they fill a small part of their type only
             (:func:`irstd_d2.data.pixel_values.uses_small_part`); ``None`` where nobody looked.
@@ -106,9 +102,7 @@ class DatasetStatistics:
             sizes = Counter((image.width, image.height) for image in images)
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
             (width, height), count = sizes.most_common(1)[0]
-            span = (
-                f"{_size_text(ordered[0])} to {_size_text(ordered[-1])}" if len(sizes) > 1 else _size_text(ordered[0])
-            )
+            span = " to ".join(dict.fromkeys((_size_text(ordered[0]), _size_text(ordered[-1]))))
             common = f"{_size_text((width, height))} ({count})"
             rows.append((platform, band, len(images), sum(len(image.boxes) for image in images), span, common))
         return rows
@@ -120,15 +114,8 @@ class DatasetStatistics:
 def measure_image(
     sample: dict[str, Any], image: np.ndarray, pixel_kind: str, levels: tuple[float, float, bool] | None = None
 ) -> ImageStatistics:
-    """Measure the targets of one image.
-
-    Args:
-        sample: its dataset dict.
-        image: ``(H, W, 3)`` float32 in ``[0, 255]``.
-        pixel_kind: of its file.
-        levels: of its file, see :class:`ImageStatistics`.
-    """
-    boxes = np.array([obj["bbox"] for obj in sample["annotations"]], dtype=np.float64).reshape(-1, 4)
+    """Measure the targets of one image, (H, W, 3) float32 in ``[0, 255]``; see :class:`ImageStatistics`."""
+    boxes = boxes_of(sample)
     gray = image.mean(axis=2)
     metadata = sample.get("metadata", {})
     return ImageStatistics(
@@ -168,14 +155,9 @@ def range_notes(images: Sequence[ImageStatistics]) -> list[str]:
 
 
 def local_contrast(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Mean of each box over the mean of its surroundings.
+    """Mean of each box over the mean of its surroundings, (N,) float64; 1 where these lie outside the image.
 
-    Args:
-        gray: ``(H, W)`` image.
-        boxes: ``(N, 4)`` XYXY, pixels; widened to whole pixels.
-
-    Returns:
-        ``(N,)`` float64; 1 for a box whose surroundings lie outside the image.
+    ``gray`` is (H, W), ``boxes`` (N, 4) XYXY in pixels, widened to whole ones.
     """
     inner = _whole_pixels(boxes, gray.shape)
     sides = np.tile(inner[:, 2:] - inner[:, :2], 2)
@@ -190,13 +172,9 @@ def local_contrast(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def light_offsets(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Where the light of each box and of one pixel around it is, from the box's centre.
+    """Where the light of each box and of one pixel around it is, from the box's centre; arguments as above.
 
     The light is what exceeds the middle between the highest pixel of the box and the median two pixels around it.
-
-    Args:
-        gray: ``(H, W)`` image.
-        boxes: ``(N, 4)`` XYXY, pixels; widened to whole pixels.
 
     Returns:
         ``(N, 2)`` pixels; NaN for boxes at the edge of the image, and for those no brighter than what is around.

@@ -80,10 +80,7 @@ def read_target_mask(path: str | PathLike, size: tuple[int, int], threshold: flo
 
 
 def component_boxes(mask: np.ndarray) -> np.ndarray:
-    """Bounds of the 8-connected components of a mask.
-
-    Args:
-        mask: ``(H, W)``; what is not zero belongs to a target.
+    """Bounds of the 8-connected components of what is not zero in a mask ``(H, W)``.
 
     Returns:
         ``(N, 4)`` int, XYXY in pixels, half-open.
@@ -101,11 +98,9 @@ def label_boxes(labels: np.ndarray) -> np.ndarray:
 
 
 def number_targets(masks: list[NDArray[np.bool_]], size: tuple[int, int]) -> NDArray[np.integer]:
-    """Put the masks of single targets into one that :func:`read_target_labels` reads as the same targets.
+    """Put masks of single targets ``(H, W)`` into one that :func:`read_target_labels` reads as the same targets.
 
-    Args:
-        masks: ``(H, W)`` of each target; where two overlap, the later one gets the pixels.
-        size: (width, height).
+    Where two overlap, the later one gets the pixels; ``size`` is (width, height).
 
     Returns:
         ``(H, W)`` of 0 and 255 where no two targets touch, else of numbers 1, 2, ...; 8 or 16 bits.

@@ -105,11 +105,8 @@ class RandomGainOffset(T.Augmentation):
 class TargetCrop(T.RandomCrop):
     """A random crop that holds a random target whole with a given probability, wherever it then lies in it.
 
-    In large images with few targets most plain crops are empty.
-
-    Args:
-        crop_type, crop_size: see ``detectron2.data.transforms.RandomCrop``.
-        target_prob: share of the crops that hold a target, in images that have one.
+    In large images with few targets most plain crops are empty. ``target_prob`` is the share of the crops that hold a
+    target, in images that have one; see ``detectron2.data.transforms.RandomCrop`` for the others.
     """
 
     def __init__(self, crop_type: str, crop_size: tuple[float, float], target_prob: float):

@@ -58,14 +58,7 @@ def load_voc(
         DatasetError: an image is faulty and ``skip_bad`` is off; there is nothing to load; or no object of the whole
             folder is of a class in ``class_names``.
     """
-    scan = scan_voc(
-        root,
-        split,
-        layout=layout,
-        class_names=class_names,
-        box_convention=box_convention,
-        sidecar=sidecar,
-    )
+    scan = scan_voc(root, split, layout=layout, class_names=class_names, box_convention=box_convention, sidecar=sidecar)
     return scan.accept(f"{root} ({split or 'all images'})", skip_bad=skip_bad)
 
 
@@ -142,10 +135,7 @@ def scan_voc(
 
 
 def read_voc_classes(
-    root: str | PathLike,
-    *,
-    layout: str | VocLayout | None = None,
-    class_aliases: Mapping[str, str] | None = None,
+    root: str | PathLike, *, layout: str | VocLayout | None = None, class_aliases: Mapping[str, str] | None = None
 ) -> ClassTable:
     """The classes of all files of a folder, by name; ``Target`` where there is no object. Faulty files do not count."""
     folder = FolderIndex(Path(root) / get_layout(layout, root).annotations, (".xml",))

@@ -126,11 +126,8 @@ def format_voc_xml(
 ) -> bytes:
     """Write an annotation file such that :func:`parse_voc_xml` reads the same record from it, bit for bit.
 
-    Args:
-        record: what the file says.
-        file_name: of the image.
-        depth: channels of the image.
-        scores: of detections, one per object; written as ``<score>``, which readers of annotations pass over.
+    ``file_name`` and ``depth`` (channels) are of the image; ``scores`` of detections, one per object, are written as
+    ``<score>``, which readers of annotations pass over.
     """
     root = Element("annotation")
     SubElement(root, "filename").text = file_name
@@ -163,11 +160,9 @@ def find_box_faults(
 ) -> list[Fault]:
     """List boxes without area or beyond the image.
 
-    Args:
-        record: what :func:`parse_voc_xml` read.
-        file: the file it came from.
-        class_names: of the objects to look at, as :func:`irstd_d2.data.classes.fold` returns them.
-        convention: of the boxes; ``"paper"`` shifts exact boxes over the edge, and counts as ``"half_open"`` here.
+    Of a ``record`` from a ``file`` only objects in ``class_names`` are looked at, names as
+    :func:`irstd_d2.data.classes.fold` returns them. The convention ``"paper"``, which shifts exact boxes over the edge,
+    counts as ``"half_open"`` here.
     """
     faults = []
     exact = "half_open" if convention == "paper" else convention
@@ -233,10 +228,8 @@ def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:
     try:
         root = fromstring(data, forbid_dtd=True)
     except DefusedXmlException as error:
-        reason = type(error).__name__
-        return fail(
-            FaultKind.BAD_XML, f"a DTD or entities, refused ({reason})", "remove the <!DOCTYPE ...> declaration"
-        )
+        problem = f"a DTD or entities, refused ({type(error).__name__})"
+        return fail(FaultKind.BAD_XML, problem, "remove the <!DOCTYPE ...> declaration")
     except (ParseError, ValueError, LookupError) as error:
         return fail(FaultKind.BAD_XML, f"not well-formed ({error})", "repair the XML or copy it again")
     if root.tag != "annotation":

@@ -3,7 +3,7 @@
 from .checkpoint import IRSTDCheckpointer, load_weights
 from .ema import EMAHook
 from .sampling import ResumableTrainingSampler, SeededMapDataset, seed_everything
-from .setup import check_gpus, setup
+from .setup import check_gpus, process_group, setup
 from .train_step import NonFiniteLossError, TrainStep
 from .trainer import IRSTDTrainer
 
@@ -17,6 +17,7 @@ __all__ = [
     "TrainStep",
     "check_gpus",
     "load_weights",
+    "process_group",
     "seed_everything",
     "setup",
 ]

@@ -77,8 +77,7 @@ class IRSTDCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = Path(self.save_dir) / "last_checkpoint"
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         """Whether there is anything to resume from, be it only checkpoints whose pointer file was lost."""

@@ -35,14 +35,10 @@ def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]
 
 
 class EMAHook(HookBase):
-    """Average the weights after every step.
+    """Average the weights after every step, ``decay`` of the average being kept.
 
     A checkpoint holds the average as the model, so that whoever loads it gets the weights that were evaluated; the
-    weights in training are part of this hook's state.
-
-    Args:
-        model: the trained model, not wrapped for distribution.
-        decay: share of the average that is kept per step.
+    weights in training are part of this hook's state. The ``model`` is not wrapped for distribution.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -32,12 +32,9 @@ def model_names(weights: Iterable[str | PathLike]) -> list[str]:
 def save_detections(cfg: CfgNode, data_sets: Sequence[str], folder: Path) -> None:
     """Run the model of a configuration on data sets and leave what an evaluated run leaves.
 
-    The model is made fast first (:func:`irstd_d2.inference.optimize`), which changes no detection.
-
-    Args:
-        cfg: with ``MODEL.WEIGHTS``.
-        data_sets: registered names; they become ``DATASETS.TEST``.
-        folder: for ``config.yaml`` and ``inference/SET/coco_instances_results.json``.
+    The sets become ``DATASETS.TEST``; ``folder`` gets ``config.yaml`` and
+    ``inference/SET/coco_instances_results.json``. The model is made fast first (:func:`irstd_d2.inference.optimize`),
+    which changes no detection.
 
     Raises:
         ConfigError: a set is not registered, or weights, model and sets contradict each other.
@@ -51,7 +48,7 @@ def save_detections(cfg: CfgNode, data_sets: Sequence[str], folder: Path) -> Non
     model = build_model(cfg)
     classes = prepare_classes(cfg, train=False, trained=load_weights(model, cfg))
     check_num_classes(model, classes, f"--dataset {' '.join(data_sets)}")
-    write_atomically(folder / "config.yaml", lambda file: file.write(cfg.dump().encode()))
+    write_atomically(folder / "config.yaml", cfg.dump())
     fast = optimize(model)
     cfg.TEST.EVALUATORS = ()  # detections are saved all the same
     for name in data_sets:

@@ -40,10 +40,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """detectron2's hook that counts checkpoints from before a resume among those it keeps.
 
-    Args:
-        checkpointer: saves them.
-        period: iterations.
-        keep: checkpoints kept beside the final one; 0 keeps all.
+    ``keep`` are kept beside the final one; 0 keeps all.
     """
 
     def __init__(self, checkpointer: IRSTDCheckpointer, period: int, *, keep: int = 0):
@@ -72,15 +69,11 @@ class RunLog(hooks.PeriodicWriter):
     """The writers of a run, whose files go on after a resume as if the run had not been interrupted.
 
     The checkpoint holds the values that smoothing looks back on and how far the files were written; lines of
-    ``metrics.json`` that are written again are removed.
-
-    Args:
-        folder: of the run. The writers come from the trainer's ``build_writers``.
-        period: iterations.
+    ``metrics.json`` that are written again are removed. The writers come from the trainer's ``build_writers``.
     """
 
-    def __init__(self, folder: str, period: int = 20):
-        super().__init__([], period)
+    def __init__(self, folder: str):
+        super().__init__([], WINDOW)
         self.folder = Path(folder)
         self._restored: dict[str, Any] = {"scalars": {}, "written": -1}
 
@@ -144,7 +137,7 @@ def cut_metrics(path: Path, last: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if (at := _iteration_of_line(line)) is not None and at <= last]
     if kept != lines:
-        write_atomically(path, lambda file: file.write("".join(kept).encode()))
+        write_atomically(path, "".join(kept))
 
 
 def _iteration_of_line(line: str) -> int | None:

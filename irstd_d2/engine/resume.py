@@ -73,9 +73,7 @@ class Change(NamedTuple):
 def training_facts(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a checkpoint says of its run, as plain data.
 
-    Args:
-        cfg: of the user, before epochs became iterations.
-        dicts: of the training sets.
+    ``cfg`` is that of the user, before epochs became iterations, ``dicts`` are of the training sets.
     """
     targets = [annotation for record in dicts for annotation in record.get("annotations", ())]
     digest = hashlib.sha256()
@@ -90,11 +88,9 @@ def training_facts(cfg: CfgNode, dicts: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def changes(before: str, now: str) -> list[Change]:
-    """Compare two configurations, as ``CfgNode.dump`` writes them.
+    """Compare two configurations, as ``CfgNode.dump`` writes them: keys with other values, in the order of their names.
 
-    Returns:
-        The keys with other values, in the order of their names. Keys that only one of the two has are those of another
-        version.
+    Keys that only one of the two has are those of another version.
     """
     old, new = (_flat(yaml.safe_load(text)) for text in (before, now))
     return [Change(key, old[key], new[key]) for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
@@ -116,15 +112,9 @@ def takes_effect(change: Change) -> bool:
 
 
 def check_config(before: str, now: str, source: str | PathLike) -> list[Change]:
-    """Refuse a resume with a configuration that does not go on with the same training.
+    """Refuse a resume with a configuration that does not go on with the same training; return changes that take effect.
 
-    Args:
-        before: the configuration of the run so far, as ``CfgNode.dump`` writes it.
-        now: that of the resume.
-        source: of ``before``, for the message.
-
-    Returns:
-        The changes, which all take effect.
+    ``before`` and ``now`` are as ``CfgNode.dump`` writes them; ``source`` of ``before`` is for the message.
 
     Raises:
         ConfigError: naming each key that must stay, with both values.
@@ -174,10 +164,7 @@ def restore_solver_values(
 ) -> None:
     """Let the configuration decide rate, decay and momentum where a checkpoint has brought those of before.
 
-    Args:
-        groups: of the optimiser.
-        values: of :func:`solver_values`.
-        scheduler: detectron2's ``LRMultiplier`` at the iteration of the checkpoint.
+    ``values`` are of :func:`solver_values`, ``scheduler`` detectron2's ``LRMultiplier`` at the checkpoint's iteration.
     """
     for group, value in zip(groups, values, strict=True):
         group.update(value)

@@ -77,11 +77,8 @@ class ResumableTrainingSampler(Sampler):
 class SeededMapDataset(Dataset):
     """Map data set dicts to samples, seeding each sample by its place in the training stream.
 
-    Args:
-        dicts: data set dicts.
-        mapper: dict -> sample, or ``None`` to skip an unreadable image.
-        seed: of the training.
-        num_workers: processes that read; what each of them reads is noted where this process can look it up.
+    The ``mapper`` gives ``None`` to skip an unreadable image. What each of ``num_workers`` processes reads is noted
+    where this process can look it up.
     """
 
     def __init__(

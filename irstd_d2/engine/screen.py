@@ -23,12 +23,9 @@ class ScreenFilter(logging.Filter):
 
 
 def start_logs(folder: str, rank: int, packages: Iterable[str]) -> None:
-    """Log packages to ``folder/log.txt`` and, on the main process, to the screen.
+    """Log detectron2, fvcore and ``packages`` to ``folder/log.txt`` and, on the main process, to the screen.
 
-    Args:
-        folder: of the run.
-        rank: of this process; others than 0 have a file of their own.
-        packages: beside detectron2 and fvcore.
+    Other processes than that of ``rank`` 0 have a file of their own.
     """
     for package in ("fvcore", "detectron2", *packages):
         logger = setup_logger(folder or None, distributed_rank=rank, name=package)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,10 +36,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     The configuration goes to ``OUTPUT_DIR/config.yaml``, with what a resume changed at its top; that of an evaluation
     in the folder of a training to ``config_eval.yaml``. On a CPU the process keeps the memory that it frees
-    (:func:`irstd_d2.memory.keep_freed_memory`).
-
-    Args:
-        args: of ``detectron2.engine.default_argument_parser``.
+    (:func:`irstd_d2.memory.keep_freed_memory`). ``args`` are those of ``detectron2.engine.default_argument_parser``.
 
     Raises:
         ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, or a resume
@@ -61,8 +61,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         path = Path(cfg.OUTPUT_DIR) / "config.yaml"
         if args.eval_only and path.exists():
             path = path.with_name("config_eval.yaml")
-        text = history + cfg.dump()
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, history + cfg.dump())
         logger.info("configuration and environment are in %s and log.txt", path)
     if no_cuda:
         logger.info("no CUDA device here: running on the CPU (MODEL.DEVICE cpu)")
@@ -87,12 +86,26 @@ def check_gpus(num_gpus: int) -> None:
         )
 
 
-def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Take the CPU where there is no GPU; return whether that replaces the default.
+@contextmanager
+def process_group(backend: str) -> Iterator[None]:
+    """The process group that torchrun's environment describes, if it does; ``backend`` as torch calls it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group(backend)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    try:
+        yield
+        comm.synchronize()  # else a process that is done first ends while others still work
+    finally:
+        gc.collect()  # what still holds the group would end its threads after PyTorch's own end
+        torch.distributed.destroy_process_group()
 
-    Raises:
-        ConfigError: a GPU was asked for.
-    """
+
+def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Take the CPU where there is no GPU and none was asked for; return whether that replaces the default."""
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return False
     if "MODEL.DEVICE" in args.opts[::2]:
@@ -102,11 +115,7 @@ def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
 
 def _history(cfg: CfgNode) -> str:
-    """Comments for the top of ``config.yaml`` that say from which iteration on it holds.
-
-    Raises:
-        ConfigError: there is nothing to resume from, or what there is belongs to another training.
-    """
+    """Comments for the top of ``config.yaml`` that say from which iteration of a resume on it holds."""
     checkpointer = IRSTDCheckpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
     newest = checkpointer.newest_readable()
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
@@ -136,6 +145,5 @@ def _make_folder(folder: Path) -> None:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, os.strerror(13))
     except OSError as error:
-        raise ConfigError(
-            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}); choose another, or make it writable"
-        ) from error
+        problem = f"OUTPUT_DIR {folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"{problem}; choose another, or make it writable") from error

@@ -91,10 +91,7 @@ class TrainStep(SimpleTrainer):
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if finite:
             return
-        mine = {
-            "losses": {name: loss.item() for name, loss in losses.items()},
-            "images": _file_names(batch),
-        }
+        mine = {"losses": {name: loss.item() for name, loss in losses.items()}, "images": _file_names(batch)}
         parts = comm.all_gather(mine)
         lines = [f"process {rank}: losses {part['losses']}, images {part['images']}" for rank, part in enumerate(parts)]
         raise NonFiniteLossError("\n".join([f"the loss of iteration {self.iter} is not finite", *lines]))

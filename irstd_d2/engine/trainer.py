@@ -13,10 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
@@ -172,15 +169,12 @@ class IRSTDTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, dicts: list[dict[str, Any]] | None = None) -> DataLoader:
         """Build the loader of the training stream, which has no end; batches are split evenly over the processes.
 
-        Args:
-            cfg: configuration.
-            dicts: of the training sets, when they are loaded already.
+        ``dicts`` of the training sets, when they are loaded already.
         """
         world_size = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % world_size:
-            raise ConfigError(
-                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, not a multiple of {world_size} processes"
-            )
+            size = cfg.SOLVER.IMS_PER_BATCH
+            raise ConfigError(f"SOLVER.IMS_PER_BATCH is {size}, not a multiple of {world_size} processes")
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         images = DatasetFromList(cls.train_dicts(cfg) if dicts is None else dicts, copy=False)
         workers = cfg.DATALOADER.NUM_WORKERS
@@ -207,10 +201,8 @@ class IRSTDTrainer(DefaultTrainer):
     ) -> OrderedDict[str, Any]:
         """Evaluate on every set of ``DATASETS.TEST`` and log the results as one table per set.
 
-        Args:
-            cfg: configuration.
-            model: with the weights to evaluate; a fast copy of it detects (:func:`irstd_d2.inference.optimize`).
-            evaluators: one per set; by default those of ``TEST.EVALUATORS``.
+        A fast copy of the model detects (:func:`irstd_d2.inference.optimize`). There is one evaluator per set, by
+        default those of ``TEST.EVALUATORS``.
 
         Returns:
             evaluator -> metric -> value, below the data set's name if there are several sets; empty on all processes

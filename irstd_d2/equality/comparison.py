@@ -23,8 +23,7 @@ class Row:
     Attributes:
         what: the part of a model.
         numbers: how many were compared, by themselves or in sums over them.
-        difference: the largest, of the kind that the tolerance has.
-        tolerance: what is allowed.
+        difference, tolerance: the largest one, and what is allowed.
         unit: of both: "relative", "px", "absolute".
         worst: the array with the largest difference.
     """
@@ -102,9 +101,15 @@ class Comparison:
         """Compare one number, relative to the reference."""
         self._relative(what, name, np.array([actual]), np.array([expected]), abs(expected), tolerance, numbers=1)
 
-    def same(self, what: str, actual: Tensor | np.ndarray, expected: np.ndarray, name: str) -> None:
-        """Compare whole numbers, such as indices and counts: the share that differs must be zero."""
-        found = _array(actual)
+    def same(
+        self, what: str, actual: Tensor | np.ndarray, reference: Reference, name: str, *, any_order: bool = False
+    ) -> None:
+        """Compare whole numbers, such as indices and counts: the share that differs must be zero.
+
+        With ``any_order`` those of the reference are sorted first.
+        """
+        self.compared.add((reference.name, name))
+        found, expected = _array(actual), np.sort(reference[name]) if any_order else reference[name]
         wrong = float(np.mean(found != expected)) if found.shape == expected.shape and found.size else 0.0
         if found.shape != expected.shape:
             wrong = 1.0
@@ -154,8 +159,7 @@ class Comparison:
             what: see ``add``.
             gradients: published name of every parameter that exists in our model -> gradient, ``None`` for none.
             reference: has ``grad_names``, ``grad_is_none`` and ``grad_sum_abssum``.
-            tolerance: of all parameters but those in ``tolerances``.
-            tolerances: published name -> tolerance.
+            tolerance: of all parameters but those in ``tolerances``, by published name.
             scales: published name -> what the difference is relative to, for gradients that are zero but for rounding.
         """
         self.compared |= {(reference.name, f"grad_{name}") for name in ("names", "is_none", "sum_abssum")}
@@ -164,9 +168,8 @@ class Comparison:
         ):
             gradient = gradients.get(name)
             if none or gradient is None:
-                self.add(
-                    what, name, 0.0 if none and gradient is None else np.inf, tolerance, numbers=0, unit="relative"
-                )
+                difference = 0.0 if none and gradient is None else np.inf
+                self.add(what, name, difference, tolerance, numbers=0, unit="relative")
                 continue
             found = torch.stack([gradient.double().sum(), gradient.double().abs().sum()]).numpy()
             scale = (scales or {}).get(name, max(float(sums[1]), 1e-6))
@@ -190,19 +193,10 @@ class Comparison:
 def paired_differences(
     boxes: np.ndarray, scores: np.ndarray, expected: np.ndarray, box_tolerance: float, score_tolerance: float
 ) -> tuple[float, float]:
-    """Largest differences between detections and their partners, in pixels and in score.
+    """Largest differences between detections, (D, 4) and (D,), and their partners (E, 5), in pixels and in score.
 
     Every expected row takes, in its order, the nearest detection that is still free; nearness is measured in
-    tolerances.
-
-    Args:
-        boxes: (D, 4)
-        scores: (D,)
-        expected: (E, 5)
-        box_tolerance, score_tolerance: what is near.
-
-    Returns:
-        Infinite if D is not E.
+    tolerances. Infinite if D is not E.
     """
     if len(boxes) != len(expected):
         return np.inf, np.inf

@@ -15,11 +15,7 @@ FILE = "voc_metric.json"
 
 
 def compare(folder: Path | None = None) -> Comparison:
-    """Compare AP of 50 images with boxes, difficult ones among them, and detections with and without equal scores.
-
-    Args:
-        folder: of the reference numbers; by default that of the package.
-    """
+    """Compare AP of 50 images with boxes, difficult ones among them, and detections with and without equal scores."""
     data = json.loads(((folder or Path(__file__).parent) / FILE).read_text(encoding="utf-8"))
     images, comparison = data["images"], Comparison()
     targets = target_table([i["gt"] for i in images], None, [i["difficult"] for i in images])

@@ -43,12 +43,10 @@ def six_sums(values: np.ndarray) -> np.ndarray:
 def compact_arrays(
     arrays: Mapping[str, np.ndarray], whole: Callable[[str], bool], without: Callable[[str], bool]
 ) -> dict[str, np.ndarray]:
-    """Reduce arrays to the compact form.
+    """Reduce the arrays of one file to the compact form.
 
-    Args:
-        arrays: of one file.
-        whole: whether an array is kept as it is however large; names and integers always are.
-        without: whether an array is left out, as inputs that can be generated are.
+    ``whole`` says whether an array is kept as it is however large (names and integers always are), ``without`` whether
+    it is left out, as inputs that can be generated are.
     """
     result = {}
     for name, array in arrays.items():
@@ -69,8 +67,7 @@ class Manifest:
 
     Attributes:
         rules: published name -> shape and rule; see ``generator.tensor_values``.
-        images: per image what is known of it.
-        gt_boxes: per image (M, 4) in network pixels.
+        images, gt_boxes: per image what is known of it, and (M, 4) in network pixels.
         parameters: how many numbers the published model has, and how many of them it can train.
     """
 
@@ -97,17 +94,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 class Reference:
-    """The arrays of one file, whole or compact.
-
-    Args:
-        path: an ``.npz`` file.
-
-    Attributes:
-        name: of the file, without its ending.
-
-    Raises:
-        OSError: if there is no file.
-    """
+    """The arrays of one ``.npz`` file, whole or compact; ``name`` is that of the file, without its ending."""
 
     def __init__(self, path: Path):
         self.name = path.stem

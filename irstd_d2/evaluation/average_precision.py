@@ -23,12 +23,7 @@ Mode = Literal["area", "11points"]
 
 @dataclass(frozen=True)
 class VOCProtocol:
-    """How boxes are measured.
-
-    Attributes:
-        legacy_widths: widths are x2 - x1 + 1 instead of x2 - x1.
-        dtype: of IoU and precision.
-    """
+    """How boxes are measured: ``legacy_widths`` are x2 - x1 + 1; ``dtype`` is of IoU and precision."""
 
     legacy_widths: bool = False
     dtype: type = np.float64
@@ -85,16 +80,10 @@ class Verdicts:
 def voc_verdicts(
     detections: DetectionTable, targets: TargetTable, iou_threshold: float = 0.5, protocol: VOCProtocol = EXACT
 ) -> Verdicts:
-    """Judge every detection by Pascal VOC's rule.
+    """Judge every detection by Pascal VOC's rule; ``detections`` are sorted by score.
 
     A detection belongs to the target it overlaps most. It is true when the overlap reaches the threshold and no better
     scored detection has that target; there is no second choice. On an ignored target it is neither true nor false.
-
-    Args:
-        detections: sorted by score.
-        targets: ground truth.
-        iou_threshold: reached counts.
-        protocol: how boxes are measured.
     """
     overlap = partial(pair_iou, legacy_widths=protocol.legacy_widths, dtype=protocol.dtype)
     pair_detection, pair_target, iou = close_pairs(detections, targets, overlap, iou_threshold)
@@ -122,13 +111,8 @@ def coco_verdicts(
     """Judge every detection by COCO's rule, with verdicts that can be resampled; its metrics come from its own library.
 
     The detections, best score first, each take the free target that they overlap most. One that finds none is excused
-    by an ignored target (a crowd) that covers enough of its own area, however many others lie there too.
-
-    Args:
-        detections: sorted by score.
-        targets: ground truth.
-        iou_threshold: reached counts.
-        max_detections: per image and class, best first; all others are neither true nor false.
+    by an ignored target (a crowd) that covers enough of its own area, however many others lie there too. Beyond
+    ``max_detections`` per image and class, best first, all are neither true nor false.
     """
     numbers = len(detections), len(targets)
     kept = _rank_in_image(detections) < max_detections
@@ -169,13 +153,9 @@ def _rank_in_image(detections: DetectionTable) -> np.ndarray:
 def precision_recall(
     verdicts: Verdicts, scores: np.ndarray, num_targets: int, dtype: type = np.float64
 ) -> PrecisionRecall:
-    """Accumulate verdicts into the precision-recall curve.
+    """Accumulate verdicts on detections sorted by score, with ``scores`` (D,), into the precision-recall curve.
 
-    Args:
-        verdicts: of detections sorted by score.
-        scores: (D,)
-        num_targets: targets that are not ignored.
-        dtype: of precision.
+    ``num_targets`` are those that are not ignored; ``dtype`` is of precision.
     """
     true, false = np.cumsum(verdicts.true), np.cumsum(verdicts.false)
     counted = true + false
@@ -184,15 +164,10 @@ def precision_recall(
 
 
 def average_precision(curve: PrecisionRecall, mode: Mode = "area") -> float:
-    """Average precision of a curve.
+    """Average precision of a curve, in [0, 1]; NaN when there is no target to find.
 
-    Args:
-        curve: from ``precision_recall``.
-        mode: ``area`` under the monotone envelope (VOC 2010 and later) or mean of the best precision at the 11 recalls
-            0, 0.1, ..., 1 (VOC 2007).
-
-    Returns:
-        A value in [0, 1]; NaN when there is no target to find.
+    ``mode`` is ``area``, under the monotone envelope (VOC 2010 and later), or ``11points``, the mean of the best
+    precision at the recalls 0, 0.1, ..., 1 (VOC 2007).
     """
     if curve.num_targets == 0:
         return float("nan")

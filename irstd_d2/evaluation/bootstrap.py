@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from .average_precision import EXACT, PAPER, Verdicts, VOCProtocol, coco_verdicts, voc_verdicts
-from .detection_probability import CENTRE_DISTANCE, centre_verdicts
-from .matching import DetectionTable, TargetTable
+from .average_precision import EXACT, PAPER, Verdicts, coco_verdicts, voc_verdicts
+from .detection_probability import centre_verdicts
+from .matching import DetectionTable, TargetTable, select_class
 
 _COCO_RECALLS = np.linspace(0, 1, 101)
 _COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -71,7 +71,8 @@ class Outcome:
         )
 
 
-Judge = Callable[[DetectionTable, TargetTable, np.ndarray, int], list[Outcome]]
+Rule = Callable[[DetectionTable, TargetTable], Verdicts]
+Measure = Callable[[Outcome, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,26 @@ class ResampledMetric:
     """A metric that can be computed when image i counts ``weights[b, i]`` times.
 
     Attributes:
-        judge: detections, targets, pixels of the images (I,) and number of classes -> outcomes, one per class (and
-            threshold) that the metric is averaged over.
+        rules: that detections are judged by; the metric is averaged over them.
         value: an outcome and (B, I) weights -> (B,); NaN for a draw that has nothing to measure.
+        by_class: whether it is averaged over the classes as well, each judged by itself.
+        score_threshold: detections below it do not count.
     """
 
-    judge: Judge
-    value: Callable[[Outcome, np.ndarray], np.ndarray]
+    rules: Sequence[Rule]
+    value: Measure
+    by_class: bool = True
+    score_threshold: float = -np.inf
+
+    def judge(
+        self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray, num_classes: int
+    ) -> list[Outcome]:
+        """The outcomes that the metric is averaged over; ``image_pixels`` (I,)."""
+        kept = detections.rows(detections.scores >= self.score_threshold)
+        parts = [(kept, targets)]
+        if self.by_class:
+            parts = [select_class(kept, targets, category) for category in range(num_classes)]
+        return [Outcome.of(rule(*part), *part, image_pixels) for rule in self.rules for part in parts]
 
     def values(self, outcomes: Sequence[Outcome], weights: np.ndarray) -> np.ndarray:
         """The metric of each draw, (B,), averaged over the outcomes that have something to measure in it."""
@@ -93,55 +107,6 @@ class ResampledMetric:
         measured = np.isfinite(rows)
         count = measured.sum(0)
         return np.where(count > 0, np.where(measured, rows, 0).sum(0) / np.maximum(count, 1), np.nan)
-
-
-def _by_class(
-    verdicts_of: Callable[[DetectionTable, TargetTable], Verdicts],
-    detections: DetectionTable,
-    targets: TargetTable,
-    image_pixels: np.ndarray,
-    num_classes: int,
-) -> list[Outcome]:
-    outcomes = []
-    for category in range(num_classes):
-        of_class = detections.rows(detections.category == category)
-        truth = targets.rows(targets.category == category)
-        outcomes.append(Outcome.of(verdicts_of(of_class, truth), of_class, truth, image_pixels))
-    return outcomes
-
-
-def _together(
-    detections: DetectionTable,
-    targets: TargetTable,
-    image_pixels: np.ndarray,
-    num_classes: int,  # noqa: ARG001
-    *,
-    score_threshold: float = -np.inf,
-) -> list[Outcome]:
-    kept = detections.rows(detections.scores >= score_threshold)
-    return [Outcome.of(centre_verdicts(kept, targets), kept, targets, image_pixels)]
-
-
-def _coco(
-    detections: DetectionTable,
-    targets: TargetTable,
-    image_pixels: np.ndarray,
-    num_classes: int,
-    *,
-    iou_thresholds: Sequence[float],
-    max_detections: int,
-) -> list[Outcome]:
-    return [
-        outcome
-        for threshold in iou_thresholds
-        for outcome in _by_class(
-            partial(coco_verdicts, iou_threshold=threshold, max_detections=max_detections),
-            detections,
-            targets,
-            image_pixels,
-            num_classes,
-        )
-    ]
 
 
 def _precision_at_recall(outcome: Outcome, weight: np.ndarray, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,40 +119,32 @@ def _precision_at_recall(outcome: Outcome, weight: np.ndarray, num_targets: int)
     return found / num_targets, np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _average_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+def _of_each_draw(
+    measure: Callable[[Outcome, np.ndarray, int], float], outcome: Outcome, weights: np.ndarray
+) -> np.ndarray:
+    """A measure of an outcome, the weights (I,) of a draw and the number of its targets; NaN without targets."""
+    counts = (weights @ outcome.targets).tolist()
+    return np.array([measure(outcome, weight, n) if n else np.nan for weight, n in zip(weights, counts)])
+
+
+def _average_precision(outcome: Outcome, weight: np.ndarray, num_targets: int) -> float:
     """AP in area mode."""
-    result = np.full(len(weights), np.nan)
-    for draw, weight in enumerate(weights):
-        num_targets = weight @ outcome.targets
-        if num_targets:
-            recall, envelope = _precision_at_recall(outcome, weight, num_targets)
-            result[draw] = (np.diff(recall, prepend=0.0) * envelope).sum()
-    return result
+    recall, envelope = _precision_at_recall(outcome, weight, num_targets)
+    return (np.diff(recall, prepend=0.0) * envelope).sum()
 
 
-def _interpolated_precision(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+def _interpolated_precision(outcome: Outcome, weight: np.ndarray, num_targets: int) -> float:
     """COCO's mean of the envelope at 101 recalls."""
-    result = np.full(len(weights), np.nan)
-    for draw, weight in enumerate(weights):
-        num_targets = weight @ outcome.targets
-        if num_targets:
-            recall, envelope = _precision_at_recall(outcome, weight, num_targets)
-            at = np.searchsorted(recall, _COCO_RECALLS, side="left")
-            result[draw] = np.append(envelope, 0)[at].mean()
-    return result
+    recall, envelope = _precision_at_recall(outcome, weight, num_targets)
+    return np.append(envelope, 0)[np.searchsorted(recall, _COCO_RECALLS, side="left")].mean()
 
 
-def _best_f1(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
+def _best_f1(outcome: Outcome, weight: np.ndarray, num_targets: int) -> float:
     last = last_of_each_score(outcome.scores)
-    result = np.full(len(weights), np.nan)
-    for draw, weight in enumerate(weights):
-        num_targets = weight @ outcome.targets
-        if num_targets:
-            repeat = weight[outcome.image]
-            found = np.cumsum(repeat * outcome.true)[last]
-            kept = np.cumsum(repeat * (outcome.true | outcome.false))[last]
-            result[draw] = (2 * found / (kept + num_targets)).max(initial=0)
-    return result
+    repeat = weight[outcome.image]
+    found = np.cumsum(repeat * outcome.true)[last]
+    kept = np.cumsum(repeat * (outcome.true | outcome.false))[last]
+    return (2 * found / (kept + num_targets)).max(initial=0)
 
 
 def last_of_each_score(scores: np.ndarray) -> np.ndarray:
@@ -195,19 +152,14 @@ def last_of_each_score(scores: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
 
 
-def _pd_at_false_alarms(outcome: Outcome, weights: np.ndarray, rate: float) -> np.ndarray:
+def _pd_at_false_alarms(outcome: Outcome, weight: np.ndarray, num_targets: int, *, rate: float) -> float:
     """The highest Pd without more than ``rate`` false alarms per image."""
     last = last_of_each_score(outcome.scores)
-    result = np.full(len(weights), np.nan)
-    for draw, weight in enumerate(weights):
-        num_targets = weight @ outcome.targets
-        if num_targets:
-            repeat = weight[outcome.image]
-            false = np.cumsum(repeat * outcome.false)[last]
-            allowed = int(np.searchsorted(false, rate * weight.sum() + 1e-9, side="right"))
-            found = np.cumsum(repeat * outcome.true)[last[:allowed]]
-            result[draw] = found[-1] / num_targets if allowed else 0.0
-    return result
+    repeat = weight[outcome.image]
+    false = np.cumsum(repeat * outcome.false)[last]
+    allowed = int(np.searchsorted(false, rate * weight.sum() + 1e-9, side="right"))
+    found = np.cumsum(repeat * outcome.true)[last[:allowed]]
+    return found[-1] / num_targets if allowed else 0.0
 
 
 def _rate(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -230,28 +182,24 @@ def _false_alarm_rate(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
 def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -> dict[str, ResampledMetric]:
     """The metrics that can be resampled, by the names that the evaluators give them, as fractions of one.
 
-    Args:
-        score_threshold: of detections that count for Pd and Fa.
-        max_detections: per image and class, for COCO's metrics.
+    ``score_threshold`` is for Pd and Fa, ``max_detections`` per image and class for COCO's metrics.
     """
-    coco = partial(_coco, max_detections=max_detections)
-    kept = partial(_together, score_threshold=score_threshold)
-
-    def voc(protocol: VOCProtocol) -> Judge:
-        return partial(_by_class, partial(voc_verdicts, protocol=protocol))
-
+    coco = [partial(coco_verdicts, iou_threshold=t, max_detections=max_detections) for t in _COCO_THRESHOLDS]
+    interpolated, area, f1, pd_at_rate = (
+        partial(_of_each_draw, measure)
+        for measure in (_interpolated_precision, _average_precision, _best_f1, partial(_pd_at_false_alarms, rate=1.0))
+    )
+    centre = partial(ResampledMetric, [centre_verdicts])
     return {
-        "bbox/AP": ResampledMetric(partial(coco, iou_thresholds=_COCO_THRESHOLDS), _interpolated_precision),
-        "bbox/AP50": ResampledMetric(partial(coco, iou_thresholds=(0.5,)), _interpolated_precision),
-        "voc_exact/AP50_area": ResampledMetric(voc(EXACT), _average_precision),
-        "voc_paper/AP50_area": ResampledMetric(voc(PAPER), _average_precision),
-        "centre/AP@3px": ResampledMetric(
-            partial(_by_class, partial(centre_verdicts, max_distance=CENTRE_DISTANCE)), _average_precision
-        ),
-        "pd_fa/Pd": ResampledMetric(kept, _detection_probability),
-        "pd_fa/Fa": ResampledMetric(kept, _false_alarm_rate),
-        "pd_fa/F1": ResampledMetric(_together, _best_f1),
-        "pd_fa/Pd@FAPI1": ResampledMetric(_together, partial(_pd_at_false_alarms, rate=1.0)),
+        "bbox/AP": ResampledMetric(coco, interpolated),
+        "bbox/AP50": ResampledMetric(coco[:1], interpolated),
+        "voc_exact/AP50_area": ResampledMetric([partial(voc_verdicts, protocol=EXACT)], area),
+        "voc_paper/AP50_area": ResampledMetric([partial(voc_verdicts, protocol=PAPER)], area),
+        "centre/AP@3px": centre(area),
+        "pd_fa/Pd": centre(_detection_probability, by_class=False, score_threshold=score_threshold),
+        "pd_fa/Fa": centre(_false_alarm_rate, by_class=False, score_threshold=score_threshold),
+        "pd_fa/F1": centre(f1, by_class=False),
+        "pd_fa/Pd@FAPI1": centre(pd_at_rate, by_class=False),
     }
 
 
@@ -264,7 +212,7 @@ class Interval:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray, level: float) -> Interval:
+    def of(cls, values: np.ndarray, level: float = 0.95) -> Interval:
         """From (1 + B,) values: that of the data set itself, then those of the draws; NaN where nothing is measured."""
         drawn = values[1:][np.isfinite(values[1:])]
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
@@ -298,18 +246,10 @@ def draws_with_data_set(num_images: int, draws: int, seed: int) -> np.ndarray:
 
 
 def metric_interval(
-    metric: ResampledMetric, outcomes: Sequence[Outcome], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+    metric: ResampledMetric, outcomes: Sequence[Outcome], *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """A metric with its bootstrap percentile interval over images.
-
-    Args:
-        metric: from ``resampled_metrics``.
-        outcomes: what ``metric.judge`` made of a run.
-        draws: number of resamplings.
-        level: probability that the interval covers.
-        seed: of the draws.
-    """
-    return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)), level)
+    """A metric with its bootstrap percentile interval over images; ``outcomes`` are what ``metric.judge`` made."""
+    return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)))
 
 
 def compare_metric(
@@ -318,29 +258,23 @@ def compare_metric(
     second: Sequence[Outcome],
     *,
     draws: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
     """Compare a metric of two runs on the same images by a paired bootstrap and a permutation test over images.
 
-    Args:
-        metric: from ``resampled_metrics``.
-        first, second: what ``metric.judge`` made of the two runs.
-        draws: number of resamplings and of permutations.
-        level: probability that the interval covers.
-        seed: of both.
+    ``first`` and ``second`` are what ``metric.judge`` made of the runs.
     """
     num_images = len(first[0].targets)
     weights = draws_with_data_set(num_images, draws, seed)
     difference = metric.values(second, weights) - metric.values(first, weights)
     if not np.isfinite(difference[0]):
-        return Comparison(Interval.of(difference, level), float("nan"))
+        return Comparison(Interval.of(difference), float("nan"))
     # Exchange: an image's detections come from the other run. The weights choose which copy of an image counts.
     both = [a.beside(b) for a, b in zip(first, second)]
     swap = exchanges(num_images, draws, seed)
     left = np.concatenate([~swap, swap], axis=1).astype(int)
     exchanged = metric.values(both, 1 - left) - metric.values(both, left)
-    return Comparison(Interval.of(difference, level), p_value(exchanged, float(difference[0])))
+    return Comparison(Interval.of(difference), p_value(exchanged, float(difference[0])))
 
 
 def exchanges(num_images: int, draws: int, seed: int) -> np.ndarray:

@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from os import PathLike, fspath
 
 import numpy as np
 
-from ..data.image_io import OTHER, SKY, read_raw, read_sky_mask
+from ..data.image_io import OTHER, SKY, check_size, read_raw, read_sky_mask
 from ..data.statistics import local_contrast
 from ..errors import DatasetError
 from .matching import DetectionTable, TargetTable
@@ -92,13 +91,7 @@ class Breakdown:
 def image_breakdown(
     groups: dict[str, np.ndarray], image_pixels: np.ndarray, detections: DetectionTable, targets: TargetTable
 ) -> Breakdown:
-    """Break down by groups of images.
-
-    Args:
-        groups: group name -> (I,) bool, from ``GroundTruth.image_groups``.
-        image_pixels: (I,)
-        detections, targets: of the data set.
-    """
+    """Break down by groups of images, name -> (I,) bool, of ``GroundTruth.image_groups``; ``image_pixels`` is (I,)."""
     masks = np.array(list(groups.values()), bool).reshape(len(groups), len(image_pixels))
     label = masks.argmax(0) if len(groups) else np.zeros(len(image_pixels), int)
     return Breakdown(tuple(groups), label[targets.image], label[detections.image], masks * image_pixels)
@@ -107,11 +100,7 @@ def image_breakdown(
 def select_images(
     detections: DetectionTable, targets: TargetTable, images: np.ndarray
 ) -> tuple[DetectionTable, TargetTable]:
-    """Keep the rows of some images and renumber them.
-
-    Args:
-        images: (I,) bool.
-    """
+    """Keep the rows of some images, (I,) bool, and renumber them."""
     index = np.cumsum(images) - 1
     kept_detections = detections.rows(images[detections.image])
     kept_targets = targets.rows(images[targets.image])
@@ -137,9 +126,8 @@ def _measure_contrast(files: ImageFiles, boxes: np.ndarray) -> tuple[np.ndarray,
     if not len(boxes):
         return np.zeros(0, int), pixels
     if files.image is None:
-        raise DatasetError(
-            "data set", "file_name", "images without files have no contrast", "take 'contrast' out of TEST.GROUP_BY"
-        )
+        fix = "take 'contrast' out of TEST.GROUP_BY"
+        raise DatasetError("data set", "file_name", "images without files have no contrast", fix)
     contrast = _contrast(files.image, np.ascontiguousarray(boxes, float).tobytes(), (files.height, files.width))
     return _class_of(contrast, list(CONTRAST_BOUNDS.values())), pixels
 
@@ -147,7 +135,7 @@ def _measure_contrast(files: ImageFiles, boxes: np.ndarray) -> tuple[np.ndarray,
 @lru_cache(_CACHE)
 def _contrast(path: str, boxes: bytes, size: tuple[int, int]) -> np.ndarray:
     raw = read_raw(path)
-    _check_size(path, raw.shape[:2], size)
+    check_size(path, raw, size)
     gray = raw if raw.ndim == 2 else raw[:, :, :3].mean(axis=2)
     return local_contrast(gray, np.frombuffer(boxes).reshape(-1, 4))
 
@@ -162,7 +150,7 @@ def _measure_sky(files: ImageFiles, boxes: np.ndarray) -> tuple[np.ndarray, np.n
 def _sky(path: str, boxes: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Classes of boxes by their central pixel, and pixels of sky and of other."""
     mask = read_sky_mask(path)
-    _check_size(path, mask.shape, size)
+    check_size(path, mask, size)
     corners = np.frombuffer(boxes).reshape(-1, 4)
     centre = np.floor((corners[:, :2] + corners[:, 2:]) / 2)
     x, y = np.clip(centre, 0, (size[1] - 1, size[0] - 1)).astype(int).T
@@ -173,16 +161,6 @@ def _sky(path: str, boxes: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np
 
 def _whole_image(files: ImageFiles, count: int) -> np.ndarray:
     return np.full(count, files.height * files.width, np.int64)
-
-
-def _check_size(path: str | PathLike, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    if tuple(found) != expected:
-        raise DatasetError(
-            fspath(path),
-            "size",
-            f"{found[1]}x{found[0]} pixels, the annotation says {expected[1]}x{expected[0]}",
-            "correct the annotation or give the right file",
-        )
 
 
 TARGET_KEYS = {

@@ -27,11 +27,7 @@ A registered function is called as ``build(cfg, dataset_name, output_folder)``; 
 
 @EVALUATOR_REGISTRY.register()
 def coco(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    return IRSTDCOCOEvaluator(
-        dataset_name,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        group_by=cfg.TEST.GROUP_BY,
-    )
+    return IRSTDCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, group_by=cfg.TEST.GROUP_BY)
 
 
 def _voc(cfg: CfgNode, dataset_name: str, protocol: VOCProtocol) -> DatasetEvaluator:
@@ -56,9 +52,7 @@ def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> Da
 @EVALUATOR_REGISTRY.register()
 def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return DetectionProbabilityEvaluator(
-        GroundTruth.from_dataset(dataset_name),
-        score_threshold=cfg.TEST.SCORE_THRESHOLD,
-        group_by=cfg.TEST.GROUP_BY,
+        GroundTruth.from_dataset(dataset_name), score_threshold=cfg.TEST.SCORE_THRESHOLD, group_by=cfg.TEST.GROUP_BY
     )
 
 
@@ -96,10 +90,7 @@ def check_evaluators(names: Iterable[str]) -> None:
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
     """Build the evaluators of ``cfg.TEST.EVALUATORS`` for one data set; the detections are saved whatever they are.
 
-    Args:
-        cfg: configuration.
-        dataset_name: registered name.
-        output_folder: for saved detections; by default ``OUTPUT_DIR/inference/DATASET``.
+    They are saved in ``output_folder``, by default ``OUTPUT_DIR/inference/DATASET``.
 
     Raises:
         ConfigError: an evaluator is unknown.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,12 @@ def coco_metrics(
     max_detections: int = 100,
     use_faster: bool | None = None,
 ) -> dict[str, float]:
-    """Compute box metrics in percent.
+    """Compute box metrics in percent, of detections that are sorted by score.
 
     Args:
         detections: sorted by score.
         targets: ground truth; an ignored one is a crowd in COCO's sense.
-        num_images: in the data set.
-        num_classes: in the data set.
+        num_images, num_classes: in the data set.
         max_detections: per image and class, best first.
         use_faster: faster-coco-eval (True), pycocotools (False), or the first where installed.
 
@@ -63,8 +62,8 @@ def coco_metrics(
         and ``recall50-AREA`` of each range of ``AREA_BOUNDS``; NaN where there is no target.
     """
     areas = _box_areas(detections.boxes), _box_areas(targets.boxes)
-    problem = _Problem(detections, targets, num_images, num_classes)
-    precision, recall = problem.solve(*areas, list(_AREA_RANGES.values()), max_detections, use_faster)
+    size = num_images, num_classes
+    precision, recall = _solve(detections, targets, areas, _AREA_RANGES.values(), size, max_detections, use_faster)
     metrics = _main_metrics(precision[..., 0], recall[..., 0])
     for index, name in enumerate(AREA_BOUNDS, 1):
         metrics[f"AP50-{name}"] = _mean(precision[_AT[50], :, :, index])
@@ -86,11 +85,11 @@ def coco_part_metrics(
     COCO ignores what lies outside a range of areas just as a breakdown ignores what is outside a class, so the class
     index takes the place of the area.
     """
-    problem = _Problem(detections, targets, breakdown.pixels.shape[1], num_classes)
     ranges = [(index, index) for index in range(len(breakdown.names))]
     if not ranges:
         return []
-    precision, recall = problem.solve(breakdown.detections, breakdown.targets, ranges, max_detections, use_faster)
+    places, size = (breakdown.detections, breakdown.targets), (breakdown.pixels.shape[1], num_classes)
+    precision, recall = _solve(detections, targets, places, ranges, size, max_detections, use_faster)
     return [_main_metrics(precision[..., index], recall[..., index]) for index in range(len(ranges))]
 
 
@@ -112,77 +111,56 @@ def _box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-class _Problem:
-    """Detections and targets in the form that COCO's libraries take."""
+def _solve(
+    detections: DetectionTable,
+    targets: TargetTable,
+    areas: tuple[np.ndarray, np.ndarray],
+    ranges: Iterable[tuple[float, float]],
+    size: tuple[int, int],
+    max_detections: int,
+    use_faster: bool | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match and accumulate by COCO's libraries, in a data set of so many images and classes.
 
-    def __init__(self, detections: DetectionTable, targets: TargetTable, num_images: int, num_classes: int):
-        self._detections, self._targets = detections, targets
-        self._images = [{"id": i} for i in range(num_images)]
-        self._categories = [{"id": i, "name": str(i)} for i in range(num_classes)]
+    Returns precision (thresholds, recalls, classes, ranges) and recall (thresholds, classes, ranges);
+    -1 where there is no target.
+    """
+    coco_class, eval_class = _coco_api(use_faster)
+    frame = {
+        "info": {},
+        "images": [{"id": i} for i in range(size[0])],
+        "categories": [{"id": i, "name": str(i)} for i in range(size[1])],
+    }
+    # pycocotools reports by printing.
+    with without_garbage_collection(), contextlib.redirect_stdout(io.StringIO()):
+        truth, found = coco_class(), coco_class()
+        truth.dataset = {**frame, "annotations": _annotations(targets, areas[1])}
+        found.dataset = {**frame, "annotations": _annotations(detections, areas[0])}
+        truth.createIndex()
+        found.createIndex()
+        evaluation = eval_class(truth, found, "bbox")
+        params = evaluation.params
+        params.iouThrs = IOU_THRESHOLDS
+        params.maxDets = [max_detections]
+        params.areaRng = [list(bounds) for bounds in ranges]
+        params.areaRngLbl = [str(index) for index in range(len(params.areaRng))]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
 
-    def solve(
-        self,
-        detection_area: np.ndarray,
-        target_area: np.ndarray,
-        ranges: Sequence[tuple[float, float]],
-        max_detections: int,
-        use_faster: bool | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Match and accumulate.
 
-        Returns:
-            Precision (thresholds, recalls, classes, ranges) and recall (thresholds, classes, ranges), -1 where there is
-            no target.
-        """
-        coco_class, eval_class = _coco_api(use_faster)
-        # pycocotools reports by printing.
-        with without_garbage_collection(), contextlib.redirect_stdout(io.StringIO()):
-            none = np.zeros(len(self._detections), int)
-            truth = self._load(coco_class, self._targets, target_area, self._targets.ignored.astype(int))
-            results = self._load(coco_class, self._detections, detection_area, none, self._detections.scores)
-            evaluation = eval_class(truth, results, "bbox")
-            params = evaluation.params
-            params.iouThrs = IOU_THRESHOLDS
-            params.maxDets = [max_detections]
-            params.areaRng = [list(bounds) for bounds in ranges]
-            params.areaRngLbl = [str(index) for index in range(len(ranges))]
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
-
-    def _load(
-        self,
-        coco_class: Any,
-        table: DetectionTable | TargetTable,
-        area: np.ndarray,
-        iscrowd: np.ndarray,
-        scores: np.ndarray | None = None,
-    ) -> Any:
-        boxes = np.concatenate([table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]], axis=1)
-        scores = np.zeros(len(table)) if scores is None else scores  # targets need none
-        columns = (table.image, table.category, boxes, area, iscrowd, scores)
-        coco = coco_class()
-        coco.dataset = {
-            "info": {},
-            "images": self._images,
-            "categories": self._categories,
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": image,
-                    "category_id": category,
-                    "bbox": box,
-                    "area": size,
-                    "iscrowd": crowd,
-                    "score": score,
-                }
-                for number, (image, category, box, size, crowd, score) in enumerate(
-                    zip(*(column.tolist() for column in columns)), 1
-                )
-            ],
-        }
-        coco.createIndex()
-        return coco
+def _annotations(table: DetectionTable | TargetTable, area: np.ndarray) -> list[dict[str, Any]]:
+    none = np.zeros(len(table), int)
+    columns = {
+        "id": np.arange(1, len(table) + 1),
+        "image_id": table.image,
+        "category_id": table.category,
+        "bbox": np.concatenate([table.boxes[:, :2], table.boxes[:, 2:] - table.boxes[:, :2]], axis=1),
+        "area": area,
+        "iscrowd": table.ignored.astype(int) if isinstance(table, TargetTable) else none,
+        "score": table.scores if isinstance(table, DetectionTable) else none,
+    }
+    return [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]
 
 
 class IRSTDCOCOEvaluator(TableEvaluator):
@@ -190,9 +168,8 @@ class IRSTDCOCOEvaluator(TableEvaluator):
 
     Args:
         dataset_name: registered name.
-        max_detections: per image and class.
-        group_by, distributed: see ``TableEvaluator``.
-        use_faster: see ``coco_metrics``.
+        max_detections, use_faster: see ``coco_metrics``.
+        group_by: see ``TableEvaluator``.
     """
 
     name = "bbox"
@@ -204,10 +181,9 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         max_detections: int = 100,
         group_by: Sequence[str] = (),
         use_faster: bool | None = None,
-        distributed: bool = True,
     ):
         truth = GroundTruth.from_dataset(dataset_name)
-        super().__init__(truth, group_by=group_by, distributed=distributed)
+        super().__init__(truth, group_by=group_by)
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,

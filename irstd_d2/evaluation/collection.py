@@ -25,13 +25,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """What is kept of one image.
+    """What is kept of one image: boxes (d, 4) float x1 y1 x2 y2 in original pixels, scores and classes (d,).
 
-    Attributes:
-        boxes: (d, 4) float x1 y1 x2 y2, original pixels.
-        scores: (d,)
-        classes: (d,)
-        measured: target key -> (g + d,) classes of its targets, then of its detections, and (C,) pixels of each class.
+    ``measured`` leads from a target key to (g + d,) classes of its targets, then of its detections, and (C,) pixels of
+    each class.
     """
 
     boxes: np.ndarray
@@ -45,11 +42,10 @@ class DetectionCollector:
 
     Args:
         ground_truth: of the data set, in its order.
-        distributed: gather the detections of all processes; the main one reports.
     """
 
-    def __init__(self, ground_truth: GroundTruth, *, distributed: bool = True):
-        self.ground_truth, self._distributed = ground_truth, distributed
+    def __init__(self, ground_truth: GroundTruth):
+        self.ground_truth = ground_truth
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
@@ -72,9 +68,7 @@ class DetectionCollector:
 
         Args:
             image_id: one of the ground truth's.
-            boxes: (d, 4) x1 y1 x2 y2.
-            scores: (d,)
-            classes: (d,)
+            boxes, scores, classes: (d, 4) x1 y1 x2 y2, (d,) and (d,).
 
         Raises:
             ValueError: for an image or a class that the data set does not have, or a score or box that is not finite.
@@ -95,13 +89,9 @@ class DetectionCollector:
 
     def _gather(self) -> list[ImageColumns] | None:
         """Return the columns of all images on the main process, ``None`` on the others."""
-        columns = self._columns
-        if self._distributed and comm.get_world_size() > 1:
-            comm.synchronize()
-            gathered = comm.gather(columns, dst=0)
-            if not comm.is_main_process():
-                return None
-            columns = {index: column for part in gathered for index, column in part.items()}
+        columns = gather(self._columns)
+        if columns is None:
+            return None
         missing = len(self._index) - len(columns)
         if missing:
             logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
@@ -126,17 +116,25 @@ def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:
     )
 
 
+def gather(by_image: dict[Any, Any]) -> dict[Any, Any] | None:
+    """Put together what all processes know of their images, on the main one; ``None`` on the others."""
+    if comm.get_world_size() == 1:
+        return by_image
+    comm.synchronize()
+    parts = comm.gather(by_image, dst=0)
+    return {key: value for part in parts for key, value in part.items()} if comm.is_main_process() else None
+
+
 class PredictionsWriter(DetectionCollector, DatasetEvaluator):
     """Save all detections as ``PREDICTIONS_FILE``: COCO results with the data set's own image and category ids.
 
     Args:
         ground_truth: of the data set.
         folder: to write into.
-        distributed: gather the detections of all processes; the main one writes.
     """
 
-    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike, *, distributed: bool = True):
-        super().__init__(ground_truth, distributed=distributed)
+    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike):
+        super().__init__(ground_truth)
         self._path = Path(folder) / PREDICTIONS_FILE
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -146,13 +144,13 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the file, unless the model gives no detections at all; there are no metrics."""
-        if not any(comm.all_gather(bool(self._columns)) if self._distributed else [self._columns]):
+        if not any(comm.all_gather(bool(self._columns))):
             logger.info("The model gives no detections: %s is not written", self._path)
             return OrderedDict()
         columns = self._gather()
         if columns is not None:
             rows = [row for number, image in enumerate(columns) for row in self._rows(number, image)]
-            write_atomically(self._path, lambda file: file.write(json.dumps(rows).encode()))
+            write_atomically(self._path, json.dumps(rows))
             logger.info("%d detections saved to %s", len(rows), self._path)
         return OrderedDict()
 
@@ -161,12 +159,7 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
         truth = self.ground_truth
         return [
-            {
-                "image_id": truth.image_ids[number],
-                "category_id": truth.category_ids[index],
-                "bbox": box,
-                "score": score,
-            }
+            {"image_id": truth.image_ids[number], "category_id": truth.category_ids[index], "bbox": box, "score": score}
             for index, box, score in zip(image.classes.tolist(), boxes.tolist(), image.scores.tolist())
         ]
 
@@ -179,11 +172,7 @@ def add_predictions(collectors: Sequence[DetectionCollector], predictions: Mappi
 
 
 def add_predictions_file(collector: DetectionCollector, path: str | PathLike) -> None:
-    """Fill an evaluator from a saved predictions file, so that a run can be judged again without its model.
-
-    Args:
-        collector: an empty evaluator or collector.
-        path: see ``read_predictions``.
+    """Fill an empty collector from a saved file (``read_predictions``), to judge a run again without its model.
 
     Raises:
         DatasetError: for a file that is not a list of COCO results.

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .average_precision import Verdicts
-from .matching import (
-    NO_TARGET,
-    DetectionTable,
-    TargetTable,
-    close_pairs,
-    match_greedy,
-    pair_centre_distance,
-)
+from .matching import NO_TARGET, DetectionTable, TargetTable, close_pairs, match_greedy, pair_centre_distance
 
 # Pixels of the original image, as in the WideIRSTD challenge.
 CENTRE_DISTANCE = 3.0
@@ -136,11 +129,9 @@ def match_by_centre(
     max_distance: float = CENTRE_DISTANCE,
     pairs: CentrePairs | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections to targets by the distance of box centres.
+    """Match detections, sorted by score, to targets by the distance of box centres.
 
     Args:
-        detections: sorted by score.
-        targets: ground truth.
         max_distance: pixels; a detection exactly this far still matches.
         pairs: of these tables, with at least this reach, where they are at hand.
 
@@ -174,20 +165,10 @@ def centre_verdicts(
 
 
 def operating_curve(
-    detections: DetectionTable,
-    targets: TargetTable,
-    image_pixels: Sequence[int] | np.ndarray,
-    max_distance: float = CENTRE_DISTANCE,
+    detections: DetectionTable, targets: TargetTable, image_pixels: Sequence[int] | np.ndarray
 ) -> OperatingCurve:
-    """Count found targets and false alarms at every score threshold.
-
-    Args:
-        detections: sorted by score.
-        targets: ground truth.
-        image_pixels: per image, its height times its width.
-        max_distance: pixels.
-    """
-    verdicts = centre_verdicts(detections, targets, max_distance)
+    """Count found targets and false alarms at every score threshold; ``image_pixels`` are those of each image."""
+    verdicts = centre_verdicts(detections, targets)
     true, false = verdicts.true, verdicts.false
     size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
     # Equal scores fall under the same threshold, so only the last of each run is an operating point.

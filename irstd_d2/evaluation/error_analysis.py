@@ -60,12 +60,9 @@ _LOW_CONTRAST = list(CONTRAST_BOUNDS).index("<1.2")
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One class of errors.
+    """One class of errors of ``CLASSES``, counted from the score threshold on.
 
-    Attributes:
-        name: of ``CLASSES``.
-        false_alarms, misses: from the score threshold on.
-        ap_gain: what mending all of the class, at every score, adds to AP50, in percent.
+    ``ap_gain`` is what mending all of the class, at every score, adds to AP50, in percent.
     """
 
     name: str
@@ -95,28 +92,19 @@ class ErrorAnalysis:
 
 @dataclass(frozen=True)
 class _Classified:
-    """Errors of one class of targets.
-
-    Attributes:
-        verdicts: of its detections.
-        false: (d,) class of each false alarm.
-        explains: (d,) a missed target that the false alarm explains, or ``NO_TARGET``.
-        missed: (g,) class of each miss.
-    """
+    """Errors of one class of targets; ``explains`` a missed target that a false alarm explains, or ``NO_TARGET``."""
 
     verdicts: Verdicts
-    false: np.ndarray
-    explains: np.ndarray
-    missed: np.ndarray
+    false: np.ndarray  # (d,) class of each false alarm
+    explains: np.ndarray  # (d,)
+    missed: np.ndarray  # (g,) class of each miss
 
 
 def analyse_errors(detections: DetectionTable, truth: GroundTruth, *, threshold: float = 0.0) -> ErrorAnalysis:
-    """Sort the errors of a run into classes.
+    """Sort the errors of a run into classes; images and sky masks are read where they exist.
 
-    Args:
-        detections: of the whole data set, sorted by score.
-        truth: of the data set; images and sky masks are read where they exist.
-        threshold: score from which errors are counted; AP is over all scores.
+    ``detections`` are of the whole data set, sorted by score. Errors are counted from the score ``threshold`` on; AP is
+    over all scores.
     """
     targets = truth.targets
     of_detections, of_targets = np.full(len(detections), NO_ERROR), np.full(len(targets), NO_ERROR)

@@ -50,10 +50,7 @@ class GroundTruth:
     ) -> GroundTruth:
         """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed.
 
-        Args:
-            dicts: the data set.
-            class_names: by class index.
-            category_index: own category id -> class index; equal by default.
+        ``category_index`` leads from the set's own category ids to class indices; equal by default.
         """
         boxes, classes, ignored = [], [], []
         for record in dicts:
@@ -91,13 +88,9 @@ class GroundTruth:
         return tuple(first.get(index, index) for index in range(len(self.class_names)))
 
     def image_groups(self, key: str) -> dict[str, np.ndarray]:
-        """Sort the images into groups.
+        """Sort the images into groups: name -> (I,) bool, in alphabetical order (resolutions in ascending order).
 
-        Args:
-            key: ``platform``, ``band``, ``resolution``, or any other key of the metadata.
-
-        Returns:
-            group name -> (I,) bool, in alphabetical order (resolutions in ascending order).
+        ``key`` is ``platform``, ``band``, ``resolution``, or any other key of the metadata.
         """
         label = _resolution_class if key == "resolution" else _metadata_value(key)
         labels = np.array([label(m) for m in self.metadata], dtype=object)
@@ -111,10 +104,7 @@ def _metadata_value(key: str) -> Callable[[dict[str, Any]], str]:
     return lambda metadata: UNKNOWN if metadata.get(key) is None else str(metadata[key])
 
 
-_RESOLUTION_NAMES = (
-    *(f"<={edge}" for edge in RESOLUTION_EDGES),
-    f">{RESOLUTION_EDGES[-1]}",
-)
+_RESOLUTION_NAMES = (*(f"<={edge}" for edge in RESOLUTION_EDGES), f">{RESOLUTION_EDGES[-1]}")
 
 
 def _resolution_class(metadata: dict[str, Any]) -> str:

@@ -86,13 +86,7 @@ def target_table(
     categories: Sequence[np.ndarray] | None = None,
     ignored: Sequence[np.ndarray] | None = None,
 ) -> TargetTable:
-    """Build a table from one array per image.
-
-    Args:
-        boxes: per image (g, 4).
-        categories: per image (g,) class indices; all 0 by default.
-        ignored: per image (g,) flags; all False by default.
-    """
+    """Build a table from boxes (g, 4), class indices (g,), all 0 by default, and ignored flags (g,) of each image."""
     table = _columns(boxes, 4, float)
     zeros = np.zeros(len(table), int)
     return TargetTable(
@@ -103,17 +97,17 @@ def target_table(
     )
 
 
-def detection_table(
-    boxes: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-    categories: Sequence[np.ndarray] | None = None,
-) -> DetectionTable:
-    """Build a table from one array per image and sort it by score, stably.
+def select_class(detections: DetectionTable, targets: TargetTable, category: int) -> tuple[DetectionTable, TargetTable]:
+    """The rows of one class."""
+    return detections.rows(detections.category == category), targets.rows(targets.category == category)
 
-    Args:
-        boxes: per image (d, 4).
-        scores: per image (d,).
-        categories: per image (d,) class indices; all 0 by default.
+
+def detection_table(
+    boxes: Sequence[np.ndarray], scores: Sequence[np.ndarray], categories: Sequence[np.ndarray] | None = None
+) -> DetectionTable:
+    """Build a table from boxes (d, 4), scores (d,) and class indices (d,), all 0 by default, of each image.
+
+    It is sorted by score, stably.
 
     Raises:
         ValueError: for a score or a coordinate that is not finite; such a detection has no place in any ranking.
@@ -139,10 +133,7 @@ def close_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """List the candidate pairs that are close; memory grows with their number, not with that of all pairs.
 
-    Args:
-        detections, targets: tables.
-        closeness: of paired boxes, (n, 4) and (n, 4) -> (n,), higher is closer.
-        minimum: least closeness of the pairs that are listed.
+    ``closeness`` is of paired boxes, (n, 4) and (n, 4) -> (n,), higher is closer, ``minimum`` the least that is listed.
 
     Returns:
         (P,) detection indices, ascending, (P,) target indices, ascending within a detection, (P,) closeness.
@@ -167,8 +158,7 @@ def close_pairs(
 def _targets_of(detections: DetectionTable, targets: TargetTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort the targets so that those of one image and class are one run, and find the run of each detection.
 
-    Returns:
-        (G,) target indices in that order, and where each detection's run starts in it and how long it is, (D,) each.
+    Returns the (G,) target indices in that order, and where each detection's run starts in it and how long it is.
     """
     top = 1 + max(targets.category.max(initial=0), detections.category.max(initial=0))
     target_key = targets.image * top + targets.category
@@ -189,15 +179,10 @@ def _pairs(
 
 
 def pair_iou(a: np.ndarray, b: np.ndarray, *, legacy_widths: bool = False, dtype: type = np.float64) -> np.ndarray:
-    """Intersection over union of paired boxes.
+    """Intersection over union of paired boxes, (P, 4) x1 y1 x2 y2: (P,) of ``dtype``.
 
-    Args:
-        a, b: (P, 4) x1 y1 x2 y2.
-        legacy_widths: widths and heights are x2 - x1 + 1, as in the Pascal VOC tool kit and both papers' protocol.
-        dtype: the papers' implementation computes in float32.
-
-    Returns:
-        (P,) of ``dtype``
+    With ``legacy_widths`` widths and heights are x2 - x1 + 1, as in the Pascal VOC tool kit and both papers' protocol,
+    whose implementation computes in float32.
     """
     one = dtype(1 if legacy_widths else 0)
     ax1, ay1, ax2, ay2 = np.ascontiguousarray(a.T, dtype)
@@ -224,8 +209,7 @@ def match_best(
     Among equals a target that is not ignored comes first, then the lower index.
 
     Args:
-        pair_detection, pair_target: (P,) from ``close_pairs``.
-        quality: (P,) higher is better.
+        pair_detection, pair_target, quality: (P,) from ``close_pairs``; higher is better.
         targets: the table behind ``pair_target``.
         num_detections: D.
 
@@ -248,10 +232,8 @@ def match_greedy(
     that ask. As all targets rank the detections alike, the outcome is that of the sequential rule, and a cut at any
     score keeps the pairs above it.
 
-    Args:
-        pair_detection, pair_target: (P,) admissible pairs; a lower detection index is a better score.
-        quality: (P,) higher is better; equal qualities go to the lower target index.
-        num_detections, num_targets: D, G.
+    Of the admissible pairs (P,) a lower detection index is a better score, and of equal qualities the lower target
+    index is taken.
 
     Returns:
         (D,) target index or ``NO_TARGET``.

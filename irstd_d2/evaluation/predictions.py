@@ -17,6 +17,7 @@ from defusedxml import ElementTree
 
 from ..data.image_io import IMAGE_SUFFIXES, strip_image_suffix
 from ..errors import DatasetError
+from ..files import list_files
 from .ground_truth import GroundTruth
 from .names import ClassNames, ImageNames
 
@@ -121,13 +122,9 @@ def read_predictions(path: str | PathLike, truth: GroundTruth) -> Mapping[Any, P
 def from_supervision(
     detections: Mapping[Any, Any], truth: GroundTruth, *, aliases: Mapping[str, str] | None = None
 ) -> Predictions:
-    """Take over ``supervision.Detections`` by image.
+    """Take over ``supervision.Detections`` (``xyxy``, ``confidence``, ``class_id``, ``data["class_name"]``) by image.
 
-    Args:
-        detections: image id or file name -> an object with ``xyxy``, ``confidence``, ``class_id`` and, where the tool
-            knows them, ``data["class_name"]``.
-        truth: of the data set.
-        aliases: a tool's class name -> the set's.
+    Keys are image ids or file names; ``aliases`` lead from a tool's class name to the set's.
 
     Raises:
         DatasetError: detections without scores, of an unknown class, or of no image of the set.
@@ -149,11 +146,11 @@ def from_supervision(
 
 def folder_content(path: Path) -> tuple[str, list[Path]]:
     """Format and files of a folder of predictions, or of ``labels`` in it; nothing where there are none."""
-    folder = path / "labels" if not _files(path, (".txt",)) and _files(path / "labels", (".txt",)) else path
-    if xml := _files(folder, (".xml",)):
+    folder = path / "labels" if not list_files(path, (".txt",)) and list_files(path / "labels", (".txt",)) else path
+    if xml := list_files(folder, (".xml",)):
         return "VOC XML", xml
-    texts = [file for file in _files(folder, (".txt",)) if file.name not in ("classes.txt", "names.txt")]
-    masks = _files(folder, MASK_SUFFIXES)
+    texts = [file for file in list_files(folder, (".txt",)) if file.name not in ("classes.txt", "names.txt")]
+    masks = list_files(folder, MASK_SUFFIXES)
     # A log beside masks, a chart beside text files, or a picture beside each text file.
     if texts and (len(texts) >= len(masks) or {file.stem for file in texts} & {file.stem for file in masks}):
         return "YOLO text", texts
@@ -163,14 +160,6 @@ def folder_content(path: Path) -> tuple[str, list[Path]]:
 def holds_masks(path: str | PathLike) -> bool:
     """Whether predictions are a folder of masks."""
     return folder_content(Path(path))[0] == "masks"
-
-
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
 
 
 def _stems(files: Iterable[Path]) -> list[str]:
@@ -186,11 +175,7 @@ def _from_rows(
     *,
     ids_first: bool = False,
 ) -> Predictions:
-    """Sort rows by image.
-
-    Args:
-        entries: images that the tool looked at, with and without a detection.
-    """
+    """Sort rows by image; ``entries`` are images that the tool looked at, with and without a detection."""
     names = ImageNames(truth, ids_first=ids_first)
     image_of: dict[Any, Any] = {}
     columns: dict[Any, list[_Row]] = {}
@@ -234,12 +219,9 @@ def _counted(found: Predictions, image_of: Mapping[Any, Any], truth: GroundTruth
     surplus = tuple(str(name) for name, image_id in image_of.items() if image_id is None)
     if surplus and not known:
         example = strip_image_suffix(Path(str(truth.files[0].image or truth.image_ids[0])).name) if truth.files else "-"
-        raise DatasetError(
-            found.source,
-            "predictions",
-            f"image {surplus[0]!r} is not in the evaluated data set, nor is any other of {len(surplus)}",
-            f"give the predictions of this set, whose images are called like {example!r}",
-        )
+        problem = f"image {surplus[0]!r} is not in the evaluated data set, nor is any other of {len(surplus)}"
+        fix = f"give the predictions of this set, whose images are called like {example!r}"
+        raise DatasetError(found.source, "predictions", problem, fix)
     return replace(found, missing=len(truth.image_ids) - len(known), surplus=surplus)
 
 
@@ -405,14 +387,11 @@ def match_mask_files(source: Path, files: Sequence[Path], truth: GroundTruth) ->
 
 
 def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.ndarray]:
-    """Return a reader of the probability maps of one tool.
+    """Return a reader of the probability maps of one tool, whose ``files`` are all given.
 
     Integers are fractions of 255, of 65535 where a file of the tool holds more than 255. They are numbers of targets
     where each file holds 1 to K without a gap, mostly beside their equals. Floats must lie in 0 to 1. Colours stand
     for targets where they are flat and on black.
-
-    Args:
-        files: all of the tool's.
 
     Returns:
         path and (height, width) -> (H, W) uint8 of 0 to 255, or float64 of 0 to 1; raises ``DatasetError`` for a file

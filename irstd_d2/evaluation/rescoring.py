@@ -159,10 +159,7 @@ def saved_evaluators(cfg: CfgNode, dataset_name: str) -> list[TableEvaluator | M
 
 
 def score_predictions(
-    name: str,
-    predictions: Predictions,
-    truth: GroundTruth,
-    evaluators: Iterable[TableEvaluator | MaskEvaluator],
+    name: str, predictions: Predictions, truth: GroundTruth, evaluators: Iterable[TableEvaluator | MaskEvaluator]
 ) -> Rescored:
     """Judge predictions on a data set; evaluators of the same name add to one result.
 
@@ -173,7 +170,7 @@ def score_predictions(
         ValueError: for predictions that do not belong to the data set.
     """
     evaluators = list(evaluators)
-    collector = DetectionCollector(truth, distributed=False)
+    collector = DetectionCollector(truth)
     if predictions.masks:
         _add_masks(predictions, truth, [collector, *evaluators])
     else:
@@ -195,12 +192,9 @@ def _add_masks(
     predictions: Predictions, truth: GroundTruth, evaluators: Sequence[DetectionCollector | MaskEvaluator]
 ) -> None:
     if len(truth.class_names) > 1:
-        raise DatasetError(
-            predictions.source,
-            "masks",
-            f"have no class, the data set has {len(truth.class_names)}: {', '.join(truth.class_names)}",
-            "give one class's predictions as boxes, or a data set of one class",
-        )
+        problem = f"have no class, the data set has {len(truth.class_names)}: {', '.join(truth.class_names)}"
+        fix = "give one class's predictions as boxes, or a data set of one class"
+        raise DatasetError(predictions.source, "masks", problem, fix)
     size = {image_id: (files.height, files.width) for image_id, files in zip(truth.image_ids, truth.files)}
     read = mask_reader(predictions.masks.values())
     highest = 0.0
@@ -293,16 +287,14 @@ def resample(
     draws: int = 1000,
     compare: bool = True,
     max_detections: int = 100,
-    seed: int = 0,
 ) -> Resampled:
-    """Bootstrap over images (``bootstrap``).
+    """Bootstrap over images (``bootstrap``) of runs on the same data set, of which the first is the baseline.
 
     Args:
-        runs: on the same data set; the first is the baseline.
+        runs: the runs.
         draws: number of resamplings.
         compare: whether to compare the others with the first.
         max_detections: per image and class, for COCO's metrics.
-        seed: of the draws.
     """
     truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
@@ -315,15 +307,15 @@ def resample(
         ]
         scale = 1e6 if name.endswith("/Fa") else 100.0
         for run, outcomes in zip(runs, judged):
-            intervals[run.name][name] = _scaled(metric_interval(metric, outcomes, draws=draws, seed=seed), scale)
+            intervals[run.name][name] = _scaled(metric_interval(metric, outcomes, draws=draws), scale)
             if run.name in comparisons:
-                found = compare_metric(metric, judged[0], outcomes, draws=draws, seed=seed)
+                found = compare_metric(metric, judged[0], outcomes, draws=draws)
                 comparisons[run.name][name] = Comparison(_scaled(found.difference, scale), found.p_value)
     for run in runs:
         if run.masks is not None:
-            intervals[run.name] |= mask_intervals(run.masks, draws=draws, seed=seed)
+            intervals[run.name] |= mask_intervals(run.masks, draws=draws)
             if run.name in comparisons and runs[0].masks is not None:
-                comparisons[run.name] |= compare_masks(runs[0].masks, run.masks, draws=draws, seed=seed)
+                comparisons[run.name] |= compare_masks(runs[0].masks, run.masks, draws=draws)
     return Resampled(draws, intervals, comparisons)
 
 
@@ -374,9 +366,8 @@ def errors_to_markdown(runs: Sequence[Rescored]) -> str:
             [row.name, str(row.false_alarms), str(row.misses), format_number(row.ap_gain, signed=True)]
             for row in run.errors.rows
         ]
-        title = (
-            f"{run.name}: AP50 {format_number(run.errors.average_precision)}, errors from score {run.threshold:.2f} on"
-        )
+        ap = format_number(run.errors.average_precision)
+        title = f"{run.name}: AP50 {ap}, errors from score {run.threshold:.2f} on"
         parts.append(f"{title}\n\n{format_table(rows, ['error', 'false alarms', 'misses', 'AP50 if mended'])}")
     return "\n\n".join(parts)
 
@@ -385,18 +376,11 @@ def errors_to_markdown(runs: Sequence[Rescored]) -> str:
 MATRIX_METRICS = ("voc_exact/AP50_area", "centre/AP@3px", "pd_fa/F1", "pd_fa/Pd@FAPI1", "mask/IoU")
 
 
-def matrix_to_markdown(
-    results: Mapping[str, tuple[Sequence[Rescored], Resampled | None]], metrics: Sequence[str] = MATRIX_METRICS
-) -> str:
-    """Models by data sets, one table per metric.
-
-    Args:
-        results: data set -> its runs, and their intervals.
-        metrics: ``EVALUATOR/METRIC``; those that no run has are left out.
-    """
+def matrix_to_markdown(results: Mapping[str, tuple[Sequence[Rescored], Resampled | None]]) -> str:
+    """Models by data sets (set -> its runs, and their intervals), a table for each metric that any run has."""
     names = list(dict.fromkeys(run.name for runs, _ in results.values() for run in runs))
     parts = []
-    for metric in metrics:
+    for metric in MATRIX_METRICS:
         rows = [[name, *(_matrix_cell(name, metric, *result) for result in results.values())] for name in names]
         if any(cell != "-" for row in rows for cell in row[1:]):
             parts.append(format_table(rows, [metric, *results]))

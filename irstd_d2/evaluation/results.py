@@ -33,8 +33,7 @@ def split_metric_name(name: str) -> tuple[str, str, str]:
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
     """Lay out results with one row per metric and one column per group.
 
-    Args:
-        results: evaluator -> metric -> value; a metric of a group is named ``KEY/GROUP/METRIC``.
+    ``results`` lead from evaluator and metric to the value; a metric of a group is named ``KEY/GROUP/METRIC``.
 
     Returns:
         A Markdown table; ``-`` where there was nothing to measure. Results that are broken down by several keys give
@@ -58,10 +57,7 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def format_runs(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Lay out the results of several runs side by side, with one row per metric and group and one block per key.
-
-    Args:
-        results: run -> evaluator -> metric -> value.
+    """Lay out run -> evaluator -> metric -> value side by side, one row per metric and group and one block per key.
 
     Returns:
         A Markdown table; ``-`` where a run has no such metric or nothing to measure.

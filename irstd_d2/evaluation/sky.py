@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
 from ..data.image_io import OTHER, SKY, read_sky_mask
 from .breakdown import TARGET_KEYS
+from .collection import gather
 from .ground_truth import GroundTruth
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,7 @@ def confusion(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def sky_metrics(matrix: np.ndarray) -> dict[str, float]:
-    """Metrics of a confusion matrix, in percent; NaN where there are no such pixels.
-
-    Args:
-        matrix: (2, 2) of ``confusion``, summed over images.
+    """Metrics of a confusion matrix (2, 2), summed over images, in percent; NaN where there are no such pixels.
 
     Returns:
         ``IoU`` of sky, ``IoU_other``, ``mIoU`` of both, ``pixel_accuracy``.
@@ -64,16 +61,15 @@ class SkyEvaluator(DatasetEvaluator):
         dataset_name: registered name.
         group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
             Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
-        distributed: gather from all processes; the main one reports.
     """
 
-    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = (), distributed: bool = True):
+    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = ()):
         dicts = DatasetCatalog.get(dataset_name)
         self._ground_truth = GroundTruth.from_dicts(dicts)
         self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
         if not any(self._masks.values()):
             logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
-        self._group_by, self._distributed = tuple(key for key in group_by if key not in TARGET_KEYS), distributed
+        self._group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
         self.reset()
 
     def reset(self) -> None:
@@ -106,13 +102,9 @@ class SkyEvaluator(DatasetEvaluator):
             self._confusion[image_id] = confusion(predicted, truth)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        matrices = self._confusion
-        if self._distributed and comm.get_world_size() > 1:
-            comm.synchronize()
-            parts = comm.gather(matrices, dst=0)
-            if not comm.is_main_process():
-                return None
-            matrices = {image_id: matrix for part in parts for image_id, matrix in part.items()}
+        matrices = gather(self._confusion)
+        if matrices is None:
+            return None
         none = np.zeros((2, 2), np.int64)
         per_image = np.stack([matrices.get(image_id, none) for image_id in self._ground_truth.image_ids])
         metrics = sky_metrics(per_image.sum(0))

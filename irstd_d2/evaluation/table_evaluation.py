@@ -17,9 +17,9 @@ from detectron2.evaluation import DatasetEvaluator
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
 from .collection import DetectionCollector, ImageColumns, detections_of
-from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
+from .detection_probability import CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
-from .matching import DetectionTable, TargetTable
+from .matching import DetectionTable, TargetTable, select_class
 
 
 class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
@@ -29,15 +29,14 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
         ground_truth: of the data set, in its order.
         group_by: what metrics are repeated for, named ``KEY/GROUP/METRIC``: ``size``, ``contrast``, ``sky`` of targets
             (``breakdown``), ``resolution`` or keys of the metadata of images.
-        distributed: gather the detections of all processes; the main one reports.
     """
 
     name = "table"
 
-    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
+    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = ()):
         self.group_by = tuple(group_by)
         self._target_boxes = _split_by_image(ground_truth.targets, len(ground_truth.image_ids))
-        super().__init__(ground_truth, distributed=distributed)
+        super().__init__(ground_truth)
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
@@ -85,27 +84,18 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
 
     @abstractmethod
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
-        """Compute the metrics of a set of images.
+        """Compute the metrics of a set of images: rates of detection in percent, NaN where there is nothing to measure.
 
         Args:
             detections: sorted by score.
             targets: ground truth.
             image_pixels: (I,) size of every image.
-
-        Returns:
-            metric name -> value; rates of detection in percent, NaN where there is nothing to measure.
         """
 
 
 def _split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
     """Boxes of each image's targets, (g, 4) each; the table is in the order of the images."""
     return np.split(targets.boxes, np.searchsorted(targets.image, np.arange(1, num_images)))[:num_images]
-
-
-def _select_class(
-    detections: DetectionTable, targets: TargetTable, category: int
-) -> tuple[DetectionTable, TargetTable]:
-    return detections.rows(detections.category == category), targets.rows(targets.category == category)
 
 
 class VOCDetectionEvaluator(TableEvaluator):
@@ -118,7 +108,7 @@ class VOCDetectionEvaluator(TableEvaluator):
         ground_truth: of the data set.
         iou_thresholds: a detection that reaches the threshold is true.
         protocol: ``EXACT`` or ``PAPER`` (old +1 widths, float32); it becomes part of the result's name.
-        group_by, distributed: see ``TableEvaluator``.
+        group_by: see ``TableEvaluator``.
     """
 
     def __init__(
@@ -128,9 +118,8 @@ class VOCDetectionEvaluator(TableEvaluator):
         iou_thresholds: Sequence[float] = (0.5,),
         protocol: VOCProtocol = EXACT,
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        super().__init__(ground_truth, group_by=group_by)
         self.iou_thresholds, self.protocol = tuple(iou_thresholds), protocol
         self.name = f"voc_{protocol.name}"
 
@@ -145,7 +134,7 @@ class VOCDetectionEvaluator(TableEvaluator):
         for threshold in self.iou_thresholds:
             rows = {}
             for category, class_name in enumerate(names):
-                row = self._one_class(*_select_class(detections, targets, category), threshold)
+                row = self._one_class(*select_class(detections, targets, category), threshold)
                 if row is not None:
                     rows[class_name] = row
             suffix = f"{threshold * 100:.0f}"
@@ -184,26 +173,16 @@ class DetectionProbabilityEvaluator(TableEvaluator):
     """
 
     name = "pd_fa"
+    froc_recalls = (0.5, 0.8)
+    fa_rates = (10, 100)
+    false_alarms_per_image = 1
 
-    def __init__(
-        self,
-        ground_truth: GroundTruth,
-        *,
-        score_threshold: float = 0.5,
-        max_distance: float = CENTRE_DISTANCE,
-        froc_recalls: Sequence[float] = (0.5, 0.8),
-        fa_rates: Sequence[float] = (10, 100),
-        false_alarms_per_image: float = 1,
-        group_by: Sequence[str] = (),
-        distributed: bool = True,
-    ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
-        self.score_threshold, self.max_distance = score_threshold, max_distance
-        self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
-        self.false_alarms_per_image = false_alarms_per_image
+    def __init__(self, ground_truth: GroundTruth, *, score_threshold: float = 0.5, group_by: Sequence[str] = ()):
+        super().__init__(ground_truth, group_by=group_by)
+        self.score_threshold = score_threshold
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
-        curve = operating_curve(detections, targets, image_pixels, self.max_distance)
+        curve = operating_curve(detections, targets, image_pixels)
         at = curve.at_score(self.score_threshold)
         f1, score = curve.best_f1()
         pd_at_rate, threshold = curve.at_false_alarms_per_image(self.false_alarms_per_image)
@@ -233,7 +212,7 @@ class CentreDistanceEvaluator(TableEvaluator):
     Args:
         ground_truth: of the data set.
         distances: pixels of the original image; a detection exactly this far is right.
-        group_by, distributed: see ``TableEvaluator``.
+        group_by: see ``TableEvaluator``.
     """
 
     name = "centre"
@@ -244,9 +223,8 @@ class CentreDistanceEvaluator(TableEvaluator):
         *,
         distances: Sequence[float] = (1, 2, 3, 5),
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        super().__init__(ground_truth, group_by=group_by)
         self.distances = tuple(distances)
 
     def compute(
@@ -257,7 +235,7 @@ class CentreDistanceEvaluator(TableEvaluator):
     ) -> dict[str, float]:
         by_class = []
         for category in range(len(self.ground_truth.class_names)):
-            of_class, truth = _select_class(detections, targets, category)
+            of_class, truth = select_class(detections, targets, category)
             num_targets = int((~truth.ignored).sum())
             if num_targets:
                 pairs = CentrePairs.of(of_class, truth, max(self.distances))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..data.image_io import read_pages
-from ..data.layout_writer import png_bytes
 from ..errors import DatasetError
-from ..files import write_atomically
+from ..visualization import write_picture
 from .inputs import MetadataLookup, Source, Video, VideoWriter, video_path
 from .predictor import Predictor
 from .results import ImageResult, Journal, write_results
@@ -34,11 +31,9 @@ class Summary:
     """What a run did.
 
     Attributes:
-        images: images and frames with results.
-        detections: in them.
+        images, detections: images and frames with results, and what was found in them.
         reused: files that were done before.
-        seconds: that detection took, without reading the model and writing pictures.
-        detected: images and frames that these seconds are of.
+        seconds, detected: that detection took, without reading the model and writing pictures, and of how many images.
         failed: files that could not be read, with what is wrong with them.
     """
 
@@ -51,13 +46,9 @@ class Summary:
 
 
 class FileDetector:
-    """Detects in one source after the other and writes its picture.
+    """Detects in one source after the other and writes its picture, if wanted, to the folder ``output``.
 
-    Args:
-        predictor: of the model.
-        output: folder for pictures and files.
-        pictures: whether to draw.
-        max_frames: of a video, camera or TIFF of several pages; ``None`` takes all.
+    ``max_frames`` are taken of a video, camera or TIFF of several pages; ``None`` takes all.
     """
 
     def __init__(self, predictor: Predictor, output: Path, *, pictures: bool = True, max_frames: int | None = None):
@@ -88,8 +79,7 @@ class FileDetector:
         with self._timed():
             found = self.predictor(image, metadata, progress)
         if self.pictures:
-            picture = png_bytes(found.picture()[..., ::-1])
-            write_atomically(self.output / f"{name}.png", lambda file: file.write(picture))
+            write_picture(self.output / f"{name}.png", found.picture())
         return ImageResult.of(name, source.path, frame, metadata, found)
 
     def _video(self, source: Source, metadata: Mapping[str, Any]) -> list[ImageResult]:
@@ -185,19 +175,3 @@ def settings_of(cfg: CfgNode, options: Sequence[Any]) -> dict[str, Any]:
         "weights": [str(cfg.MODEL.WEIGHTS), weights.st_mtime_ns, weights.st_size],
         "options": list(options),
     }
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """The process group that torchrun's environment describes, if it does."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()

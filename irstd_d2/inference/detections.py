@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,7 @@ class Detections(Instances):
     """
 
     def __init__(
-        self,
-        instances: Instances,
-        raw: np.ndarray,
-        path: str | PathLike,
-        table: ClassTable,
-        high_bit_depth: str,
+        self, instances: Instances, raw: np.ndarray, path: str | PathLike, table: ClassTable, high_bit_depth: str
     ):
         super().__init__(instances.image_size, **instances.get_fields())
         self._raw, self._path, self._table, self._high_bit_depth = raw, Path(path), table, high_bit_depth
@@ -61,11 +56,7 @@ class Detections(Instances):
         return [self._table.ids[index] for index in self.pred_classes.tolist()]
 
     def picture(self, insets: int = 3) -> np.ndarray:
-        """The image with brackets around the detections, and zoomed parts beside it.
-
-        Returns:
-            RGB (height, width, 3) uint8.
-        """
+        """The image with brackets around the detections and zoomed parts beside it, RGB (height, width, 3) uint8."""
         return draw_result(self._raw, self._path, self, high_bit_depth=self._high_bit_depth, insets=insets)
 
     def save(self, path: str | PathLike) -> None:
@@ -98,9 +89,7 @@ class Detections(Instances):
     def surface(self, index: int = 0, margin: int = 10) -> Figure:
         """The intensities around a detection as a surface in three dimensions, as the field's papers show targets.
 
-        Args:
-            index: of the detection; 0 is the best.
-            margin: pixels around its box.
+        ``index`` 0 is the best detection, ``margin`` the pixels around its box.
 
         Raises:
             IndexError: there is no such detection.
@@ -144,14 +133,9 @@ class Detections(Instances):
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """As COCO results: ``bbox`` is x, y, width, height; ``category_id`` that of the training set.
 
-        Args:
-            image_id: by default the file's name without suffix.
+        ``image_id`` is by default the file's name without suffix.
         """
-        image_id = self._path.stem if image_id is None else image_id
-        return [
-            {"image_id": image_id, "file_name": fspath(self._path), "category_id": key, "category_name": name,
-             "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-            for (x1, y1, x2, y2), score, key, name in zip(
-                self.boxes.tolist(), self.scores.tolist(), self.category_ids, self.classes
-            )
-        ]  # fmt: skip
+        from .results import ImageResult, coco_rows
+
+        rows = coco_rows([ImageResult.of(self._path.stem, self._path, None, {}, self)], self._table)
+        return rows if image_id is None else [row | {"image_id": image_id} for row in rows]

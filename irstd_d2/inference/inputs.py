@@ -46,9 +46,8 @@ class Source(NamedTuple):
 def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
     """List images and videos under names that differ.
 
-    Args:
-        inputs: files, folders (with all below them), patterns such as ``run_*/*.tif`` or ``**/*.png``, and numbers of
-            cameras.
+    ``inputs`` are files, folders (with all below them), patterns such as ``run_*/*.tif`` or ``**/*.png``, and numbers
+    of cameras.
 
     Raises:
         DatasetError: an input does not exist or holds no image and no video.
@@ -60,9 +59,8 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
             continue
         paths = [given] if given.is_file() else _search(given)
         if not paths:
-            raise DatasetError(
-                given, "input", "is not an image, a folder of images or a pattern of some", "check the path"
-            )
+            problem = "is not an image, a folder of images or a pattern of some"
+            raise DatasetError(given, "input", problem, "check the path")
         for path in paths:
             inside = path.relative_to(given) if given.is_dir() else Path(path.name)
             base = "__".join(inside.with_suffix("").parts)
@@ -122,10 +120,7 @@ def to_array(image: np.ndarray | torch.Tensor | Image) -> np.ndarray:
 class MetadataLookup:
     """What is known of an image: what is given for all, else its row of a table, else the tags of its XML file.
 
-    Args:
-        given: ``platform`` and ``band`` of all images, where they are known.
-        table: side-car table; its rows are found by the stem of the image.
-        xml_folder: folder of annotation files with the stem of the image.
+    Rows and XML files are found by the stem of the image.
 
     Raises:
         DatasetError: the table cannot be read or has a faulty line; the folder does not exist.
@@ -163,12 +158,9 @@ class MetadataLookup:
 
 
 class Video:
-    """The frames of a video file or a camera, one after the other.
+    """The frames of a video file, or of a camera by its number, one after the other.
 
     Files are read by PyAV where it is installed, which keeps gray frames of 16 bits, else by OpenCV; cameras by OpenCV.
-
-    Args:
-        source: path of the file, or the number of the camera.
 
     Raises:
         DatasetError: it cannot be read.
@@ -243,12 +235,7 @@ class Video:
 
 
 class VideoWriter:
-    """Writes pictures as a video: H.264 in ``.mp4`` where PyAV is installed, else Motion JPEG in ``.avi``.
-
-    Args:
-        stem: path without suffix.
-        fps: frames per second.
-    """
+    """Writes pictures as a video: H.264 in ``.mp4`` where PyAV is installed, else Motion JPEG in ``.avi``."""
 
     def __init__(self, stem: Path, fps: float):
         self.path = video_path(stem)

@@ -21,18 +21,13 @@ def nms_thresh_of(cfg: CfgNode, model: nn.Module) -> float:
 
 
 def merge_views(views: Sequence[Instances], threshold: float, *, vote: bool) -> Instances:
-    """Merge the detections of all views, best first.
+    """Merge the detections of all views, in pixels of the same image, best first.
 
-    Of detections that overlap the best is kept, as in detectron2. With ``vote`` every other detection then joins the
-    one that it overlaps most. The box becomes the mean of its members, weighted by score (box voting, Gidaris and
-    Komodakis, ICCV 2015), and the score the mean over all views of the best member of each, 0 for a view without one
-    (weighted boxes fusion, Solovyev et al., 2021). So boxes get finer than the pixels of one view, and what one view
-    alone sees loses against what all see.
-
-    Args:
-        views: per view ``pred_boxes``, ``scores`` and ``pred_classes`` in pixels of the same image.
-        threshold: IoU above which two detections of a class are one.
-        vote: average the detections in place of taking the best.
+    Of detections of a class whose IoU is above ``threshold`` the best is kept, as in detectron2. With ``vote`` every
+    other detection then joins the one that it overlaps most. The box becomes the mean of its members, weighted by score
+    (box voting, Gidaris and Komodakis, ICCV 2015), and the score the mean over all views of the best member of each, 0
+    for a view without one (weighted boxes fusion, Solovyev et al., 2021). So boxes get finer than the pixels of one
+    view, and what one view alone sees loses against what all see.
     """
     views = [view[view.pred_boxes.nonempty()] for view in views]
     found = Instances.cat(views)
@@ -46,17 +41,7 @@ def merge_views(views: Sequence[Instances], threshold: float, *, vote: bool) -> 
 
 
 def _average(found: Instances, kept: Tensor, source: Tensor, num_views: int) -> tuple[Boxes, Tensor]:
-    """Average D detections around the K that are kept.
-
-    Args:
-        found: (D,)
-        kept: (K,) indices.
-        source: (D,) view of each.
-        num_views: V
-
-    Returns:
-        boxes (K, 4) and scores (K,)
-    """
+    """Average D detections, ``source`` (D,) the view of each, around the K kept ones: boxes (K, 4), scores (K,)."""
     boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
     count = len(kept)
     overlap = pairwise_iou(Boxes(boxes[kept]), found.pred_boxes)

@@ -18,7 +18,7 @@ INSET_EDGE = 256
 def draw_result(
     raw: np.ndarray, path: Path, instances: Instances, *, high_bit_depth: str = "auto", insets: int = 3
 ) -> np.ndarray:
-    """Draw detections in an image, with zoomed parts beside it.
+    """Draw detections, best first, in an image, with zoomed parts beside it: RGB (height, width, 3) uint8.
 
     A large image is reduced to the brightest of each block of pixels, so that small targets stay; its zoomed parts show
     the pixels of the image itself.
@@ -26,12 +26,8 @@ def draw_result(
     Args:
         raw: gray (H, W) or BGR (H, W, 3) in its own number type; may be memory-mapped.
         path: of the file, for messages.
-        instances: detections, best first.
         high_bit_depth: see :func:`irstd_d2.data.read_image`.
         insets: number of zoomed parts.
-
-    Returns:
-        RGB (height, width, 3) uint8.
     """
     limits = value_limits(raw, path, high_bit_depth)
     boxes, scores = instances.pred_boxes.tensor.numpy(), instances.scores.numpy()

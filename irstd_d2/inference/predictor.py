@@ -73,7 +73,7 @@ class Predictor:
         device: str | None = None,
     ):
         known = not isinstance(model, CfgNode) and fspath(model) in model_zoo.names()
-        cfg = model.clone() if isinstance(model, CfgNode) else _read_config(model)
+        cfg = model.clone() if isinstance(model, CfgNode) else read_config(model)
         if device is not None:
             cfg.MODEL.DEVICE = device
         if score_thresh is None:
@@ -174,10 +174,16 @@ class Predictor:
         return height / tile, width / tile
 
 
-def _read_config(model: str | PathLike) -> CfgNode:
-    """The configuration of a model of the zoo or of a training's checkpoint, on the GPU if there is one."""
-    weights = model_zoo.resolve_weights(model)
-    cfg = get_config(model_zoo.config_of(model), ["MODEL.WEIGHTS", weights])
+def read_config(
+    weights: str | PathLike, config_file: str | PathLike | None = None, opts: Sequence[str] = ()
+) -> CfgNode:
+    """The configuration of a model of the zoo or a checkpoint, on the CPU where there is no GPU.
+
+    Raises:
+        ConfigError: a file is missing, or no configuration belongs to the weights.
+    """
+    path = model_zoo.find_config(config_file) if config_file else model_zoo.config_of(weights)
+    cfg = get_config(path, ["MODEL.WEIGHTS", model_zoo.resolve_weights(weights), *opts])
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         keep_freed_memory()

@@ -6,10 +6,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from detectron2.structures import Instances
 
@@ -59,10 +59,8 @@ class ImageResult:
 class Journal:
     """Results of a run, one line per file, flushed as they come.
 
-    Args:
-        folder: of the outputs.
-        settings: all that decides the results beside the files themselves; results of other settings are forgotten.
-        rank: of this process, each of which writes a journal of its own and reads all.
+    ``settings`` are all that decides the results beside the files; results of others are forgotten. Each process
+    (``rank``) writes a journal of its own in ``folder`` and reads all.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0):
@@ -79,7 +77,7 @@ class Journal:
                 done[key] = stamp, [ImageResult(**{**row, "size": tuple(row["size"])}) for row in rows]
             self._done |= done
         kept = [self._line(key, *entry) for key, entry in self._done.items()] if not rank else []
-        write_atomically(self.path, _writer("".join(f"{line}\n" for line in [head, *kept]).encode()))
+        write_atomically(self.path, "".join(f"{line}\n" for line in [head, *kept]))
 
     def __len__(self) -> int:
         return len(self._done)
@@ -166,26 +164,22 @@ def render(path: Path, results: Sequence[ImageResult], table: ClassTable) -> Non
     """
     suffix = path.suffix.lower()
     if suffix == ".json":
-        data = json.dumps(coco_rows(results, table), indent=1).encode()
+        data: str | bytes = json.dumps(coco_rows(results, table), indent=1)
     elif suffix == ".csv":
-        data = csv_text(results, table).encode()
+        data = csv_text(results, table)
     elif suffix == ".xml":
         data = voc_bytes(results[0], table)
     elif suffix == ".txt":
-        data = yolo_text(results[0]).encode()
+        data = yolo_text(results[0])
     else:
         raise ConfigError(f"{path}: the suffix is none of .png, .json (COCO), .csv, .xml (VOC), .txt (YOLO)")
-    write_atomically(path, _writer(data))
+    write_atomically(path, data)
 
 
 def write_results(folder: Path, results: Sequence[ImageResult], table: ClassTable, formats: Iterable[str]) -> None:
-    """Write ``detections.json``, ``detections.csv``, ``voc/NAME.xml`` and ``yolo/NAME.txt``.
+    """Write those of ``detections.json``, ``detections.csv``, ``voc/NAME.xml``, ``yolo/NAME.txt`` that are wanted.
 
-    Args:
-        folder: to write into.
-        results: of all images.
-        table: the classes of the model.
-        formats: of ``json``, ``csv``, ``voc``, ``yolo``.
+    ``formats`` are some of ``json``, ``csv``, ``voc``, ``yolo``.
     """
     formats = set(formats)
     for name in sorted(formats & {"json", "csv"}):
@@ -195,9 +189,4 @@ def write_results(folder: Path, results: Sequence[ImageResult], table: ClassTabl
             for result in results:
                 render(folder / name / f"{result.name}{suffix}", [result], table)
     if "yolo" in formats:
-        names = "".join(f"{name}\n" for name in table.names)
-        write_atomically(folder / "yolo.names", _writer(names.encode()))
-
-
-def _writer(data: bytes) -> Callable[[IO[bytes]], object]:
-    return lambda file: file.write(data)
+        write_atomically(folder / "yolo.names", "".join(f"{name}\n" for name in table.names))

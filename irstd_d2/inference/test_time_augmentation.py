@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.transforms import ResizeByFactor, ResizeShortestEdge
 from ..errors import ConfigError
 from .merging import merge_views, nms_thresh_of
+from .tiling import batches_of_one_size
 
 MERGES = ("vote", "nms")
 
@@ -137,13 +138,9 @@ class DetectorWithTTA(nn.Module):
 
     def _detect(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Run the model on batches of one size; results come in the order of the samples."""
-        order = sorted(range(len(samples)), key=lambda i: (tuple(samples[i]["image"].shape), i))
         results: dict[int, dict[str, Any]] = {}
-        for _, members in groupby(order, key=lambda i: samples[i]["image"].shape):
-            same = list(members)
-            for start in range(0, len(same), self.batch_size):
-                batch = same[start : start + self.batch_size]
-                results.update(zip(batch, self.model([samples[i] for i in batch])))
+        for batch in batches_of_one_size([tuple(sample["image"].shape) for sample in samples], self.batch_size):
+            results.update(zip(batch, self.model([samples[i] for i in batch])))
         return [results[i] for i in range(len(samples))]
 
     def _merge(self, results: list[dict[str, Any]]) -> dict[str, Any]:

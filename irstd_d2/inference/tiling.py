@@ -23,6 +23,8 @@ from ..errors import ConfigError
 
 Model = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 _ROWS = 1024  # detections that are compared with all others at a time
+# Pixels by which a core reaches over its seam; tiles must agree on the centre of a target to this accuracy.
+_SEAM = 2.0
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,8 @@ class TiledPredictor:
         overlap: pixels that neighbours share; at least the largest target plus twice the context to keep.
         align: see :func:`tile_grid`.
         batch_size: tiles per call of the model; memory grows with it, not with the image.
-        seam: pixels by which a core reaches over its seam, to be rid of doubles and gaps; tiles must agree on the
-            centre of a target to this accuracy.
         nms_thresh: IoU above which the weaker of two detections of a class from different tiles is a double; best
             the detector's own.
-        max_detections: kept per image, best first; 0 keeps all.
         prepare: turns a crop (h, w) or (h, w, C) of the image into the model's (3, h', w') float32 tensor in 0..255;
             by default 8-bit values stay and 16-bit values are divided by 257.
         whole: entries of the sample of every tile that are of the whole image, such as its ``context``; with any, a
@@ -110,16 +109,13 @@ class TiledPredictor:
         overlap: int = 64,
         align: int = 1,
         batch_size: int = 4,
-        seam: float = 2.0,
         nms_thresh: float = 0.5,
-        max_detections: int = 0,
         prepare: Callable[[np.ndarray], Tensor] | None = None,
         whole: dict[str, Any] | None = None,
     ):
         tile_grid(tile, tile, tile, overlap, align)  # refuses an impossible overlap here, not at the first image
         self.model, self.tile, self.overlap, self.align, self.batch_size = model, tile, overlap, align, batch_size
-        self.seam, self.nms_thresh, self.max_detections = seam, nms_thresh, max_detections
-        self.prepare, self.whole = prepare or crop_to_tensor, whole or {}
+        self.nms_thresh, self.prepare, self.whole = nms_thresh, prepare or crop_to_tensor, whole or {}
 
     def __call__(
         self,
@@ -142,7 +138,7 @@ class TiledPredictor:
         height, width = image.shape[:2]
         metadata = {"width": width, "height": height, **(metadata or {})}
         tiles = tile_grid(height, width, self.tile, self.overlap, self.align)
-        batches = self._batches(tiles)
+        batches = batches_of_one_size([tile.size for tile in tiles], self.batch_size)
         parts: list[Instances] = []
         for batch in progress(batches) if progress else batches:
             samples = [self._sample(image, tiles[i], metadata) for i in batch]
@@ -153,15 +149,6 @@ class TiledPredictor:
                 for output, i in zip(outputs, batch)
             ]
         return self._merge(Instances.cat(parts))
-
-    def _batches(self, tiles: Sequence[Tile]) -> list[list[int]]:
-        """Indices of tiles of one size: a batch then needs no padding, which would change what the network sees."""
-        order = sorted(range(len(tiles)), key=lambda i: (tiles[i].size, i))
-        batches = []
-        for _, members in groupby(order, key=lambda i: tiles[i].size):
-            same = list(members)
-            batches += [same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)]
-        return batches
 
     def _sample(self, image: np.ndarray, tile: Tile, metadata: dict[str, Any]) -> dict[str, Any]:
         x1, y1, x2, y2 = tile.window
@@ -178,7 +165,7 @@ class TiledPredictor:
         boxes = instances.pred_boxes.tensor.float() + torch.tensor([x1, y1, x1, y1], dtype=torch.float32)
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         low, high = torch.tensor(tile.core[:2]), torch.tensor(tile.core[2:])
-        keep = ((centre >= low - self.seam) & (centre < high + self.seam)).all(1)
+        keep = ((centre >= low - _SEAM) & (centre < high + _SEAM)).all(1)
         kept = Instances(image_size)
         kept.pred_boxes = Boxes(boxes[keep])
         kept.scores = instances.scores[keep].float()
@@ -195,7 +182,7 @@ class TiledPredictor:
         merged = parts[self._not_doubles(parts)]
         merged.remove("crosses")
         merged.remove("tile")
-        return merged[: self.max_detections] if self.max_detections else merged
+        return merged
 
     def _not_doubles(self, parts: Instances) -> Tensor:
         """(D,) bool of detections in descending order: no better one of another tile, itself no double, covers it."""
@@ -216,11 +203,18 @@ class TiledPredictor:
         return keep
 
 
-def crop_to_tensor(crop: np.ndarray) -> Tensor:
-    """Turn a crop into (3, h, w) float32 in 0..255.
+def batches_of_one_size(sizes: Sequence[tuple[int, ...]], batch_size: int) -> list[list[int]]:
+    """Indices of images in batches of one size: they need no padding, which would change what the network sees."""
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+    batches = []
+    for _, members in groupby(order, key=lambda i: sizes[i]):
+        same = list(members)
+        batches += [same[i : i + batch_size] for i in range(0, len(same), batch_size)]
+    return batches
 
-    Args:
-        crop: (h, w) or (h, w, 3); uint8 as it is, uint16 divided by 257, float as it is.
+
+def crop_to_tensor(crop: np.ndarray) -> Tensor:
+    """Turn a crop (h, w) or (h, w, 3) into (3, h, w) float32 in 0..255; uint16 is divided by 257.
 
     Raises:
         ValueError: for another type or number of channels.

@@ -15,15 +15,11 @@ INVALID = -1.0  # the score of what is not there; below every probability
 
 
 def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the best (place, class) pairs of every image.
-
-    Args:
-        scores: (N, P, K), not below 0.
-        count: T; where there are fewer pairs, the rest has the score ``INVALID``.
+    """Take the best (place, class) pairs of every image from ``scores`` (N, P, K), not below 0.
 
     Returns:
-        Scores (N, T) in descending order, places (N, T) and classes (N, T); place and class of an invalid entry are
-        those of some other pair.
+        Scores (N, T) in descending order, ``INVALID`` where there are fewer pairs than ``count`` (T), places (N, T) and
+        classes (N, T); place and class of an invalid entry are those of some other pair.
     """
     num_classes = scores.shape[2]
     flat = scores.flatten(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -34,7 +34,9 @@ from .fcos_targets import (
     log_iou_loss,
     pad_instances,
 )
-from .receptive_field import ReceptiveFieldAssigner, theoretical_fields
+
+if TYPE_CHECKING:
+    from .receptive_field import ReceptiveFieldAssigner
 
 ASSIGNMENTS = ("inside", "rfla")
 Predictions = dict[str, list[Tensor]]
@@ -109,15 +111,9 @@ def init_head(module: nn.Module) -> None:
 
 
 class FCOSHead(nn.Module):
-    """Two towers shared by all levels: classification with centerness, and side distances.
+    """Two towers shared by all levels: classification with centerness, and side distances with a scale per level.
 
-    Args:
-        in_channels: channels of every level.
-        num_levels: levels, each with its own distance scale.
-        num_classes: K.
-        num_convs: convolutions of a tower.
-        norm: of the towers.
-        prior_prob: initial class probability of every point.
+    ``num_convs`` and ``norm`` are of the towers; ``prior_prob`` is the initial class probability of every point.
     """
 
     def __init__(
@@ -141,10 +137,7 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))
 
     def forward(self, features: list[Tensor]) -> Predictions:
-        """Predict on every level.
-
-        Args:
-            features: per level (N, C, H, W).
+        """Predict on every level, of features (N, C, H, W).
 
         Returns:
             ``logits`` (N, K, H, W), ``distances`` (N, 4, H, W) in network pixels, ``centerness`` (N, 1, H, W), a list
@@ -323,6 +316,8 @@ class IRSTDFCOS(DenseDetector):
             raise ConfigError(f"MODEL.FCOS.ASSIGNMENT is {fcos.ASSIGNMENT!r}; known are {ASSIGNMENTS}")
         if fcos.ASSIGNMENT == "inside":
             return None
+        from .receptive_field import ReceptiveFieldAssigner, theoretical_fields  # a module for those who name it
+
         fields = tuple(float(width) for width in rfla.FIELD_WIDTHS)
         if not fields:
             shapes = backbone.output_shape()
@@ -347,13 +342,7 @@ class IRSTDFCOS(DenseDetector):
         predictions: Predictions,
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """Compute the training losses; see ``fcos_losses``.
-
-        Args:
-            images, features: as detectron2 hands them over; not used.
-            predictions: of the head.
-            gt_instances: per image ``gt_boxes`` and ``gt_classes``.
-        """
+        """Compute the training losses of the head's predictions, see ``fcos_losses``; the others are not used."""
         points = self.points(predictions)
         boxes, classes = pad_instances(gt_instances)
         if self.assigner is None:

@@ -75,14 +75,7 @@ def all_points(
     ranges: Sequence[tuple[float, float]],
     device: torch.device,
 ) -> Points:
-    """Build the points of all levels.
-
-    Args:
-        sizes: (height, width) of each level.
-        strides: of each level.
-        ranges: per level the smallest and largest side distance that it is responsible for.
-        device: of the result.
-    """
+    """Build the points of all levels from their (height, width), strides and ranges of side distances."""
     levels = tuple(Level(*size, stride, *bounds) for size, stride, bounds in zip(sizes, strides, ranges))
     grids = [torch.meshgrid(*level.axes(device), indexing="ij") for level in levels]
     return Points(levels, torch.cat([torch.stack([x, y], dim=-1).reshape(-1, 2) for y, x in grids]))
@@ -102,8 +95,7 @@ def assign_targets(
 
     Args:
         points: P points.
-        boxes: (N, M, 4) x1 y1 x2 y2 in network pixels; boxes without area are padding.
-        classes: (N, M)
+        boxes, classes: (N, M, 4) x1 y1 x2 y2 in network pixels, without area where padded, and (N, M).
         num_classes: K, also the label of background.
         center_sampling_radius: above 0, points must also lie within so many strides of the target's centre.
     """
@@ -127,13 +119,8 @@ def targets_of_points(
 ) -> Targets:
     """What points predict whose targets are known.
 
-    Args:
-        points: P points.
-        boxes: (N, M, 4)
-        classes: (N, M)
-        num_classes: K, the label of background.
-        positive: (N, P) whether a point has a target.
-        index: (N, P) of the target among the M.
+    ``boxes`` (N, M, 4) and ``classes`` (N, M) are the targets; ``positive`` (N, P) says whether a point has one, and
+    ``index`` (N, P) which. The label of background is ``num_classes``, K.
     """
     labels = torch.where(positive, classes.gather(1, index), num_classes)
     chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -165,11 +152,10 @@ def _first_fit(level: Level, boxes: Tensor, center_sampling_radius: float) -> tu
 def _fit_axis(
     position: Tensor, start: Tensor, end: Tensor, level: Level, center_sampling_radius: float
 ) -> tuple[Tensor, Tensor]:
-    """Compare positions (L,) with the extents (N, M) of boxes along one axis.
+    """Compare positions (L,) with the extents (N, M) of boxes along one axis; (N, L, M) each.
 
-    Returns:
-        Whether the position is inside, no side is too far and the centre near enough; whether a side is as far as the
-        level asks for, which one axis must fulfil. (N, L, M) each.
+    Whether the position is inside, no side is too far and the centre near enough; whether a side is as far as the level
+    asks for, which one axis must fulfil.
     """
     before, after = position[:, None] - start[:, None], end[:, None] - position[:, None]
     inside = (torch.minimum(before, after) > 0) & (torch.maximum(before, after) <= level.high)

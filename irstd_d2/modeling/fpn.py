@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -35,12 +36,8 @@ class SelectiveFPN(FPN):
     that they cost no time and distributed training sees no unused parameter. Laterals finer than every output are not
     trained either.
 
-    Args:
-        bottom_up: backbone that gives ``in_features``.
-        in_features: finest first, e.g. ``["res2", "res3", "res4", "res5"]``.
-        out_channels: channels of every level.
-        out_features: levels that leave the neck, e.g. ``["p2", "p3"]``; ``None`` means all.
-        norm, top_block, fuse_type: as in detectron2's ``FPN``.
+    ``out_features`` are the levels that leave the neck, e.g. ``["p2", "p3"]``, ``None`` for all; ``in_features`` come
+    finest first, and other arguments are those of detectron2's ``FPN``.
     """
 
     _out_features: list[str]  # detectron2 leaves it untyped
@@ -80,32 +77,20 @@ class SelectiveFPN(FPN):
             top_block.requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the pyramid of an image batch.
-
-        Args:
-            x: (N, 3, H, W), H and W multiples of the coarsest stride.
-
-        Returns:
-            level name -> (N, out_channels, H / stride, W / stride)
-        """
+        """(N, 3, H, W), multiples of the coarsest stride, -> level -> (N, out_channels, H / stride, W / stride)"""
         features = self.bottom_up(x)
         return self.merge(features, self.project_laterals(features))
 
     def project_laterals(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the lateral features, finest first.
-
-        Args:
-            features: name -> (N, C, H, W), at least every one of ``in_features``.
-        """
+        """Return the lateral features, finest first, of at least all ``in_features``, name -> (N, C, H, W)."""
         # detectron2 keeps its convolutions coarsest first.
         return [conv(features[name]) for conv, name in zip(reversed(self.lateral_convs), self.in_features)]
 
     def merge(self, features: Mapping[str, Tensor], laterals: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the laterals top down and compute the levels that leave the neck.
 
-        Args:
-            features: those of the bottom-up backbone; extra levels may start from one of them.
-            laterals: as ``project_laterals`` gives them, maybe refined since.
+        ``features`` are those of the bottom-up backbone, from which extra levels may start; ``laterals`` as
+        ``project_laterals`` gives them, maybe refined since.
         """
         merged = list(laterals)
         for i in range(len(merged) - 1, 0, -1):
@@ -166,12 +151,16 @@ def build_irstd_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SelectiveF
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: Backbone) -> SelectiveFPN:
-    return SelectiveFPN(
-        bottom_up,
-        cfg.MODEL.FPN.IN_FEATURES,
-        cfg.MODEL.FPN.OUT_CHANNELS,
-        out_features=cfg.MODEL.FPN.OUT_FEATURES,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=build_top_block(cfg, bottom_up),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return SelectiveFPN(bottom_up, **fpn_arguments(cfg), top_block=build_top_block(cfg, bottom_up))
+
+
+def fpn_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """The arguments of ``SelectiveFPN`` from ``MODEL.FPN``, but the backbone and the extra levels."""
+    fpn = cfg.MODEL.FPN
+    return {
+        "in_features": fpn.IN_FEATURES,
+        "out_channels": fpn.OUT_CHANNELS,
+        "out_features": fpn.OUT_FEATURES,
+        "norm": fpn.NORM,
+        "fuse_type": fpn.FUSE_TYPE,
+    }

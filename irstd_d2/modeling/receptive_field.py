@@ -38,13 +38,10 @@ _CANDIDATES = 2**22
 
 
 def axis_distance(offset: Tensor, size: Tensor, field: float, kind: str) -> Tensor:
-    """What one axis adds to the distance of a receptive field and a target.
+    """What one axis adds to the distance of a receptive field of width ``field`` and a target.
 
-    Args:
-        offset: (...,) distance of the centres along the axis, in pixels.
-        size: (...,) of the target along the axis, positive.
-        field: width of the receptive field.
-        kind: ``kl``, from the target's Gaussian to the field's, or ``wasserstein``, squared.
+    ``offset`` (...,) is the distance of the centres along the axis in pixels, ``size`` (...,) the target's, positive.
+    ``kind`` is ``kl``, from the target's Gaussian to the field's, or ``wasserstein``, squared.
     """
     if kind == "kl":
         return ((field**2 + 4 * offset**2) / size**2 - 1) / 2 + torch.log(size / field)
@@ -52,11 +49,9 @@ def axis_distance(offset: Tensor, size: Tensor, field: float, kind: str) -> Tens
 
 
 def theoretical_fields(backbone: nn.Module, strides: Sequence[int]) -> list[int]:
-    """Width in pixels of what one cell of each level can see through the ResNet below it.
+    """Width in pixels of what one cell of each level can see through the ResNet below it, on the standard stem.
 
-    Args:
-        backbone: holds a ResNet of basic or bottleneck blocks on the standard stem.
-        strides: of the levels; one beyond the last stage is reached by 3x3 convolutions of stride 2.
+    A level beyond the last stage is reached by 3x3 convolutions of stride 2.
 
     Raises:
         ConfigError: for another backbone.
@@ -112,17 +107,10 @@ class ReceptiveFieldAssigner:
             raise ConfigError(f"MODEL.FCOS.RFLA.TOPK is {self.topk}; give two numbers, the first at least 1")
 
     def __call__(self, points: Points, boxes: Tensor, classes: Tensor, num_classes: int) -> Targets:
-        """Assign points.
+        """Assign points to targets, boxes (N, M, 4) in network pixels, without area where padded, and classes (N, M).
 
-        Args:
-            points: P points.
-            boxes: (N, M, 4) x1 y1 x2 y2 in network pixels; boxes without area are padding.
-            classes: (N, M)
-            num_classes: K, also the label of background.
-
-        Returns:
-            The targets. Points may lie outside of their target, so side distances may be negative, and the centerness
-            to learn is that of the target widened to two strides.
+        Points may lie outside of their target, so side distances may be negative, and the centerness to learn is that
+        of the target widened to two strides. The label of background is ``num_classes``, K.
         """
         boxes, classes = sort_by_area(boxes, classes)
         exists = (boxes[..., 2:] > boxes[..., :2]).all(-1)
@@ -166,8 +154,7 @@ class ReceptiveFieldAssigner:
         """Points of one level among which the ``count`` nearest of each target are: distance and index, (N, M, C).
 
         The distance is a sum over the axes, each growing with the offset. So the point in the i-th nearest column and
-        the j-th nearest row has i * j - 1 points that are at least as near, and those with i * j > count need not be
-        looked at.
+        the j-th nearest row has i * j - 1 points that are at least as near: those with i * j > count need no look.
         """
         y, x = level.axes(centre.device)
         column, along_x = self._axis(x, level.stride, centre[..., 0], size[..., 0], field, count)
@@ -191,9 +178,7 @@ class ReceptiveFieldAssigner:
 class Owners:
     """Which target owns each point; what is owned stays so.
 
-    Args:
-        exists: (N, M) whether a target is more than padding; targets in the order of their right to a point.
-        num_points: P.
+    ``exists`` (N, M) says whether a target is more than padding; targets come in the order of their right to a point.
     """
 
     def __init__(self, exists: Tensor, num_points: int):
@@ -239,17 +224,10 @@ class Owners:
 
 
 def widened_centerness(distances: Tensor, least: Tensor) -> Tensor:
-    """Centerness in boxes that are widened, around their centre, to at least ``least`` along each axis.
+    """Centerness (N, P), at least 0.01, in boxes that are widened, around their centre, to at least ``least`` (P,).
 
     The centerness of a point outside of its box would be 0, and neither its box nor its score would learn. In a box of
     two strides the nearest point has at least 1 / 3; boxes that are larger keep their own centerness.
-
-    Args:
-        distances: (N, P, 4) side distances.
-        least: (P,) least width and height.
-
-    Returns:
-        (N, P) at least 0.01.
     """
     sides = distances[..., :2] + distances[..., 2:]
     half = torch.maximum(sides, least[:, None]) / 2

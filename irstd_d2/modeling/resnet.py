@@ -7,7 +7,8 @@ parameters, so that published checkpoints load and published parameter counts ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -34,8 +35,7 @@ class IRSTDResNet(ResNet):
     """A detectron2 ``ResNet`` whose norms can keep their statistics in training and stay parameters.
 
     Args:
-        stem: the stem module.
-        stages: one sequence of residual blocks per stage.
+        stem, stages: modules, one sequence of residual blocks per stage.
         out_features: names among ``stem, res2, ..., res5``.
         freeze_at: the stem (1) and the stages up to this one (2: res2, ...) are not trained and keep their statistics.
         norm_eval: all norms keep their running statistics in training.
@@ -55,9 +55,8 @@ class IRSTDResNet(ResNet):
         self.norm_eval = norm_eval
         super().__init__(stem, stages, out_features=out_features, freeze_at=freeze_at)
         if not norm_trainable:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.requires_grad_(False)
+            for norm in batch_norms(self.modules()):
+                norm.requires_grad_(False)
 
     def freeze(self, freeze_at: int = 0) -> IRSTDResNet:
         """Stop training of the stem and the first stages; see ``freeze_at`` of the constructor."""
@@ -69,10 +68,16 @@ class IRSTDResNet(ResNet):
 
     def train(self, mode: bool = True) -> IRSTDResNet:
         super().train(mode)
-        for part in self.modules() if self.norm_eval else (m for p in self._frozen_parts for m in p.modules()):
-            if isinstance(part, _BatchNorm):
-                part.eval()
+        for norm in batch_norms(
+            self.modules() if self.norm_eval else chain(*(p.modules() for p in self._frozen_parts))
+        ):
+            norm.eval()
         return self
+
+
+def batch_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
+    """The batch norms among some modules."""
+    return [module for module in modules if isinstance(module, _BatchNorm)]
 
 
 def make_stages(
@@ -86,7 +91,7 @@ def make_stages(
     norm: str = "BN",
     last_stage: int = 5,
 ) -> list[list[nn.Module]]:
-    """Build the residual stages res2 .. ``last_stage`` of a ResNet.
+    """Build the residual stages res2 .. ``last_stage`` (2 to 5) of a ResNet.
 
     Args:
         depth: a key of ``STAGES``.
@@ -96,7 +101,7 @@ def make_stages(
         num_groups: groups of the bottleneck's 3x3 convolution.
         stride_in_1x1: place the stride in the bottleneck's first 1x1 convolution instead of the 3x3.
         norm: a norm that ``detectron2.layers.get_norm`` knows.
-        last_stage: 2 to 5; later stages are not built.
+        last_stage: the last one that is built.
     """
     if depth not in STAGES:
         raise ConfigError(f"MODEL.RESNETS.DEPTH is {depth}; known depths are {sorted(STAGES)}")

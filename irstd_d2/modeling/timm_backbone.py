@@ -15,9 +15,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
+from .resnet import batch_norms
 
 # Stride of a stage -> its name in detectron2.
 _STAGES = {2: "stem", 4: "res2", 8: "res3", 16: "res4", 32: "res5"}
@@ -71,9 +71,8 @@ class TimmBackbone(Backbone):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         if not norm_trainable:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.requires_grad_(False)
+            for norm in batch_norms(self.modules()):
+                norm.requires_grad_(False)
 
     def _parts_up_to(self, freeze_at: int) -> list[nn.Module]:
         """The layers up to the end of the stage with this number; timm lists them in their order."""
@@ -97,9 +96,8 @@ class TimmBackbone(Backbone):
 
     def train(self, mode: bool = True) -> TimmBackbone:
         super().train(mode)
-        for module in self.modules() if self.norm_eval else self._frozen:
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        for norm in batch_norms(self.modules() if self.norm_eval else self._frozen):
+            norm.eval()
         return self
 
 

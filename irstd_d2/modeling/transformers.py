@@ -71,12 +71,8 @@ class SwinBackbone(SwinTransformer):
 class ViTPyramid(SimpleFeaturePyramid):
     """A plain vision transformer under detectron2's ``SimpleFeaturePyramid`` (ViTDet).
 
-    Args:
-        net: the transformer.
-        levels: consecutive ones of ``p2`` .. ``p5``, strides 4 .. 32; each needs 1/4 to 2 times the stride of ``net``.
-        out_channels: channels of every level.
-        norm: as in detectron2.
-        drop_path: as in :class:`SwinBackbone`.
+    ``levels`` are consecutive ones of ``p2`` .. ``p5``, strides 4 .. 32, each of 1/4 to 2 times the stride of ``net``;
+    ``norm`` is as in detectron2, ``drop_path`` as in :class:`SwinBackbone`.
     """
 
     def __init__(

@@ -50,14 +50,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
 
 def with_iteration_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """Return a frozen copy whose epochs are written as iterations.
+    """Return a frozen copy whose epochs are written as iterations; without ``SOLVER.MAX_EPOCHS`` (0), ``cfg`` as it is.
 
-    An epoch is ``REPEAT_DATASET`` passes over the training images; its last batch may be short of images, then it is
-    filled from the next.
-
-    Args:
-        cfg: with ``SOLVER.MAX_EPOCHS`` and ``STEP_EPOCHS``, or without (0), then it is returned as it is.
-        num_images: in the training set.
+    An epoch is ``REPEAT_DATASET`` passes over ``num_images``; its last batch may be short of images, then it is filled
+    from the next.
     """
     if not cfg.SOLVER.MAX_EPOCHS:
         if cfg.SOLVER.STEP_EPOCHS:

@@ -154,12 +154,7 @@ def star_trails(rng: np.random.Generator, height: int, width: int) -> tuple[Imag
 
 
 def _add_specks(
-    rng: np.random.Generator,
-    image: Image,
-    density: float,
-    peak: float,
-    shape: ObjectShape,
-    angle: float | None = None,
+    rng: np.random.Generator, image: Image, density: float, peak: float, shape: ObjectShape, angle: float | None = None
 ) -> None:
     """Add objects with this density per pixel in place: few are bright, most are faint, ``peak`` is their mean."""
     for pixel in np.argwhere(rng.random(image.shape, dtype=np.float32) < density):
@@ -176,6 +171,3 @@ def paint_background(name: str, rng: np.random.Generator, height: int, width: in
     """Return the radiance (H, W), within 0.01 and 0.75 so that targets have room, and the sky (H, W)."""
     image, sky = PAINTERS[name](rng, height, width)
     return np.clip(image, 0.01, 0.75).astype(np.float32), sky
-
-
-__all__ = ["PAINTERS", "paint_background"]

@@ -124,6 +124,3 @@ class DomainSequence:
         first, second = (self._start + (index + 1) * _STEPS) % 1.0
         place = min(int(np.searchsorted(self._upper, first, side="right")), len(self.domains) - 1)
         return self.domains[place], float(second)
-
-
-__all__ = ["FORMATS", "Balance", "DomainSequence", "ImagingDomain", "Size", "domain_table", "rule_for", "small_size"]

@@ -50,12 +50,9 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Patch:
-    """What one object looks like in an image.
+    """What one object looks like in an image: the rows and columns that it covers, and its light there, from 0 to 1.
 
-    Args:
-        rows: of the image that it covers.
-        columns: of the image that it covers.
-        light: (rows, columns) from 0 to 1, where 1 is the peak, which may lie between pixels.
+    1 is the peak, which may lie between pixels.
     """
 
     rows: slice
@@ -109,6 +106,3 @@ def draw_object(
     row, column = pixel + rng.uniform(-0.5, 0.5, size=2)
     direction = rng.uniform(0, np.pi)
     return render_object(size, row, column, psf, length, radius, direction if angle is None else angle)
-
-
-__all__ = ["COUNTED_FRACTION", "SHAPES", "ObjectShape", "Patch", "draw_object", "render_object"]

@@ -115,11 +115,7 @@ class _Placed(NamedTuple):
 
 
 class SceneGenerator:
-    """Makes scene number i of a set; it depends on the configuration and on i, on nothing else.
-
-    Args:
-        config: of the set.
-    """
+    """Makes scene number i of a set; it depends on the configuration and on i, on nothing else."""
 
     def __init__(self, config: SceneConfig):
         self.config = config
@@ -129,13 +125,10 @@ class SceneGenerator:
         self._separation = 2 * self._reach + 2
 
     def scene(self, index: int, domain: ImagingDomain | None = None) -> Scene:
-        """Return scene number ``index``.
+        """Return scene number ``index``, in ``domain`` instead of its own if that is given.
 
-        Args:
-            index: 0 or more.
-            domain: take the scene in this domain instead of its own. The pixels of a conflict scene stay the same when
-                the size does, while its targets become clutter and the other way round: a test of whether a detector
-                uses the metadata.
+        The pixels of a conflict scene stay the same when the size does, while its targets become clutter and the other
+        way round: a test of whether a detector uses the metadata.
         """
         own, chance = self._sequence(index)
         domain = domain or own
@@ -209,16 +202,10 @@ class SceneGenerator:
 
 
 def scatter(rng: np.random.Generator, allowed: Mask, count: int, separation: int) -> NDArray[np.intp]:
-    """Draw up to ``count`` pixels that keep a distance from each other, in random order; fewer where there is no room.
+    """Draw up to ``count`` pixels (n, 2), row and column, in random order, that keep a distance; fewer without room.
 
-    Args:
-        rng: source of randomness.
-        allowed: (H, W), where pixels may be drawn.
-        count: how many are wanted.
-        separation: least distance between two, the larger of that in rows and that in columns.
-
-    Returns:
-        (n, 2) rows and columns.
+    They lie in ``allowed`` (H, W); ``separation`` is the least distance between two, the larger of that in rows and
+    that in columns.
     """
     free = np.flatnonzero(allowed)
     if count == 0 or len(free) == 0:
@@ -271,6 +258,3 @@ def _peak(image: Image, patch: Patch, contrast: float, is_cold: bool) -> float:
     level = local[patch.counted].mean()
     wanted = contrast + 1.5 * local.std()
     return -min(wanted, level) if is_cold else min(wanted, 1 - level)
-
-
-__all__ = ["Scene", "SceneConfig", "SceneGenerator", "dense_config", "scatter"]

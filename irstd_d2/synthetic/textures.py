@@ -24,16 +24,8 @@ def power_law_field(
     """Return a random texture whose power spectrum falls as frequency to the power of ``-slope``.
 
     Cloud radiance has a slope near 8/3 in two dimensions (turbulence), terrain and waves are rougher. The texture is
-    seen through optics that blur it by :data:`OPTICS_SIGMA`.
-
-    Args:
-        rng: source of randomness.
-        height: rows.
-        width: columns.
-        slope: exponent of the power spectrum.
-        outer: structures larger than this many pixels are not amplified further.
-        stretch: structures are this many times longer along ``angle`` than across it.
-        angle: radians, 0 = along the rows.
+    seen through optics that blur it by :data:`OPTICS_SIGMA`. Structures larger than ``outer`` pixels are not amplified
+    further; they are ``stretch`` times longer along ``angle`` (radians, 0 = along the rows) than across it.
 
     Returns:
         (height, width) with mean 0 and standard deviation 1; opposite borders join.
@@ -78,10 +70,8 @@ def plane(rng: np.random.Generator, height: int, width: int) -> Image:
 def perspective_rows(texture: Image, depth: Image, eye_height: float) -> Image:
     """Lay a texture (H, W) on the ground: the farther from the viewer, the denser its rows.
 
-    Args:
-        texture: (H, W).
-        depth: (H, W), rows below the horizon line, at least 0.
-        eye_height: of the viewer; larger = steeper view, less crowding at the horizon. Pixels.
+    ``depth`` (H, W) are rows below the horizon line, at least 0. The larger ``eye_height`` (pixels) of the viewer, the
+    steeper the view and the less crowding at the horizon.
     """
     height = texture.shape[0]
     row = np.float32(0.9 * height) * eye_height / (depth + eye_height)
@@ -89,15 +79,3 @@ def perspective_rows(texture: Image, depth: Image, eye_height: float) -> Image:
     weight = row - upper
     columns = np.arange(texture.shape[1])[None]
     return texture[upper, columns] * (1 - weight) + texture[upper + 1, columns] * weight
-
-
-__all__ = [
-    "Image",
-    "Mask",
-    "grid",
-    "perspective_rows",
-    "plane",
-    "power_law_field",
-    "power_law_line",
-    "smooth_step",
-]

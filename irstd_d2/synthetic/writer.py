@@ -42,7 +42,7 @@ def write_wideirstd(
     workers: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write a set in WideIRSTD's layout, with masks of targets (0, 255) and sky (0, 1) beside it.
+    """Write a set in WideIRSTD's layout, with masks of targets (0, 255) and sky (0, 1); return ``root/VOC2007``.
 
     ``VOC2007/{PNGImages,Annotations,Masks,SkyMasks}`` and ``VOC2007/ImageSets/Main/{train,val}.txt``; the XML files
     hold ``<view>``, ``<band_type>`` and ``<size>``, and 0-based half-open boxes.
@@ -50,14 +50,10 @@ def write_wideirstd(
     Args:
         root: folder to write into; it is made if need be.
         config: of the scenes; ``None`` = ``SceneConfig()``.
-        train: number of training images.
-        val: number of validation images.
+        train, val: numbers of images.
         overwrite: replace a set that was written with another configuration.
         workers: processes that write at the same time.
         progress: show a progress bar.
-
-    Returns:
-        The folder ``root/VOC2007``.
 
     Raises:
         DatasetError: ``root`` holds a set of another configuration, or data that is not synthetic.
@@ -123,7 +119,7 @@ def _write_image(folder: Path, config: SceneConfig, item: tuple[int, str]) -> No
     record = VocRecord(width, height, str(scene.metadata["platform"]), str(scene.metadata["band"]), objects)
     files = wideirstd_files if folder.name == "VOC2007" else densesirst_files
     for path, data in files(name, scene.image, record, scene.target_mask, scene.sky_mask):
-        _write_bytes(folder / path, data)
+        write_atomically(folder / path, data, flush=False)
 
 
 @lru_cache(maxsize=1)
@@ -133,11 +129,4 @@ def _generator(config: SceneConfig) -> SceneGenerator:
 
 def _write_list(path: Path, names: list[str]) -> None:
     if names:
-        _write_bytes(path, split_lines(names))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    write_atomically(path, lambda file: file.write(data), flush=False)
-
-
-__all__ = ["CLASS_NAME", "MANIFEST", "write_densesirst", "write_wideirstd"]
+        write_atomically(path, split_lines(names), flush=False)

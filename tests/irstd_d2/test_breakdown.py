@@ -185,7 +185,7 @@ def test_colour_and_missing_pixels(pictures):
         TARGET_KEYS["contrast"].measure(nothing, BOXES)
     wrong = ImageFiles(pictures.image, pictures.sky_mask, 30, 20)
     for key, name in (("contrast", "image"), ("sky", "mask")):
-        with pytest.raises(DatasetError, match=rf"{name}\.png: size: 30x20 pixels, the annotation says 20x30"):
+        with pytest.raises(DatasetError, match=rf"{name}\.png: size: 30x20 pixels, but annotated as 20x30"):
             TARGET_KEYS[key].measure(wrong, BOXES)
 
 
@@ -200,9 +200,7 @@ def truth_of(pictures):
 
 
 def test_an_evaluator_breaks_down_by_what_the_pixels_show(pictures):
-    evaluator = DetectionProbabilityEvaluator(
-        truth_of(pictures), group_by=("sky", "contrast", "size"), distributed=False
-    )
+    evaluator = DetectionProbabilityEvaluator(truth_of(pictures), group_by=("sky", "contrast", "size"))
     # Found: the dim target in the sky. False: two of 2x2 in the sky, one on the ground, one in the open row.
     false = np.array([[1, 15, 3, 17], [11, 8, 13, 10], [20, 12, 24, 16], [20, 15, 25, 16]], float)
     evaluator.add("a", np.concatenate([BOXES[:1], false]), np.linspace(0.9, 0.6, 5), np.zeros(5, int))
@@ -220,7 +218,7 @@ def test_an_evaluator_breaks_down_by_what_the_pixels_show(pictures):
 
 
 def test_classes_that_do_not_occur_have_no_numbers(pictures):
-    evaluator = VOCDetectionEvaluator(truth_of(pictures), group_by=("size", "sky"), distributed=False)
+    evaluator = VOCDetectionEvaluator(truth_of(pictures), group_by=("size", "sky"))
     results = evaluator.evaluate()["voc_exact"]
     assert np.isnan(results["size/25-81/AP50_area"])
     assert results["size/9-25/AP50_area"] == results["sky/sky/AP50_area"] == 0
@@ -229,7 +227,7 @@ def test_classes_that_do_not_occur_have_no_numbers(pictures):
         def compute(self, detections, targets, image_pixels):
             return {"images": float(len(image_pixels))}
 
-    empty = Counting(GroundTruth.from_dicts([]), group_by=("size", "sky", "platform"), distributed=False)
+    empty = Counting(GroundTruth.from_dicts([]), group_by=("size", "sky", "platform"))
     results = empty.evaluate()["table"]
     assert set(results.values()) == {0}
     assert list(results) == [

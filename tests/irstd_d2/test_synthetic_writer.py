@@ -116,19 +116,19 @@ def test_a_set_grows_and_keeps_what_is_there(tmp_path):
 @pytest.mark.parametrize("write", [write_wideirstd, write_densesirst])
 def test_goes_on_after_an_interrupt(tmp_path, monkeypatch, write):
     whole = write(tmp_path / "whole", SMALL, train=4, val=1, progress=False)
-    real, calls = writer_module._write_bytes, []
+    real, calls = writer_module.write_atomically, []
 
-    def dies(path, data):
+    def dies(path, data, **options):
         calls.append(path)
         if len(calls) == 12:
             path.with_name(f".{path.name}.1.part").write_bytes(data[: len(data) // 2])
             raise KeyboardInterrupt
-        real(path, data)
+        real(path, data, **options)
 
-    monkeypatch.setattr(writer_module, "_write_bytes", dies)
+    monkeypatch.setattr(writer_module, "write_atomically", dies)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "cut", SMALL, train=4, val=1, progress=False)
-    monkeypatch.setattr(writer_module, "_write_bytes", real)
+    monkeypatch.setattr(writer_module, "write_atomically", real)
     cut = write(tmp_path / "cut", SMALL, train=4, val=1, progress=False)
 
     def contents(folder):

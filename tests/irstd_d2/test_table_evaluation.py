@@ -163,9 +163,7 @@ def test_the_evaluator_gives_the_numbers_of_the_papers_implementation(voc_metric
         record(i, image["gt"], difficult=np.flatnonzero(image["difficult"]).tolist())
         for i, image in enumerate(voc_metric["images"])
     ]
-    evaluator = VOCDetectionEvaluator(
-        GroundTruth.from_dicts(records), iou_thresholds=(0.5, 0.75), protocol=protocol, distributed=False
-    )
+    evaluator = VOCDetectionEvaluator(GroundTruth.from_dicts(records), iou_thresholds=(0.5, 0.75), protocol=protocol)
     for i, image in enumerate(voc_metric["images"]):
         boxes, scores = np.reshape(np.array(image["det"], float), (-1, 4)), np.array(image["scores"], float)
         evaluator.add(i, boxes, scores, np.zeros(len(scores), int))

@@ -219,12 +219,11 @@ def test_tiles_carry_the_original_metadata_and_bound_the_batch():
     assert all(m == {"platform": "Air", "width": 150, "height": 200} for m in model.metadata)
 
 
-def test_best_detections_come_first_and_can_be_limited():
+def test_best_detections_come_first():
     image = np.zeros((100, 100), np.uint8)
     image[10, 10], image[50, 50], image[90, 90] = 150, 250, 200
-    predictor = TiledPredictor(BrightSpots(), tile=64, overlap=8, max_detections=2)
-    found = predictor(image, progress=iter)
-    assert found.scores.tolist() == pytest.approx([250 / 255, 200 / 255])
+    found = TiledPredictor(BrightSpots(), tile=64, overlap=8)(image, progress=iter)
+    assert found.scores.tolist() == pytest.approx([250 / 255, 200 / 255, 150 / 255])
     assert found.image_size == (100, 100)
 
 
