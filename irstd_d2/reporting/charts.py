@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 
 from ..evaluation.average_precision import PrecisionRecall
 from ..evaluation.detection_probability import OperatingCurve
+from ..evaluation.mask_metrics import PixelCurves
 from ..evaluation.results import format_number
 from ..files import write_atomically
 
@@ -154,6 +155,27 @@ def operating_charts(curves: Mapping[int, OperatingCurve]) -> list[Chart]:
             axes.set_ylim(0, 1.02)
             charts.append(_chart(title, f"Curves of all thresholds; the best F1 is {best} percent", figure, curves))
     return charts
+
+
+def pixel_charts(curves: Mapping[int, PixelCurves]) -> list[Chart]:
+    """Precision and recall of pixels, and their ROC, over the thresholds of probability maps."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("recall of pixels", "precision of pixels")
+        for run, curve in curves.items():
+            some = (curve.true_rate > 0) | (curve.false_rate > 0)
+            axes.plot(curve.true_rate[some], curve.precision[some], **_line_style(run))
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        areas = ", ".join(f"{100 * curve.pr_area:.1f}" for curve in curves.values())
+        precision = _chart("Precision and recall of pixels", f"Areas of {areas} percent", figure, curves)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure("false pixels per million", "recall of pixels")
+        for run, curve in curves.items():
+            axes.plot(1e6 * curve.false_rate, curve.true_rate, **_line_style(run))
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 1.02)
+        areas = ", ".join(f"{100 * curve.roc_area:.1f}" for curve in curves.values())
+        return [precision, _chart("ROC of pixels", f"Areas of {areas} percent", figure, curves)]
 
 
 def score_chart(scores: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Chart:

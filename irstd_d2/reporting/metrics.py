@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..config import get_config
+from ..errors import DatasetError
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.predictions import read_any_predictions
+from ..evaluation.mask_evaluation import TargetMasks
+from ..evaluation.predictions import holds_masks, read_any_predictions
 from ..evaluation.rescoring import (
     PROTOCOL_KEYS,
     Resampled,
@@ -38,6 +40,7 @@ _EVALUATORS = {
     "pd_fa": "Detection probability and false alarms, centres within 3 pixels",
     "centre": "Average precision by centre distance, percent",
     "bbox": "COCO, percent",
+    "mask": "Pixels, targets by centroid and hierarchical IoU of masks; of detectors, masks made from their boxes",
     "sky": "Sky against everything else, percent of pixels",
 }
 
@@ -74,7 +77,7 @@ def protocol_config(run: Run) -> CfgNode:
     Raises:
         ConfigError: for values of another type.
     """
-    values = {key: run.setting(key) for key in PROTOCOL_KEYS}
+    values = {key: run.setting(key) for key in (*PROTOCOL_KEYS, "TEST.TARGET_MASKS")}
     return get_config(opts=[part for key, value in values.items() if value is not None for part in (key, value)])
 
 
@@ -85,6 +88,23 @@ def protocol_note(run: Run, cfg: CfgNode) -> list[str]:
     return [f"{run.name} is judged like the first run of this set, by {changed}."] if changed else []
 
 
+def mask_evaluators(
+    runs: Iterable[Run], data_set: str, truth: GroundTruth, cfg: CfgNode
+) -> tuple[tuple[str, ...], list[str]]:
+    """``("mask",)`` where a run of a set is masks or was judged by them; a note where true masks are missing."""
+    wanted = [
+        run for run in runs
+        if holds_masks(run.predictions[data_set]) or "mask" in run.setting("TEST.EVALUATORS", ())
+    ]  # fmt: skip
+    if not wanted:
+        return (), []
+    try:
+        TargetMasks.of(data_set, truth, cfg.TEST.TARGET_MASKS or None)
+    except DatasetError as error:
+        return (), [f"Masks are not judged: {error}"]
+    return ("mask",), []
+
+
 def rescore_run(
     number: int,
     run: Run,
@@ -93,6 +113,7 @@ def rescore_run(
     cfg: CfgNode,
     *,
     group_by: Sequence[str] = GROUP_KEYS,
+    more_evaluators: tuple[str, ...] = (),
 ) -> RunOnSet:
     """Evaluate the saved detections of a run.
 
@@ -103,12 +124,13 @@ def rescore_run(
         truth: its ground truth.
         cfg: the protocol.
         group_by: what metrics are broken down by, see ``TableEvaluator``.
+        more_evaluators: whose metrics are not broken down.
 
     Raises:
         ValueError: for predictions that cannot be read or do not belong to the data set.
     """
     evaluators = []
-    for names, keys in ((_BROKEN_DOWN, group_by), (_WHOLE_ONLY, ())):
+    for names, keys in ((_BROKEN_DOWN, group_by), ((*_WHOLE_ONLY, *more_evaluators), ())):
         part = cfg.clone()
         part.TEST.EVALUATORS, part.TEST.GROUP_BY = names, tuple(keys)
         part.TEST.VOC_IOU_THRESHOLDS = tuple(sorted({*cfg.TEST.VOC_IOU_THRESHOLDS, *_VOC_IOU_THRESHOLDS}))

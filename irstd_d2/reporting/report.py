@@ -37,6 +37,7 @@ from .metrics import (
     group_tables,
     image_rows,
     interval_rows,
+    mask_evaluators,
     metric_tables,
     protocol_config,
     protocol_note,
@@ -223,9 +224,11 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
     keys, notes = _group_keys(dicts)
     judged: list[RunOnSet] = []
     cfg = protocol_config(next(iter(runs.values())))
+    masks, mask_notes = mask_evaluators(runs.values(), data_set, truth, cfg)
+    notes += mask_notes
     for i, run in runs.items():
         try:
-            judged.append(rescore_run(i, run, data_set, truth, cfg, group_by=keys))
+            judged.append(rescore_run(i, run, data_set, truth, cfg, group_by=keys, more_evaluators=masks))
             notes += protocol_note(run, cfg)
         except (KeyError, OSError, ValueError) as error:
             notes.append(f"{run.name} is left out: {error}")
@@ -300,7 +303,13 @@ def _curves(runs: Sequence[RunOnSet], truth: GroundTruth) -> list[Chart]:
     for run in runs:
         found, verdicts = run.rescored.detections.scores, run.rescored.verdicts
         scores[run.number] = found[verdicts.true], found[verdicts.false]
-    return [charts.precision_recall_chart(precision), *charts.operating_charts(operating), charts.score_chart(scores)]
+    pixels = {run.number: run.rescored.masks.curves() for run in runs if run.rescored.masks is not None}
+    return [
+        charts.precision_recall_chart(precision),
+        *charts.operating_charts(operating),
+        charts.score_chart(scores),
+        *(charts.pixel_charts(pixels) if pixels else ()),
+    ]
 
 
 def _history_charts(runs: Sequence[Run]) -> list[Chart]:

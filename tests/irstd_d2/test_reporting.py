@@ -202,6 +202,35 @@ def test_equal_numbers_in_report_and_evaluator(tmp_path, data_set):
     assert "95 % intervals" not in text
 
 
+def test_masks_are_judged_beside_boxes(tmp_path, data_set):
+    name, dicts = data_set
+    boxes, maps, truth = (
+        make_run(tmp_path / "boxes", data_set),
+        tmp_path / "maps" / "inference" / name,
+        tmp_path / "truth",
+    )
+    for folder, value in ((truth, 255), (maps, 200)):
+        folder.mkdir(parents=True)
+        for record in dicts:
+            mask = np.zeros((64, 80), np.uint8)
+            for x1, y1, x2, y2 in (annotation["bbox"] for annotation in record["annotations"]):
+                mask[y1:y2, x1:x2] = value
+            cv2.imwrite(str(folder / f"{record['image_id']}.png"), mask)
+    options = Options(gallery=0, examples=0, draws=20, figures=tmp_path / "figures")
+    text = write_report([boxes, tmp_path / "maps"], tmp_path / "r.html", options=options).read_text()
+    assert "Masks are not judged: report_test_set: target masks: the set has none" in text
+    assert "ROC of pixels" not in text
+    (boxes / "config.yaml").write_text(f"TEST:\n  TARGET_MASKS: {truth}\n")
+    text = write_report([boxes, tmp_path / "maps"], tmp_path / "r.html", options=options).read_text()
+    assert "Masks are not judged" not in text
+    assert "Precision and recall of pixels" in text
+    assert "ROC of pixels" in text
+    row = re.search(r"<tr>\s*<t[hd][^>]*>hIoU_exact</t[hd]>.*?</tr>", text, re.DOTALL)
+    assert row is not None
+    assert "100.00" in row[0]
+    assert len(list((tmp_path / "figures").rglob("*of_pixels.pdf"))) == 2
+
+
 def test_what_training_logged_is_shown_where_it_cannot_be_computed(tmp_path, data_set):
     text = report([make_run(tmp_path / "a", data_set, iterations=5)], tmp_path)
     assert "as logged by the training: a at iteration 5" in text
