@@ -59,9 +59,12 @@ def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = Fa
         problem = f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_refused(error)})"
         fix = "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
         raise DatasetError(path, "file", problem, f"{fix}with torch.save") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        problem = f"cannot be opened ({error.strerror})"
+        raise DatasetError(path, "file", problem, "check its path and rights") from error
     except Exception as error:  # a damaged pickle may end in any: IndexError, struct.error, UnicodeDecodeError...
-        fix = "check the path, or fetch or train it again"
-        raise DatasetError(path, "file", f"cannot be read ({_reason(error)})", fix) from error
+        problem = f"cannot be read, for it is damaged or no checkpoint ({_reason(error)})"
+        raise DatasetError(path, "file", problem, "check the path, or fetch or train it again") from error
 
 
 def _refused(error: Exception) -> str:
@@ -71,19 +74,24 @@ def _refused(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{type(error).__name__} {str(error).partition(chr(10))[0]}".rstrip()
 
 
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, from ``{"state_dict": ...}``, ``{"model": ...}`` or a plain dict.
 
     Raises:
-        DatasetError: for a file that :func:`load_plain` refuses, or that holds no tensors.
+        DatasetError: for a file that :func:`load_plain` refuses, that holds no tensors, or other things among them.
     """
     content = load_plain(path, stand_ins=True)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+            # A plain dict may hold counts beside the weights; here each entry is a weight, and one left out is lost.
+            for name, value in content.items():
+                if not isinstance(value, Tensor):
+                    problem = f"{name} is no tensor but {type(value).__name__.removeprefix('_').lower()}"
+                    raise DatasetError(path, key, problem, "save the state dict of a model")
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise DatasetError(path, "file", "holds no tensors", "give a checkpoint with a state dict")

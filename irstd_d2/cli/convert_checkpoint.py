@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -35,12 +36,17 @@ def known_names() -> dict[str, NameMap]:
 
 
 def convert(model: str, source: str, target: str, *, reverse: bool = False) -> None:
-    """Convert one file of a model of :func:`known_names`.
+    """Convert one file of a model of :func:`known_names` to another file.
 
     It becomes ``{"model": ...}`` for detectron2, or with ``reverse`` ``{"state_dict": ...}`` of published names.
     """
     from ..checkpoint import read_state_dict, write_checkpoint
+    from ..checkpoint.safe import SUFFIX
 
+    if Path(source).resolve() == Path(target).resolve():
+        raise ConfigError(f"{target} would replace the file that is read; give another name for the result")
+    if target.endswith(SUFFIX):
+        raise ConfigError(f"{target} would be a file of torch.save with the suffix of another kind; call it .pth")
     known = known_names()
     if model not in known:
         raise ConfigError(f"no names of {model!r} are known; use one of {', '.join(sorted(known))}")

@@ -150,9 +150,10 @@ class IRSTDCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         found = super()._load_model(checkpoint)
         names = [name for name in self.model.state_dict() if not name.endswith(_COUNTER)]
-        missing = [name for name in found.missing_keys if not name.endswith(_COUNTER)]
+        misshapen = {name for name, *_ in found.incorrect_shapes}  # detectron2 counts them as missing too
+        missing = [name for name in found.missing_keys if not name.endswith(_COUNTER) and name not in misshapen]
         unknown = [name for name in found.unexpected_keys if not _CLASSIFIER.fullmatch(name)]
-        filled = len(names) - len(missing)
+        filled = len(names) - len(missing) - len(misshapen)
         if self._fits(names, missing, unknown, found.incorrect_shapes, filled):
             self.logger.info("%s fills %d of %d tensors of the model", self._source, filled, len(names))
             # What is left is reported in one line, as the error would be, in place of a line for each tensor.
@@ -162,15 +163,15 @@ class IRSTDCheckpointer(DetectionCheckpointer):
         raise ConfigError(
             f"MODEL.WEIGHTS {self._source} fills {filled} of {len(names)} tensors of the model: "
             f"{_differences(missing, unknown, found.incorrect_shapes)}. Is it of another model or number of classes? "
-            "Published and ImageNet files are renamed by tools/convert_checkpoint.py; to use what fits, set "
+            "Published and ImageNet files are renamed by irstd convert-checkpoint; to use what fits, set "
             "MODEL.WEIGHTS_MATCH partial"
         )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
             raise ConfigError(
-                f"MODEL.WEIGHTS is {filename}: pickle files can run code when they are read. Convert it once, from a "
-                "source you trust, with tools/convert_checkpoint.py"
+                f"MODEL.WEIGHTS is {filename}: pickle files can run code when they are read. If you trust its source, "
+                'load it once elsewhere and save {"model": the weights as tensors} with torch.save'
             )
         return super()._load_file(filename)
 

@@ -1,6 +1,7 @@
 """Checkpoint conversion: both ways, strict, and deaf to code in files."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,40 @@ def test_a_file_of_another_model_is_refused(convert, tmp_path, capsys):
     assert convert("berf", tmp_path / "in.pth", tmp_path / "out.pth") == 2
     assert "use one of auxdet, bafe, cascade_rpn" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "problem"),
+    [
+        ("in.pth", "in.pth", "would replace the file that is read"),
+        ("link.pth", "in.pth", "would replace the file that is read"),
+        ("in.pth", "out.safetensors", r"call it \.pth"),
+    ],
+)
+def test_what_would_be_lost_or_misread_is_not_written(convert, tmp_path, capsys, source, target, problem):
+    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "in.pth")
+    (tmp_path / "link.pth").symlink_to("in.pth")
+    before = (tmp_path / "in.pth").read_bytes()
+    assert convert("resnet", tmp_path / source, tmp_path / target) == 2
+    assert re.search(problem, capsys.readouterr().err)
+    assert (tmp_path / "in.pth").read_bytes() == before
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("gone.pth", None, r"cannot be opened \(No such file"),
+        ("text.pth", b"hello", r"damaged or no checkpoint \(KeyError"),
+        ("empty.pth", b"", r"damaged or no checkpoint \(EOFError\)"),
+        ("cut.pth", b"PK\x03\x04" + bytes(400), "damaged or no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_so(convert, tmp_path, capsys, name, content, problem):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert convert("resnet", tmp_path / name, tmp_path / "out.pth") == 2
+    assert re.search(rf"{name}: file: .*{problem}", capsys.readouterr().err)
 
 
 class Evil:
