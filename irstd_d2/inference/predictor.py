@@ -182,8 +182,9 @@ def read_config(
     Raises:
         ConfigError: a file is missing, or no configuration belongs to the weights.
     """
+    resolved = model_zoo.resolve_weights(weights)
     path = model_zoo.find_config(config_file) if config_file else model_zoo.config_of(weights)
-    cfg = get_config(path, ["MODEL.WEIGHTS", model_zoo.resolve_weights(weights), *opts])
+    cfg = get_config(path, ["MODEL.WEIGHTS", resolved, *opts])
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         keep_freed_memory()
