@@ -59,37 +59,49 @@ def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel
 
 
 class AdaptiveConv(nn.Module):
-    """3x3 convolution that adapts to the anchors: by its ``dilation``, or by an "offset" per tap."""
+    """3x3 convolution that looks at the anchors, by an offset per tap."""
 
-    def __init__(self, channels: int, adaptation: str, dilation: int = 3):
+    def __init__(self, channels: int):
         super().__init__()
-        if adaptation not in ADAPTATIONS:
-            raise ConfigError(f"MODEL.CASCADE_RPN.ADAPTATION has {adaptation!r}; known are {ADAPTATIONS}")
-        self.uses_offsets = adaptation == "offset"
-        self.dilation = 1 if self.uses_offsets else dilation
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
-        self.bias = None if self.uses_offsets else nn.Parameter(torch.zeros(channels))
-        nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, x: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """(N, C, H, W), and (N, 18, H, W) offsets for that kind -> (N, C, H, W)"""
-        if self.uses_offsets:
-            if offsets is None:
-                raise ValueError("this convolution adapts by offsets; give them")
-            # Half precision would move the taps, by whole cells far from the anchor's own, and torchvision has no
-            # bfloat16 kernel.
-            with torch.autocast(x.device.type, enabled=False):
-                return deformable_conv2d(x.float(), offsets.float(), self.weight.float()).to(x.dtype)
-        return F.conv2d(x, self.weight, self.bias, padding=self.dilation, dilation=self.dilation)
+        """(N, C, H, W), and (N, 18, H, W) offsets -> (N, C, H, W)"""
+        if offsets is None:
+            raise ValueError("this convolution adapts by offsets; give them")
+        # Half precision would move the taps, by whole cells far from the anchor's own, and torchvision has no bfloat16
+        # kernel.
+        with torch.autocast(x.device.type, enabled=False):
+            return deformable_conv2d(x.float(), offsets.float(), self.weight.float()).to(x.dtype)
+
+
+def adaptive_conv(channels: int, adaptation: str, dilation: int = 3) -> nn.Module:
+    """Build the 3x3 convolution of a stage, adapted to its anchors by "offset", or by "dilation" to all alike."""
+    conv: AdaptiveConv | nn.Conv2d
+    if adaptation == "offset":
+        conv = AdaptiveConv(channels)
+    elif adaptation == "dilation":
+        conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+        nn.init.zeros_(conv.bias)
+    else:
+        raise ConfigError(f"MODEL.CASCADE_RPN.ADAPTATION has {adaptation!r}; known are {ADAPTATIONS}")
+    nn.init.normal_(conv.weight, std=0.01)
+    return conv
 
 
 class CascadeRPNStage(nn.Module):
-    """One stage: adaptive convolution (see ``AdaptiveConv``), box deltas, and with ``with_logits`` class logits."""
+    """One stage: adaptive convolution, box deltas, and class logits in the last stage.
+
+    Args:
+        channels: of every level.
+        adaptation, dilation: see ``adaptive_conv``.
+        with_logits: whether the stage classifies.
+    """
 
     def __init__(self, channels: int, *, adaptation: str, dilation: int, with_logits: bool):
         super().__init__()
-        self.conv = AdaptiveConv(channels, adaptation, dilation)
-        self.uses_offsets = self.conv.uses_offsets
+        self.conv = adaptive_conv(channels, adaptation, dilation)
+        self.uses_offsets = isinstance(self.conv, AdaptiveConv)
         self.deltas = Conv2d(channels, 4, 1)
         self.logits = Conv2d(channels, 1, 1) if with_logits else None
         for layer in (self.deltas, self.logits):
@@ -99,7 +111,7 @@ class CascadeRPNStage(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(N, C, H, W) -> bridged features (N, C, H, W), deltas (N, 4, H, W), logits (N, 1, H, W) or ``None``"""
-        x = self.conv(x, offsets).relu()
+        x = (self.conv(x, offsets) if self.uses_offsets else self.conv(x)).relu()
         return x, self.deltas(x), None if self.logits is None else self.logits(x)
 
 

@@ -16,9 +16,9 @@ from auxdet_d2.modeling import CascadeRPN
 from auxdet_d2.modeling.anchor_targets import OverlapAssigner, RegionAssigner, first_n, grid_anchors, sample
 from auxdet_d2.modeling.box_transform import BoundedBox2BoxTransform
 from auxdet_d2.modeling.cascade_rpn import (
-    AdaptiveConv,
     CascadeRPNStage,
     StageSpec,
+    adaptive_conv,
     adaptive_offsets,
     paired_iou,
 )
@@ -102,7 +102,7 @@ def test_offsets_are_numbers_whatever_the_boxes(value):
 
 
 def test_offset_convolution_without_offsets_is_an_ordinary_one():
-    conv = AdaptiveConv(CHANNELS, "offset")
+    conv = adaptive_conv(CHANNELS, "offset")
     x = torch.rand(2, CHANNELS, 5, 7)
     torch.testing.assert_close(conv(x, torch.zeros(2, 18, 5, 7)), F.conv2d(x, conv.weight, padding=1))
     with pytest.raises(ValueError, match="offsets"):
@@ -110,7 +110,7 @@ def test_offset_convolution_without_offsets_is_an_ordinary_one():
 
 
 def test_offset_convolution_reads_where_the_anchor_is():
-    conv = AdaptiveConv(1, "offset")
+    conv = adaptive_conv(1, "offset")
     torch.nn.init.ones_(conv.weight)
     x = torch.zeros(1, 1, 8, 8)
     x[0, 0, 6, 6] = 1
@@ -124,7 +124,7 @@ def test_offset_convolution_reads_where_the_anchor_is():
 @for_every("dtype", [torch.bfloat16, torch.float16])
 def test_offset_convolution_keeps_the_offsets_precise(dtype):
     # 200.3 has no neighbour closer than 0.5 in bfloat16; the tap would read half a cell away.
-    conv = AdaptiveConv(CHANNELS, "offset")
+    conv = adaptive_conv(CHANNELS, "offset")
     x = torch.rand(1, CHANNELS, 1, 220)
     offsets = torch.zeros(1, 18, 1, 220)
     offsets[:, 1::2, :, 0] = 200.3
@@ -136,7 +136,7 @@ def test_offset_convolution_keeps_the_offsets_precise(dtype):
 
 
 def test_dilation():
-    conv = AdaptiveConv(CHANNELS, "dilation", dilation=3)
+    conv = adaptive_conv(CHANNELS, "dilation", dilation=3)
     x = torch.rand(1, CHANNELS, 9, 9)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=3, dilation=3))
 
@@ -333,7 +333,7 @@ def test_from_config():
     model = PROPOSAL_GENERATOR_REGISTRY.get("CascadeRPN")(config, shapes)
     assert model.strides == [4, 8]
     assert model.post_nms_topk == (300, 11)
-    assert model.stages[0].conv.dilation == 2
+    assert model.stages[0].conv.dilation == (2, 2)
     shapes["p3"] = ShapeSpec(channels=9, stride=8)
     with pytest.raises(ConfigError, match="must be equal"):
         CascadeRPN(config, shapes)

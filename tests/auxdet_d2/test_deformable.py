@@ -5,7 +5,7 @@ from loops import for_every
 from torchvision.ops import deform_conv2d
 
 from auxdet_d2.modeling import deformable
-from auxdet_d2.modeling.cascade_rpn import AdaptiveConv
+from auxdet_d2.modeling.cascade_rpn import adaptive_conv
 from auxdet_d2.modeling.deformable import bilinear_corners, deformable_conv2d, deformable_conv2d_by_rows
 
 
@@ -74,7 +74,7 @@ def test_a_model_that_runs_on_a_cpu_gathers_rows(monkeypatch):
 
 
 def test_an_exported_convolution_keeps_the_operator_of_torchvision():
-    conv = AdaptiveConv(4, "offset").eval()
+    conv = adaptive_conv(4, "offset").eval()
     x, offsets, _ = inputs(1, 4, 4, dtype=torch.float32)
     exported = torch.export.export(conv, (x.detach(), offsets))
     assert "torchvision.deform_conv2d" in str(exported)

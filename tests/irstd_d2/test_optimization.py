@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign
 from test_export_graphs import METADATA, TINY, assert_equal, build, by_model, images
 from torch import nn
 
 from irstd_d2.errors import ConfigError
-from irstd_d2.inference import optimization, optimize
+from irstd_d2.inference import optimization, optimize, winograd
 from irstd_d2.inference.optimization import ChannelsLastGroupNorm, fold_batch_norms
+from irstd_d2.inference.roi_align import RowROIAlign
+from irstd_d2.inference.winograd import WinogradConv2d
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BASELINES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.glob("baselines/*r18*.yaml"))
@@ -106,6 +108,66 @@ def test_group_norm_is_exact_with_the_channels_innermost(shape):
     assert found.is_contiguous(memory_format=torch.channels_last)
     half = ChannelsLastGroupNorm(norm.bfloat16())(x.bfloat16())
     torch.testing.assert_close(half.double(), expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "step", "at_once"),
+    [((1, 128, 32, 32), 1, 2048), ((2, 128, 17, 30), 1, 20), ((1, 130, 40, 23), 3, 30), ((2, 128, 33, 50), 2, 60)],
+)
+def test_winograd_convolutions_are_convolutions(monkeypatch, shape, step, at_once):
+    monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
+    norm = nn.GroupNorm(1, 131) if step == 3 else None
+    conv = Conv2d(shape[1], 131, 3, padding=step, dilation=step, bias=step != 2, norm=norm, activation=torch.relu)
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    fast = optimize(nn.Sequential(conv))[0]
+    with torch.no_grad():
+        found, expected = fast(x).double(), copy.deepcopy(conv).double()(x.double())
+    assert isinstance(fast, WinogradConv2d)
+    assert type(fast.norm) is (ChannelsLastGroupNorm if norm else type(None))
+    assert (found != 0).any()
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+    assert not torch.equal(found, conv(x).double())  # by another way
+
+
+def test_winograd_convolutions_leave_other_runs_as_they_are():
+    conv = nn.Conv2d(128, 128, 3, padding=1)
+    fast, small, half = WinogradConv2d(conv), torch.randn(1, 128, 8, 24), torch.randn(1, 128, 16, 16).bfloat16()
+    assert torch.equal(fast(small), conv(small))
+    assert torch.equal(fast.bfloat16()(half), conv.bfloat16()(half))
+    traced = torch.jit.trace(WinogradConv2d(nn.Conv2d(128, 128, 3, padding=1)), torch.randn(1, 128, 16, 16))
+    assert [tuple(x.shape) for x in traced.state_dict().values()] == [(128, 128, 3, 3), (128,)]
+    assert "as_strided" not in str(traced.inlined_graph)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(64, 128, 3, padding=1),
+        nn.Conv2d(128, 512, 3, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, stride=2),
+        nn.Conv2d(128, 128, 3, padding=2),
+        nn.Conv2d(128, 128, 3),
+        nn.Conv2d(128, 128, (1, 3), padding=(0, 1)),
+        nn.Conv2d(128, 128, 3, padding=1, groups=128),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_other_convolutions_stay(other):
+    assert not WinogradConv2d.suits(other)
+
+
+@pytest.mark.parametrize(("output", "samples", "aligned"), [(7, 0, True), ((5, 3), 0, False), (7, 2, True)])
+def test_regions_by_rows(output, samples, aligned):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 20, 31, generator=generator).to(memory_format=torch.channels_last)
+    corner = torch.rand(200, 2, generator=generator) * torch.tensor([150.0, 100.0]) - 20  # beyond every edge
+    sides = torch.rand(200, 2, generator=generator) ** 3 * torch.tensor([120.0, 90.0])
+    sides[:3], sides[3:5] = 0, -3
+    images = torch.randint(0, 2, (200, 1), generator=generator)
+    rois = torch.cat([images, corner, corner + sides], dim=1)
+    pooler = ROIAlign(output if isinstance(output, tuple) else (output, output), 0.25, samples, aligned=aligned)
+    for count in (200, 1, 0):
+        torch.testing.assert_close(RowROIAlign(pooler)(x, rois[:count]), pooler(x, rois[:count]), rtol=1e-4, atol=3e-5)
 
 
 class TwoNorms(nn.Module):
