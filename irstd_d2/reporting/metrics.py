@@ -81,6 +81,13 @@ def protocol_config(run: Run) -> CfgNode:
     return get_config(opts=[part for key, value in values.items() if value is not None for part in (key, value)])
 
 
+def predictions_notes(run: RunOnSet) -> list[str]:
+    """What a reader must know of predictions; images without an entry are ordinary in a run's own boxes."""
+    predictions = run.rescored.predictions
+    plain = "" if predictions.masks or predictions.surplus else predictions.coverage
+    return [f"{run.name}: {note}." for note in run.rescored.notes if note != plain]
+
+
 def protocol_note(run: Run, cfg: CfgNode) -> list[str]:
     """A note on a run that is judged by other values than its own configuration's."""
     own = {key: run.setting(key) for key in PROTOCOL_KEYS if run.setting(key) is not None}

@@ -39,6 +39,7 @@ from .metrics import (
     interval_rows,
     mask_evaluators,
     metric_tables,
+    predictions_notes,
     protocol_config,
     protocol_note,
     resample_runs,
@@ -229,7 +230,7 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
     for i, run in runs.items():
         try:
             judged.append(rescore_run(i, run, data_set, truth, cfg, group_by=keys, more_evaluators=masks))
-            notes += protocol_note(run, cfg)
+            notes += [*protocol_note(run, cfg), *predictions_notes(judged[-1])]
         except (KeyError, OSError, ValueError) as error:
             notes.append(f"{run.name} is left out: {error}")
     text = f"{len(dicts)} images, {int((~truth.targets.ignored).sum())} targets"

@@ -216,6 +216,7 @@ def test_masks_are_judged_beside_boxes(tmp_path, data_set):
             for x1, y1, x2, y2 in (annotation["bbox"] for annotation in record["annotations"]):
                 mask[y1:y2, x1:x2] = value
             cv2.imwrite(str(folder / f"{record['image_id']}.png"), mask)
+    (maps / "im5.png").unlink()
     options = Options(gallery=0, examples=0, draws=20, figures=tmp_path / "figures")
     text = write_report([boxes, tmp_path / "maps"], tmp_path / "r.html", options=options).read_text()
     assert "Masks are not judged: report_test_set: target masks: the set has none" in text
@@ -223,9 +224,12 @@ def test_masks_are_judged_beside_boxes(tmp_path, data_set):
     (boxes / "config.yaml").write_text(f"TEST:\n  TARGET_MASKS: {truth}\n")
     text = write_report([boxes, tmp_path / "maps"], tmp_path / "r.html", options=options).read_text()
     assert "Masks are not judged" not in text
+    assert "boxes: masks are made from its boxes" in text
+    assert "maps: boxes are the bounds of its masks" in text
+    assert "1 images have no predictions and count as empty" in text
     assert "Precision and recall of pixels" in text
     assert "ROC of pixels" in text
-    row = re.search(r"<tr>\s*<t[hd][^>]*>hIoU_exact</t[hd]>.*?</tr>", text, re.DOTALL)
+    row = re.search(r"<tr>\s*<t[hd][^>]*>seg_IoU</t[hd]>.*?</tr>", text, re.DOTALL)
     assert row is not None
     assert "100.00" in row[0]
     assert len(list((tmp_path / "figures").rglob("*of_pixels.pdf"))) == 2
