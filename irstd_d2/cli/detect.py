@@ -24,7 +24,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .options import RESULT_FORMATS, add_config_options, add_score_thresh, new_parser
 
-DEFAULT_WEIGHTS = "fcos_dense"
+DEFAULT_WEIGHTS = "fcos_general"
 
 
 def parse_tile(text: str) -> int | None:
