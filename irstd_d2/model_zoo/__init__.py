@@ -77,6 +77,11 @@ class Entry:
     def card(self) -> Path:
         return FOLDER / "cards" / f"{self.name}.md"
 
+    @property
+    def picture(self) -> Path:
+        """Of what it fails on; beside the card, where there is one."""
+        return self.card.with_suffix(".jpg")
+
 
 def read_index() -> dict[str, Entry]:
     """All entries by name."""

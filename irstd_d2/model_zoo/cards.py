@@ -122,7 +122,7 @@ _RESULTS = """
 ## Results
 
     irstd evaluate --weights {name} --dataset {sets} --runs-dir evaluation
-    irstd zoo cards --runs-dir evaluation --dataset {sets}
+    irstd zoo cards --runs-dir evaluation --dataset {sets} --bootstrap {draws}
 
 Percent; in brackets the 95 % interval over images ({draws} draws, seed 0). Its training was
 validated on {tests}.
@@ -265,6 +265,9 @@ def render(
         for group, images in judged[name].groups().items():
             columns[f"{name}, {group}"] = judged[name].metrics(tuple(METRICS), images)
     rows = [[text, *(_cell(values[key]) for values in columns.values())] for key, text in METRICS.items()]
+    seen = [entry.fails] if entry.fails else []
+    if entry.picture.is_file():
+        seen.append(f"![Green: targets; blue: found; red: false alarms]({entry.picture.name})")
     notes = "".join(f"\n- **{name}**: {entry.notes[name]}" for name in ordered if name in entry.notes)
     return facts(entry, cfg) + _RESULTS.format(
         name=entry.name,
@@ -278,7 +281,7 @@ def render(
             [_point_row(name, judged[name], entry.score_thresh, name in own) for name in ordered],
             ["", "images", "Pd", "false alarms per image"],
         ),
-        errors="\n\n".join([*filter(None, [entry.fails]), *(_errors(name, judged[name].run) for name in own)]),
+        errors="\n\n".join([*seen, *(_errors(name, judged[name].run) for name in own)]),
     )
 
 
