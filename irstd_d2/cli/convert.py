@@ -100,7 +100,13 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     source = with_metadata(read(args), args.platform, args.band)
     report = write_set(
-        source, args.output, args.target_format, layout=args.to_layout, link=args.link, overwrite=args.overwrite
+        source,
+        args.output,
+        args.target_format,
+        layout=args.to_layout,
+        link=args.link,
+        overwrite=args.overwrite,
+        skip_bad=args.skip_bad,
     )
     print("\n".join([f"Wrote {args.output}: {report}", *describe_boxes(source)]))
     return 0

@@ -12,7 +12,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.check import Collection, convention_notes
-from ..data.image_io import count_pages
+from ..data.faults import Fault, FaultKind, refuse_or_skip
+from ..data.image_io import check_size, count_pages, read_image_size
 from ..errors import ConfigError, DatasetError
 from ..files import staged_folder
 from .coco_format import find_coco_files, write_coco
@@ -129,6 +130,7 @@ def write_set(
     layout: str = "voc_png",
     link: bool = False,
     overwrite: bool = False,
+    skip_bad: bool = False,
 ) -> ConversionReport:
     """Write a set into a new folder, which appears when everything in it is complete.
 
@@ -139,9 +141,10 @@ def write_set(
         layout: of a VOC folder.
         link: make symbolic links to the images in place of copies.
         overwrite: replace a folder that exists.
+        skip_bad: leave images out that cannot be read or have another size than the set says, in place of raising.
 
     Raises:
-        DatasetError: the set is empty, a file cannot be read, or ``target`` exists.
+        DatasetError: the set is empty, a file cannot be read or has another size, or ``target`` exists.
     """
     writers: Mapping[str, Callable[[Path], Counter[str]]] = {
         "voc": lambda folder: write_voc(detection_set, folder, layout=layout, link=link),
@@ -151,6 +154,7 @@ def write_set(
     }
     if target_format not in writers:
         raise ConfigError(f"the format is {target_format!r}; use one of {', '.join(FORMATS)}")
+    detection_set = _with_sound_images(detection_set, str(target), skip_bad=skip_bad)
     if not detection_set.records:
         raise DatasetError(target, "images", "the set holds no image", "check the source and its lists")
     for record in detection_set.records:
@@ -171,3 +175,21 @@ def write_set(
     )
     _logger.info("Wrote %s (%s): %s", target, target_format, report)
     return report
+
+
+def _with_sound_images(detection_set: DetectionSet, target: str, *, skip_bad: bool) -> DetectionSet:
+    """Leave out images whose files are not of the annotated size: fractions and masks of them would be wrong."""
+    records, faults = [], []
+    for record in detection_set.records:
+        try:
+            check_size(record.image, read_image_size(record.image), record.size[::-1])
+        except DatasetError as error:
+            kind = FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_IMAGE
+            faults.append(Fault.from_error(kind, error))
+        else:
+            records.append(record)
+    refuse_or_skip(faults, skip_bad, target)
+    kept = {record.name for record in records}
+    splits = {split: tuple(name for name in names if name in kept) for split, names in detection_set.splits.items()}
+    left_out = Counter(f"left out as faulty: {fault.kind}" for fault in faults)
+    return replace(detection_set, records=tuple(records), splits=splits, unread=detection_set.unread + left_out)

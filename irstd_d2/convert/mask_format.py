@@ -34,6 +34,7 @@ from .side_files import (
 
 IMAGES = "images"
 _MASK_NAMES = ("{}", "{}_pixels0")
+_MAX_SHARE = 0.5  # of the pixels that targets have
 _FEW_IMAGES = 500  # are read before a progress bar is seen
 _UNCLEAR = (
     "pixels of masks between clear and dark (edges, borders; numbers of targets are read with --mask-values labels)"
@@ -88,6 +89,7 @@ def read_masks(
             mask = _only(mask_index, [pattern.format(name) for pattern in _MASK_NAMES], "mask")
             size = image_size(image)
             labels, left_out = read_target_labels(mask, size, threshold=threshold, values=values)
+            _check_share(mask, labels)
         except DatasetError as error:
             faults.append(Fault.from_error(FaultKind.BAD_PAIR, error))
             continue
@@ -101,6 +103,14 @@ def read_masks(
     present = {record.name for record in records}
     members = {split: tuple(name for name in lines if name in present) for split, lines in lists.items()}
     return DetectionSet(tuple(records), (class_name,), members, +unread, tuple(faults))
+
+
+def _check_share(path: Path, labels: np.ndarray) -> None:
+    """Refuse a mask that marks more than half of its pixels: so do masks whose 0 are the targets."""
+    share = (labels > 0).mean()
+    if share > _MAX_SHARE:
+        problem = f"{share:.0%} of the pixels belong to targets; is it inverted?"
+        raise DatasetError(path, "pixels", problem, "write 0 where there is no target")
 
 
 def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:

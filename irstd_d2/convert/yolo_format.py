@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
@@ -84,14 +85,19 @@ def read_yolo(
     names = _name_images(named, root)
     side_files = SideFiles(root, sidecar)
     records, faults, highest = [], [], -1
-    labels = {path: _label_file(path, root) for path in images}
+    labels, without_image = _find_labels(root, images)
+    if not labels:
+        problem = f"none of {len(images)} images has a text file"
+        fix = f"that of {IMAGES}/a.png is {LABELS}/a.txt, or a.txt beside it; in a set without targets one may be empty"
+        raise DatasetError(root, "folder", problem, fix)
     for path in named:
         try:
             size = image_size(path)
         except DatasetError as error:
             faults.append(Fault.from_error(FaultKind.BAD_IMAGE, error))
             continue
-        targets, found = read_labels(labels[path], size, None if class_names is None else len(class_names))
+        label, num_classes = labels.get(path), None if class_names is None else len(class_names)
+        targets, found = read_labels(label, size, num_classes) if label else ([], [])
         if found:
             faults += found
             continue
@@ -99,7 +105,7 @@ def read_yolo(
         objects = [TargetObject(f"class{i}" if class_names is None else class_names[i], box) for i, box in targets]
         records.append(side_files.record(names[path], path, size, objects))
     refuse_or_skip(faults, skip_bad, str(root))
-    unread["text files without image"] += len(_find_labels(root) - set(labels.values()))
+    unread["text files without image"] += without_image
     unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
     if class_names is None:
         class_names = tuple(f"class{i}" for i in range(highest + 1))
@@ -145,14 +151,12 @@ def format_labels(record: ImageRecord, ids: dict[str, int]) -> str:
 
 
 def read_labels(path: Path, size: Size, num_classes: int | None) -> tuple[list[tuple[int, Box]], list[Fault]]:
-    """Read the text file of one image of ``size`` (width, height); no file means no target.
+    """Read the text file of one image of ``size`` (width, height).
 
     Returns:
         Class ids with XYXY boxes in pixels, and the faults of the lines that have some: not a class and four fractions,
         or a box that leaves the image. ``num_classes`` bounds the ids; ``None`` is unknown.
     """
-    if not path.is_file():
-        return [], []
     rows, faults, objects = [], [], []
     try:
         for number, line in enumerate(read_lines(path), start=1):
@@ -255,22 +259,36 @@ def _find_images(root: Path) -> list[Path]:
     return inside or [path for path in found if path.relative_to(root).parts[0] not in (SKY_MASKS, TARGET_MASKS)]
 
 
-def _find_labels(root: Path) -> set[Path]:
-    """All text files below folders called ``labels`` but lists of classes."""
-    found = [path for path in list_files(root, (".txt",), recursive=True) if path.name != _CLASS_FILES[0]]
-    return {path for path in found if LABELS in path.relative_to(root).parts[:-1]}
+def _find_labels(root: Path, images: Iterable[Path]) -> tuple[dict[Path, Path], int]:
+    """The text file of every image that has one, and the number of those below folders ``labels`` that none has.
+
+    Names are compared without case and in one Unicode form: file systems and programs differ in both.
+    """
+    texts: dict[str, list[Path]] = {}
+    for path in list_files(root, (".txt",), recursive=True):
+        if path.name != _CLASS_FILES[0]:
+            texts.setdefault(_folded(path.relative_to(root)), []).append(path)
+    found: dict[Path, Path] = {}
+    for image in images:
+        parts = list(image.relative_to(root).parts)
+        places = [i for i, part in enumerate(parts[:-1]) if part.lower() == IMAGES]
+        if places:  # the last folder images is called labels
+            parts[places[-1]] = LABELS
+        expected = [Path(*parts).with_suffix(".txt"), image.relative_to(root).with_suffix(".txt")]
+        candidates = next((texts[key] for key in map(_folded, expected) if key in texts), [])
+        exact = [path for path in candidates if path.relative_to(root) in expected]
+        if len(exact or candidates) > 1:
+            problem = f"{candidates[0].name} and {candidates[1].name} both stand for {image.name}"
+            raise DatasetError(candidates[0], "file name", problem, "keep one of them")
+        if candidates:
+            found[image] = (exact or candidates)[0]
+    used = set(found.values())
+    below = [path for paths in texts.values() for path in paths if LABELS in path.relative_to(root).parts[:-1]]
+    return found, sum(path not in used for path in below)
 
 
-def _label_file(image: Path, root: Path) -> Path:
-    """Where the targets of an image are: its last folder ``images`` called ``labels``, or beside it."""
-    parts = list(image.relative_to(root).with_suffix(".txt").parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == IMAGES]
-    if places:
-        parts[places[-1]] = LABELS
-        label = root.joinpath(*parts)
-        if label.is_file() or not image.with_suffix(".txt").is_file():
-            return label
-    return image.with_suffix(".txt")
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path.with_suffix(""))).casefold()
 
 
 def _name_images(paths: Iterable[Path], root: Path) -> dict[Path, str]:

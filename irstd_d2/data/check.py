@@ -282,7 +282,7 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
     faults: list[Fault] = []
     bounds = None
     try:
-        check_size(path, raw, size)
+        check_size(path, raw.shape, size)
     except DatasetError as error:
         return _Inspection(None, [Fault.from_error(FaultKind.SIZE_MISMATCH, error)])
     if "sem_seg_file_name" in sample:
@@ -299,7 +299,7 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
 
 def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
     try:
-        check_size(path, read_sky_mask(path), size)
+        check_size(path, read_sky_mask(path).shape, size)
     except DatasetError as error:
         return [_mask_fault(error)]
     return []

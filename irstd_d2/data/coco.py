@@ -161,6 +161,9 @@ class _CocoReader:
             fix = "write [x, y, width, height]"
             return self._fail(FaultKind.MISSING_FIELD, f"{field}.bbox", f"{_show(box)} is no box", fix, key)
         x, y, width, height = box
+        if entry.get("iscrowd") not in (None, 0, 1):
+            problem = f"{_show(entry['iscrowd'])} is neither 0 nor 1"
+            return self._fail(FaultKind.BAD_RECORD, f"{field}.iscrowd", problem, "write 0 or 1", key)
         sample = self.images[key]
         if not (width > 0 and height > 0):
             return self._fail(FaultKind.BAD_BOX, f"{field}.bbox", f"{box} has no area", "correct or delete it", key)

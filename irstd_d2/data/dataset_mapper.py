@@ -177,13 +177,13 @@ class IRSTDDatasetMapper:
             raw = read_raw(file_name)
             image = to_float_image(raw, file_name, self.image_format, self.high_bit_depth, keep_gray=self.keep_gray)
         size = dataset_dict.get("height") or image.shape[0], dataset_dict.get("width") or image.shape[1]
-        check_size(file_name, image, size)
+        check_size(file_name, image.shape, size)
         if not self.is_train:
             return IRSTDAugInput(image)
         sem_seg = None
         if self.load_sem_seg and "sem_seg_file_name" in dataset_dict:
             sem_seg = read_sky_mask(dataset_dict["sem_seg_file_name"])
-            check_size(dataset_dict["sem_seg_file_name"], sem_seg, size)
+            check_size(dataset_dict["sem_seg_file_name"], sem_seg.shape, size)
         boxes, classes = None, None
         if "annotations" in dataset_dict:
             boxes, classes = _annotation_arrays(dataset_dict["annotations"])

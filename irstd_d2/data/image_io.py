@@ -18,7 +18,7 @@ import io
 import logging
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -227,13 +227,13 @@ def read_image_size(path: str | PathLike) -> tuple[int, int]:
         return _decode(head + file.read(), path).shape[:2]
 
 
-def check_size(path: str | PathLike, pixels: np.ndarray, size: tuple[int, int]) -> None:
-    """Refuse pixels (H, W, ...) of a file that are not of the annotated (height, width).
+def check_size(path: str | PathLike, shape: Sequence[int], size: tuple[int, int]) -> None:
+    """Refuse a file whose pixels (H, W, ...) are not of the annotated (height, width).
 
     Raises:
         DatasetError: with the field ``size``.
     """
-    height, width = pixels.shape[:2]
+    height, width = shape[:2]
     if (height, width) != size:
         problem = f"{width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
         raise DatasetError(path, "size", problem, "correct <size> in the annotation or replace the file")

@@ -46,7 +46,7 @@ def read_target_labels(
             two values touch.
 
     Raises:
-        DatasetError: the file cannot be read or has another size.
+        DatasetError: the file cannot be read, has another size, or holds its mask as transparency.
     """
     indices = read_palette_indices(path)
     mask = read_raw(path) if indices is None else indices
@@ -54,6 +54,8 @@ def read_target_labels(
     if (width, height) != size:
         problem = f"{width}x{height} pixels, but its image has {size[0]}x{size[1]}"
         raise DatasetError(path, "size", problem, "replace the mask or the image, or take both out of the set")
+    if mask.ndim == 3 and mask.shape[2] == 4 and not mask[:, :, :3].any() and np.ptp(mask[:, :, 3]):
+        raise DatasetError(path, "pixels", "black, with the mask in its alpha channel", "save the mask as gray values")
     numbers = _one_number_per_pixel(mask)
     left_out = 0
     present = np.unique(numbers[numbers > 0])

@@ -35,6 +35,7 @@ MAX_FAULTS = 100
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LEADS_ELSEWHERE = re.compile(r"[/\\\0]|^[A-Za-z]:")
+_DIFFICULT = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 Box = tuple[float, float, float, float]
@@ -231,7 +232,8 @@ def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:
         problem = f"a DTD or entities, refused ({type(error).__name__})"
         return fail(FaultKind.BAD_XML, problem, "remove the <!DOCTYPE ...> declaration")
     except (ParseError, ValueError, LookupError) as error:
-        return fail(FaultKind.BAD_XML, f"not well-formed ({error})", "repair the XML or copy it again")
+        fix = "save it as UTF-8" if "encoding" in str(error) else "repair the XML or copy it again"
+        return fail(FaultKind.BAD_XML, f"not well-formed ({error})", fix)
     if root.tag != "annotation":
         return fail(FaultKind.BAD_XML, f"root element <{root.tag[:40]}>", "Pascal VOC files start with <annotation>")
     return root, []
@@ -273,4 +275,8 @@ class _FieldReader:
             self.fail(FaultKind.MISSING_FIELD, f"object[{index}].name", "missing", "write the class name")
         corners = element.find("bndbox")
         x1, y1, x2, y2 = (self.number(corners, tag, f"object[{index}].bndbox.{tag}") for tag in _CORNERS)
-        return VocObject(name, (element.findtext("difficult") or "").strip() == "1", (x1, y1, x2, y2))
+        difficult = (element.findtext("difficult") or "").strip().lower()
+        if difficult not in _DIFFICULT:
+            problem = f"{difficult[:40]!r} is neither 0 nor 1"
+            self.fail(FaultKind.MISSING_FIELD, f"object[{index}].difficult", problem, "write 0 or 1")
+        return VocObject(name, _DIFFICULT.get(difficult, False), (x1, y1, x2, y2))

@@ -135,7 +135,7 @@ def _measure_contrast(files: ImageFiles, boxes: np.ndarray) -> tuple[np.ndarray,
 @lru_cache(_CACHE)
 def _contrast(path: str, boxes: bytes, size: tuple[int, int]) -> np.ndarray:
     raw = read_raw(path)
-    check_size(path, raw, size)
+    check_size(path, raw.shape, size)
     gray = raw if raw.ndim == 2 else raw[:, :, :3].mean(axis=2)
     return local_contrast(gray, np.frombuffer(boxes).reshape(-1, 4))
 
@@ -150,7 +150,7 @@ def _measure_sky(files: ImageFiles, boxes: np.ndarray) -> tuple[np.ndarray, np.n
 def _sky(path: str, boxes: bytes, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Classes of boxes by their central pixel, and pixels of sky and of other."""
     mask = read_sky_mask(path)
-    check_size(path, mask, size)
+    check_size(path, mask.shape, size)
     corners = np.frombuffer(boxes).reshape(-1, 4)
     centre = np.floor((corners[:, :2] + corners[:, 2:]) / 2)
     x, y = np.clip(centre, 0, (size[1] - 1, size[0] - 1)).astype(int).T

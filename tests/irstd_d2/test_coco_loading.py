@@ -119,6 +119,8 @@ FAULTS = [
     (BOX, "image_id", [7], FaultKind.BAD_RECORD, "annotations[0].image_id"),
     (BOX, "category_id", 1, FaultKind.UNKNOWN_CLASS, "annotations[0].category_id"),
     (BOX, "category_id", {}, FaultKind.UNKNOWN_CLASS, "annotations[0].category_id"),
+    (BOX, "iscrowd", "1", FaultKind.BAD_RECORD, "annotations[0].iscrowd"),
+    (BOX, "iscrowd", 2, FaultKind.BAD_RECORD, "annotations[0].iscrowd"),
     (BOX, "bbox", [1, 2, 3], FaultKind.MISSING_FIELD, "annotations[0].bbox"),
     (BOX, "bbox", [1, 2, math.nan, 4], FaultKind.MISSING_FIELD, "annotations[0].bbox"),
     (BOX, "bbox", [1, 2, math.inf, 4], FaultKind.MISSING_FIELD, "annotations[0].bbox"),

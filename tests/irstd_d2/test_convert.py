@@ -1,5 +1,6 @@
 """Conversion as a whole: round trips exact to the box, complete or not at all, every format found out."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from detection_sets import HEIGHT, WIDTH, as_set, facts, make_record
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from voc_files import VocSet
 
 from irstd_d2.convert import (
@@ -172,7 +174,7 @@ def test_formats_are_found_out(pixels, tmp_path):
 
 def test_nothing_appears_unless_everything_is_written(pixels, tmp_path):
     absent = replace(make_record(pixels, "b"), image=tmp_path / "absent.png")
-    with pytest.raises(DatasetError, match=r"absent\.png: file: no such file"):
+    with pytest.raises(DatasetError, match=r"absent\.png: file: cannot be opened"):
         write_set(as_set(make_record(pixels), absent), tmp_path / "out", "voc")
     assert list(tmp_path.iterdir()) == []
     write_set(as_set(make_record(pixels)), tmp_path / "out", "voc")
@@ -213,3 +215,32 @@ def test_real_images_survive_every_format(omni_mini, tmp_path):
         assert {r.name: (sorted(r.objects), r.platform, r.band, r.size) for r in again.records} == expected
         assert again.splits == original.splits
     assert Path(tmp_path / "mask" / "metadata.csv").read_text().startswith("id,platform,band,width,height\n00001,Air,")
+
+
+def _coco(pixels, folder, width, height):
+    image = {"id": 1, "file_name": "image.png", "width": width, "height": height}
+    target = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 6, 4, 4]}
+    (folder / "image.png").write_bytes((pixels / "image.png").read_bytes())
+    content = {"images": [image], "annotations": [target], "categories": [{"id": 1, "name": "Target"}]}
+    (folder / "instances_all.json").write_text(json.dumps(content))
+    return read_coco(folder)
+
+
+@pytest.mark.parametrize("target_format", ["yolo", "mask", "voc", "coco"])
+@pytest.mark.parametrize(("width", "height"), [(40, 60), (60, 41)])
+def test_images_of_another_size_than_annotated_are_not_written(pixels, tmp_path, target_format, width, height):
+    """Fractions of a YOLO file would be those of another image."""
+    found = _coco(pixels, tmp_path, width, height)
+    with pytest.raises(DatasetError, match=rf"image\.png: size: 60x40 pixels, but annotated as {width}x{height}"):
+        write_set(found, tmp_path / "out", target_format)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DatasetError, match="the set holds no image"):
+        write_set(found, tmp_path / "out", target_format, skip_bad=True)
+
+
+def test_an_upright_size_is_that_of_a_turned_jpeg(pixels, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    found = _coco(pixels, tmp_path, 40, 60)
+    Image.open(tmp_path / "image.png").convert("L").save(tmp_path / "image.png", format="JPEG", exif=turned)
+    assert write_set(found, tmp_path / "out", "yolo").images == 1

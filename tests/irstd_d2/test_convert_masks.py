@@ -208,6 +208,16 @@ def test_a_published_mask_set(mask_folder):
             lambda root: (root / "IRSTD1k_Img" / "XDU0.bmp").touch(),
             r"XDU0\.bmp: file: XDU0\.bmp, XDU0\.png all stand for",
         ),
+        (
+            lambda root: cv2.imwrite(str(root / "IRSTD1k_Label/XDU0.png"), 255 - 255 * np.eye(20, 30, dtype=np.uint8)),
+            r"XDU0\.png: pixels: 97% of the pixels belong to targets; is it inverted\?",
+        ),
+        (
+            lambda root: cv2.imwrite(
+                str(root / "IRSTD1k_Label/XDU0.png"), np.eye(20, 30, dtype=np.uint8)[:, :, None] * [0, 0, 0, 255]
+            ),
+            r"XDU0\.png: pixels: black, with the mask in its alpha channel",
+        ),
         (lambda root: (root / "trainval.txt").write_text(""), r"trainval\.txt: file: no image name"),
     ],
 )

@@ -184,6 +184,48 @@ def test_class_names_of_labelimg(pixels, tmp_path, image, label, classes):
         read_yolo(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/A.PNG", "labels/A.TXT"),
+        ("images/A.png", "labels/a.txt"),
+        ("A.PNG", "A.TXT"),
+        ("images/bild\u00e4.png", "labels/bilda\u0308.txt"),
+        ("train/images/\u56fe 1.png", "train/labels/\u56fe 1.Txt"),
+        ("images/a.b.png", "labels/A.b.txt"),
+        ("Images/a.png", "Labels/a.txt"),
+    ],
+)
+def test_text_files_of_other_spelling_belong_to_their_image(pixels, tmp_path, image, label):
+    put(pixels, tmp_path / image, tmp_path / label)
+    (tmp_path / "data.yaml").write_text("names: [Target]\n")
+    found = read_yolo(tmp_path)
+    assert [len(record.objects) for record in found.records] == [1]
+    assert found.unread == {}
+
+
+def test_the_exact_name_wins_and_two_others_are_refused(pixels, tmp_path):
+    put(pixels, tmp_path / "images/a.png", tmp_path / "labels/a.txt")
+    (tmp_path / "labels/A.txt").write_text("")
+    found = read_yolo(tmp_path)
+    assert len(found.records[0].objects) == 1
+    assert found.unread == {"text files without image": 1}
+    (tmp_path / "labels/a.txt").rename(tmp_path / "labels/a.TXT")
+    with pytest.raises(DatasetError, match=r"A\.txt and a\.TXT both stand for a\.png"):
+        read_yolo(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["label/a.txt", "labels/b.txt"])
+def test_a_set_without_any_text_file_of_an_image_is_no_set_without_targets(pixels, tmp_path, label):
+    put(pixels, tmp_path / "images/a.png", tmp_path / label)
+    (tmp_path / "data.yaml").write_text("names: [Target]\n")
+    with pytest.raises(DatasetError, match="none of 1 images has a text file"):
+        read_yolo(tmp_path)
+    (tmp_path / "labels").mkdir(exist_ok=True)
+    (tmp_path / "labels/a.txt").write_text("")
+    assert read_yolo(tmp_path).num_objects == 0
+
+
 def test_all_faults_are_found_and_can_be_left_out(pixels, tmp_path):
     lines = {"a": "0 0.99 0.5 0.04 0.05", "b": "0 0.5 0.5 0.04 0.05", "c": "0 0.5 0.995 0.04 0.05", "d": "0 .5 .5 0 .1"}
     for name, line in lines.items():

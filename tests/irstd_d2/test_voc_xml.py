@@ -108,6 +108,26 @@ def test_not_well_formed(parse, text):
     assert "not well-formed" in faults[0].problem
 
 
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis"])
+def test_other_encodings_are_to_be_saved_as_utf_8(parse, encoding):
+    text = f"<?xml version='1.0' encoding='{encoding}'?>{voc_xml(name='目标')}"
+    (fault,) = parse(text.encode("gbk"))[1]
+    assert (fault.kind, fault.fix) == (FaultKind.BAD_XML, "save it as UTF-8")
+
+
+@pytest.mark.parametrize(("mark", "difficult"), [("1", True), (" True ", True), ("0", False), ("Unspecified", False)])
+def test_marks_of_difficult_objects(parse, mark, difficult):
+    record, faults = parse(voc_xml(difficult=mark))
+    assert not faults
+    assert record.objects[0].difficult is difficult
+
+
+@pytest.mark.parametrize("mark", ["yes", "2", "-1"])
+def test_a_mark_that_says_neither_is_a_fault(parse, mark):
+    (fault,) = parse(voc_xml(difficult=mark))[1]
+    assert (fault.field, fault.problem) == ("object[0].difficult", f"'{mark}' is neither 0 nor 1")
+
+
 def test_other_root(parse):
     assert kinds(parse("<svg/>")[1]) == [FaultKind.BAD_XML]
 
