@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
     print(f" ({done.reused} files were done before)" if done.reused else "")
     if done.detected:
         print(f"{done.seconds / done.detected:.3f} s per image on {cfg.MODEL.DEVICE}")
-    if "picture" in args.save and sources:
-        print(f"pictures: {detector.picture_of(sources[0])}{' and others' if len(sources) > 1 else ''}")
+    if done.pictures:
+        print(f"pictures: {done.pictures[0]}{' and others' if len(done.pictures) > 1 else ''}")
     if done.failed:
         print("\n".join(f"error: {fault}" for fault in done.failed), file=sys.stderr)
         print(f"error: {len(done.failed)} of {len(sources)} files could not be read", file=sys.stderr)

@@ -34,6 +34,7 @@ class Summary:
         images, detections: images and frames with results, and what was found in them.
         reused: files that were done before.
         seconds, detected: that detection took, without reading the model and writing pictures, and of how many images.
+        pictures: of the sources that could be read; of a TIFF of several pages that of the first.
         failed: files that could not be read, with what is wrong with them.
     """
 
@@ -42,6 +43,7 @@ class Summary:
     reused: int = 0
     seconds: float = 0.0
     detected: int = 0
+    pictures: list[Path] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
@@ -150,6 +152,8 @@ def detect_files(
             summary.failed.append(str(error))
             continue
         results.append((index, found))
+        if detector.pictures:
+            summary.pictures.append(detector.picture_of(source))
     summary.seconds, summary.detected = detector.seconds, detector.detected
     gathered = comm.gather((results, summary))
     if rank:
@@ -160,6 +164,7 @@ def detect_files(
         total.seconds += part.seconds
         total.detected += part.detected
         total.failed += part.failed
+        total.pictures += part.pictures
     ordered = sorted((row for rows, _ in gathered for row in rows), key=lambda row: row[0])
     images = [result for _, found in ordered for result in found]
     total.images, total.detections = len(images), sum(len(result.boxes) for result in images)

@@ -185,7 +185,8 @@ class Video:
         except (OSError, IndexError, StopIteration) as error:
             fix = "check its number" if isinstance(source, int) else "convert it, for example to .mp4"
             what = "camera" if isinstance(source, int) else "file"
-            raise DatasetError(str(source), what, f"not a video that can be read ({error or 'empty'})", fix) from None
+            reason = str(error) or "it gives no picture"
+            raise DatasetError(str(source), what, f"not a video that can be read ({reason})", fix) from None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames: BGR (H, W, 3) uint8, or gray (H, W) uint8 or uint16.

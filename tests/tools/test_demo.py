@@ -222,7 +222,8 @@ def test_faults_are_named_and_the_rest_is_done(demo, tmp_path, capsys):
     for name in ("torn.png", "torn.avi"):
         (tmp_path / "in" / name).write_bytes(b"torn")
     assert demo("--input", tmp_path / "in") == 1
-    printed = capsys.readouterr().err
+    said, printed = capsys.readouterr()
+    assert said.splitlines()[-1] == f"pictures: {tmp_path / 'found' / 'a.png'}"  # the one that could be read
     assert "torn.png: pixels" in printed
     assert "torn.avi: file: not a video" in printed
     assert printed.endswith("error: 2 of 3 files could not be read\n")
@@ -255,6 +256,16 @@ def test_says_what_was_done(demo, tmp_path, capsys):
 def test_nothing_to_detect_in_is_an_error(demo, capsys):
     assert demo() == 2
     assert "error: give images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("absent", [["7"], ["torn.png"], ["7", "torn.png"]])
+def test_no_picture_is_named_where_none_was_written(demo, tmp_path, capsys, monkeypatch, absent):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    assert demo(*absent) == 1
+    said, printed = capsys.readouterr()
+    assert "pictures:" not in said
+    assert ("7: camera: not a video that can be read (it gives no picture)" in printed) == ("7" in absent)
 
 
 def test_a_camera_is_read_until_enough_frames_came(demo, tmp_path, monkeypatch):
