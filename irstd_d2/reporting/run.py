@@ -95,7 +95,8 @@ def load_run(folder: str | PathLike) -> Run:
     config = _text(folder / "config.yaml")
     settings = _settings(config, notes)
     history = _history(folder / "metrics.json", notes)
-    found = sorted(folder.rglob(PREDICTIONS_FILE))
+    # rglob does not enter folders that are links.
+    found = sorted({*folder.rglob(PREDICTIONS_FILE), *folder.glob(f"inference*/*/{PREDICTIONS_FILE}")})
     masks = {path.name: path for path in sorted((folder / "inference").glob("*")) if holds_masks(path)}
     if not (found or masks):
         notes.append(f"No {PREDICTIONS_FILE}, so nothing is evaluated here: run tools/train_net.py --eval-only first.")

@@ -405,6 +405,13 @@ def test_predictions_directly_under_inference_belong_to_the_configured_test_set(
     assert any("its data set is unknown" in note for note in run.notes)
 
 
+def test_predictions_in_a_folder_that_is_a_link_are_found(tmp_path, data_set):
+    folder, name = make_run(tmp_path / "a", data_set), data_set[0]
+    (folder / "inference" / name).rename(tmp_path / "elsewhere")
+    (folder / "inference" / name).symlink_to(tmp_path / "elsewhere")
+    assert list(load_run(folder).predictions) == [name]
+
+
 def test_the_best_weights_of_a_run(tmp_path, data_set):
     folder = make_run(tmp_path / "a", data_set)
     elsewhere = tmp_path / "given.pth"
