@@ -52,7 +52,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11",  # docs/evidence.md, "Where it was run", says why
     packages=[*find_packages(include=["irstd_d2*", "auxdet_d2*", "bafe_d2*"]), "irstd_d2.configs"],
     package_dir={"irstd_d2.configs": "configs"},
     package_data={
@@ -103,7 +103,9 @@ setup(
         ],
     },
     classifiers=[
-        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "License :: OSI Approved :: Apache Software License",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],

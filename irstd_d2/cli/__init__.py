@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 
 COMMANDS = {
     "detect": "detect targets in images, folders and videos",
@@ -28,10 +29,12 @@ COMMANDS = {
     "check-equality": "compare the models with numbers of the published implementations",
     "synthesize": "make synthetic data sets",
 }
+NAME = "irstd-d2"  # of the distribution
 DETECTRON2_MISSING = (
     "detectron2 is not installed for {python}. From its repository: pip install --no-build-isolation "
     "'git+https://github.com/facebookresearch/detectron2.git'; or as a wheel, without a compiler: tools/setup.sh in a "
-    "clone of this project"
+    "clone of this project, or {python} -m pip install --no-deps --only-binary=:all: --python-version 3.10 "
+    "--implementation cp --abi none --target {site} sal-detectron2==0.7.2"
 )
 
 
@@ -83,7 +86,10 @@ def run_command(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("detectron2", "torch"):
             raise
-        print(f"error: {DETECTRON2_MISSING.format(python=sys.executable)}", file=sys.stderr)
+        print(
+            f"error: {DETECTRON2_MISSING.format(python=sys.executable, site=sysconfig.get_path('purelib'))}",
+            file=sys.stderr,
+        )
         return 2
     from ..errors import ConfigError, DatasetError
 
@@ -96,6 +102,32 @@ def run_command(
         sys.stdout.flush()
         print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0].replace("_", "-")
+        extra = _extra_of(package)
+        if extra is None:
+            raise
+        sys.stdout.flush()
+        print(
+            f"error: {command} needs {package}, which is not installed: pip install '{NAME}[{extra}]'", file=sys.stderr
+        )
+        return 2
+
+
+def _extra_of(package: str) -> str | None:
+    """The optional part of this project that brings a package; ``None``: none does."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        required = metadata.requires(NAME) or ()
+    except metadata.PackageNotFoundError:  # a clone that is not installed
+        return None
+    for text in required:
+        requirement = Requirement(text)
+        if canonicalize_name(requirement.name) == canonicalize_name(package) and requirement.marker is not None:
+            return str(requirement.marker).rpartition("extra == ")[2].strip("\"'") or None
+    return None
 
 
 def load_systems(names: Sequence[str] = ()) -> None:

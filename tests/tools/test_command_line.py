@@ -53,6 +53,27 @@ def test_every_tool_runs_as_a_program_and_answers_help_from_anywhere(tmp_path):
     assert done.stdout.startswith("usage: demo.py"), done.stderr
 
 
+@pytest.mark.parametrize(("absent", "extra"), [("onnx.helper", "export"), ("av", "video"), ("timm", "pretrained")])
+def test_an_optional_package_that_is_missing_is_named_with_its_extra(monkeypatch, capsys, absent, extra):
+    def run(_):
+        raise ModuleNotFoundError(f"No module named {absent!r}", name=absent)
+
+    monkeypatch.setattr(detect, "run", run)
+    assert main(["detect", "x.png"]) == 2
+    package = absent.partition(".")[0]
+    line = f"error: detect needs {package}, which is not installed: pip install 'irstd-d2[{extra}]'\n"
+    assert capsys.readouterr().err == line
+
+
+def test_other_missing_modules_keep_their_traceback(monkeypatch):
+    def run(_):
+        raise ModuleNotFoundError("No module named 'mine'", name="mine")
+
+    monkeypatch.setattr(detect, "run", run)
+    with pytest.raises(ModuleNotFoundError, match="mine"):
+        main(["detect", "x.png"])
+
+
 def test_without_detectron2_one_line_says_how_to_get_it(repo_root, tmp_path):
     run = "from irstd_d2.cli import main; raise SystemExit(main(['check', 'x']))"
     done = subprocess.run([sys.executable, "-S", "-c", run], cwd=repo_root, capture_output=True, text=True)
