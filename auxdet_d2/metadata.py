@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -233,14 +233,6 @@ class MetadataVocabulary:
             if name in (*FIELDS, *_OWN) or names.count(name) > 1:
                 raise ConfigError(f"there are two metadata fields {name!r}; give each further field a name of its own")
 
-    @classmethod
-    def from_names(
-        cls, platforms: Iterable[str], bands: Iterable[str], aliases: Mapping[str, str] | None = None
-    ) -> MetadataVocabulary:
-        """Build both vocabularies from plain names; ``aliases`` serves both."""
-        aliases = aliases or {}
-        return cls(Vocabulary("platform", tuple(platforms), aliases), Vocabulary("band", tuple(bands), aliases))
-
     @property
     def extra_sizes(self) -> dict[str, int]:
         """The K further fields in their order: name -> number of names, 0 for a number."""
@@ -346,7 +338,6 @@ def collate_metadata(
     Args:
         metadata: per image its ``metadata`` dictionary, or ``None`` if nothing is known.
         vocabulary: gives the positions of platform and band; a foreign name is unknown.
-        device: of the tensors.
         files: what the images are called in messages.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike, fspath
 
 
@@ -25,3 +26,15 @@ class DatasetError(ValueError):
 
 class ConfigError(ValueError):
     """A configuration value that cannot work, with the key and the accepted values in the message."""
+
+
+def check_known(key: str, given: str | Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name, or names, that are not among the known ones.
+
+    Raises:
+        ConfigError: with the key, what is unknown and what is known.
+    """
+    known = list(known)
+    verb, names = ("is", [given]) if isinstance(given, str) else ("has", sorted(set(given)))
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{key} {verb} {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known))}")

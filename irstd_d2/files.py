@@ -42,7 +42,6 @@ def write_atomically(
     next write replaces.
 
     Args:
-        path: the file.
         content: of the file, text as UTF-8; or what writes it, called with the open binary file.
         flush: wait until the disk has it, so that it also survives a power failure. Off for thousands of small files
             that can be made again.

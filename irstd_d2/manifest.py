@@ -27,7 +27,6 @@ def claim_folder(
     """Make sure that a folder is empty or holds a part of the same set, and leave the manifest there.
 
     Args:
-        folder: of the set.
         name: file name of the manifest.
         wanted: the parameters of the set: ``config``, a dict, and whatever else must be the same.
         overwrite: replace a set that was made with other parameters.

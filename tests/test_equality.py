@@ -179,6 +179,6 @@ def test_a_changed_module_is_seen(monkeypatch):
 
 def test_unknown_systems_and_folders_are_named(tmp_path, capsys):
     assert main(["check-equality", "yolo"]) == 2
-    assert "known are auxdet_d2, bafe_d2, metrics" in capsys.readouterr().err
+    assert "known are 'auxdet_d2', 'bafe_d2', 'metrics'" in capsys.readouterr().err
     assert main(["check-equality", "bafe_d2", "--reference", str(tmp_path)]) == 2
     assert "bafe_r50.manifest.json" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling import SelectiveFPN, build_irstd_resnet_backbone
 from irstd_d2.modeling.fpn import build_bottom_up, build_top_block, fpn_arguments
 
@@ -23,8 +23,6 @@ from ..metadata import MetadataBatch, MetadataVocabulary
 from .leem import LEEM, ResidualGate
 from .m2dm import M2DM
 from .metadata_encoder import AuxiliaryEncoder, DetailCompensation
-
-VISUAL_HINTS = ("none", "high_level", "detail")
 
 
 class FeatureRefinement(nn.Module):
@@ -68,8 +66,7 @@ class FeatureRefinement(nn.Module):
                 raise ConfigError(
                     f"MODEL.AUXDET.{key}.STAGES has {sorted(foreign)}; the features to refine are {list(self.stages)}"
                 )
-        if visual not in VISUAL_HINTS:
-            raise ConfigError(f"MODEL.AUXDET.ENCODER.VISUAL is {visual!r}; known are {list(VISUAL_HINTS)}")
+        check_known("MODEL.AUXDET.ENCODER.VISUAL", visual, ("none", "high_level", "detail"))
         self.visual = visual
         self.refined_stages = {*m2dm_stages, *leem_stages}
         conditioned = {*m2dm_stages, *(leem_stages if gated else ())}

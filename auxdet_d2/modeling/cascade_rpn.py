@@ -22,17 +22,13 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling.decoding import clip_boxes, take
 from irstd_d2.modeling.gaussian_distance import wasserstein_similarities, wasserstein_similarity
 
 from .anchor_targets import IGNORED, AnchorGrid, OverlapAssigner, RegionAssigner
 from .box_transform import BoundedBox2BoxTransform
 from .deformable import deformable_conv2d
-
-ADAPTATIONS = ("dilation", "offset")
-ASSIGNMENTS = ("region", "iou", "nwd")
-BOX_LOSSES = ("iou", "nwd")
 
 
 def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel: int = 3) -> Tensor:
@@ -77,14 +73,13 @@ class AdaptiveConv(nn.Module):
 
 def adaptive_conv(channels: int, adaptation: str, dilation: int = 3) -> nn.Module:
     """Build the 3x3 convolution of a stage, adapted to its anchors by "offset", or by "dilation" to all alike."""
+    check_known("MODEL.CASCADE_RPN.ADAPTATION", adaptation, ("dilation", "offset"))
     conv: AdaptiveConv | nn.Conv2d
     if adaptation == "offset":
         conv = AdaptiveConv(channels)
-    elif adaptation == "dilation":
+    else:
         conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
         nn.init.zeros_(conv.bias)
-    else:
-        raise ConfigError(f"MODEL.CASCADE_RPN.ADAPTATION has {adaptation!r}; known are {ADAPTATIONS}")
     nn.init.normal_(conv.weight, std=0.01)
     return conv
 
@@ -215,8 +210,7 @@ class CascadeRPN(nn.Module):
         channels = {shape.channels for shape in shapes}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.CASCADE_RPN.IN_FEATURES have {sorted(channels)} channels; they must be equal")
-        if rpn.BOX_LOSS not in BOX_LOSSES:
-            raise ConfigError(f"MODEL.CASCADE_RPN.BOX_LOSS is {rpn.BOX_LOSS!r}; known are {BOX_LOSSES}")
+        check_known("MODEL.CASCADE_RPN.BOX_LOSS", rpn.BOX_LOSS, ("iou", "nwd"))
         nwd = partial(wasserstein_similarity, scale=cfg.MODEL.NWD_SCALE)
         return {
             "in_features": rpn.IN_FEATURES,
@@ -353,8 +347,7 @@ def stages_from_config(cfg: CfgNode) -> list[StageSpec]:
             "MODEL.CASCADE_RPN.ADAPTATION, ASSIGNMENT and DELTA_STDS have {}, {} and {} entries; give one per "
             "stage".format(*lengths)
         )
-    if unknown := set(rpn.ASSIGNMENT) - set(ASSIGNMENTS):
-        raise ConfigError(f"MODEL.CASCADE_RPN.ASSIGNMENT has {sorted(unknown)}; known are {ASSIGNMENTS}")
+    check_known("MODEL.CASCADE_RPN.ASSIGNMENT", rpn.ASSIGNMENT, ("region", "iou", "nwd"))
     if scale <= 0:
         raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
     overlap = partial(

@@ -9,15 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import check_known
 
 SECOND_DIFFERENCE = (0.25, -0.5, 0.25)  # Eq. 16
-KERNELS = ("1d", "3x3")
-CONNECTIONS = ("dense", "depthwise")
-INITS = ("laplacian", "laplacian_identity", "xavier")
-NORMS = ("std", "instance")
-
-
 EPS = 1e-5  # guards flat maps
 
 
@@ -65,14 +59,10 @@ class LEEM(nn.Module):
         norm: str = "std",
     ):
         super().__init__()
-        for key, value, known in (
-            ("KERNEL", kernel, KERNELS),
-            ("CONNECTION", connection, CONNECTIONS),
-            ("INIT", init, INITS),
-            ("NORM", norm, NORMS),
-        ):
-            if value not in known:
-                raise ConfigError(f"MODEL.AUXDET.LEEM.{key} is {value!r}; known are {list(known)}")
+        check_known("MODEL.AUXDET.LEEM.KERNEL", kernel, ("1d", "3x3"))
+        check_known("MODEL.AUXDET.LEEM.CONNECTION", connection, ("dense", "depthwise"))
+        check_known("MODEL.AUXDET.LEEM.INIT", init, ("laplacian", "laplacian_identity", "xavier"))
+        check_known("MODEL.AUXDET.LEEM.NORM", norm, ("std", "instance"))
         groups = channels if connection == "depthwise" else 1
         if kernel == "1d":
             self.vertical: nn.Conv2d | None = nn.Conv2d(

@@ -12,21 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling.fast_paths import in_graph
 
 from .dynamic_mlp import DynamicMLP
 
 NUM_TAPS = 8  # four neighbours for each of the two pooled maps
-TAP_ORDERS = ("up_down_left_right", "up_left_right_down")
 MODES = ("parallel", "channel", "spatial", "channel_spatial", "spatial_channel")
 
 
 def build_edge_kernels(taps: Tensor, order: str = "up_down_left_right") -> Tensor:
     """Build kernels with zero corners and zero sum from their four outer taps (Eqs. 10, 11): (N, 8) -> (N, 2, 3, 3).
 
-    Of the taps four are for the kernel of the first map, then four for the second, in an order of ``TAP_ORDERS``; the
-    published code has "up_down_left_right", the paper "up_left_right_down".
+    Of the taps four are for the kernel of the first map, then four for the second; the published code has the order
+    "up_down_left_right", the paper "up_left_right_down".
     """
     taps = taps.unflatten(1, (2, 4))
     tap = dict(zip(order.split("_"), taps.unbind(dim=2)))
@@ -151,10 +150,8 @@ class M2DM(nn.Module):
         **dynamic_mlp: Any,
     ):
         super().__init__()
-        if mode not in MODES:
-            raise ConfigError(f"MODEL.AUXDET.M2DM.MODE is {mode!r}; known are {list(MODES)}")
-        if tap_order not in TAP_ORDERS:
-            raise ConfigError(f"MODEL.AUXDET.M2DM.TAP_ORDER is {tap_order!r}; known are {list(TAP_ORDERS)}")
+        check_known("MODEL.AUXDET.M2DM.MODE", mode, MODES)
+        check_known("MODEL.AUXDET.M2DM.TAP_ORDER", tap_order, ("up_down_left_right", "up_left_right_down"))
         if mode == "spatial" and detach_kernels:
             raise ConfigError(
                 "MODEL.AUXDET.M2DM.MODE 'spatial' with DETACH_KERNELS True trains nothing; set DETACH_KERNELS False"

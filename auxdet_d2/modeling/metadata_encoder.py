@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 
 from ..metadata import FIELDS, UNKNOWN_INDEX, MetadataBatch
 
@@ -152,16 +152,14 @@ class AuxiliaryEncoder(nn.Module):
         size_scale: float = 2048.0,
     ):
         super().__init__()
-        if foreign := set(fields) - set(FIELDS):
-            raise ConfigError(f"MODEL.AUXDET.ENCODER.FIELDS has {sorted(foreign)}; known are {list(FIELDS)}")
+        check_known("MODEL.AUXDET.ENCODER.FIELDS", fields, FIELDS)
         self.extra = dict(extra or {})
         if not fields and not self.extra and not visual_channels:
             raise ConfigError(
                 "MODEL.AUXDET.ENCODER has neither FIELDS nor VISUAL, so there are no auxiliary features; "
                 "set one of them, or empty M2DM.STAGES and set LEEM.GATED False"
             )
-        if unknown not in ("zero", "learned"):
-            raise ConfigError(f"MODEL.AUXDET.ENCODER.UNKNOWN is {unknown!r}; known are 'zero', 'learned'")
+        check_known("MODEL.AUXDET.ENCODER.UNKNOWN", unknown, ("zero", "learned"))
         self.num_platforms, self.num_bands, self.num_stages = num_platforms, num_bands, num_stages
         self.unknown, self.size_scale = unknown, size_scale
         widths = {"platform": num_platforms, "band": num_bands, "size": 6}

@@ -15,13 +15,11 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling.decoding import clip_boxes, without_empty
 from irstd_d2.modeling.gaussian_distance import pairwise_nwd
 
 from .box_transform import BoundedBox2BoxTransform
-
-MATCHES = ("iou", "nwd")
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -44,8 +42,7 @@ class AuxDetROIHeads(StandardROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         match_by, scale = cfg.MODEL.ROI_HEADS.MATCH_BY, cfg.MODEL.NWD_SCALE
-        if match_by not in MATCHES:
-            raise ConfigError(f"MODEL.ROI_HEADS.MATCH_BY is {match_by!r}; known are {MATCHES}")
+        check_known("MODEL.ROI_HEADS.MATCH_BY", match_by, ("iou", "nwd"))
         if scale <= 0:
             raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
         result = super().from_config(cfg, input_shape)

@@ -24,7 +24,7 @@ import numpy as np
 from irstd_d2.data import read_sky_mask
 from irstd_d2.data.check import Collection, collect
 from irstd_d2.data.faults import refuse_or_skip
-from irstd_d2.data.image_io import read_raw, to_float_image
+from irstd_d2.data.image_io import check_size, read_raw, to_float_image
 from irstd_d2.data.layout import VocLayout, get_layout
 from irstd_d2.data.layout_writer import densesirst_files, split_lines
 from irstd_d2.data.voc import CLASS_NAMES
@@ -137,7 +137,6 @@ def generate_densesirst(
         library: the targets that are pasted; ``None`` takes all of the source, as the paper does. ``fill`` is not
             applied to a library that is given.
         overwrite: replace a set that was made with other parameters.
-        jobs: processes.
         progress: show a progress bar with the time that is left.
 
     Raises:
@@ -147,7 +146,8 @@ def generate_densesirst(
     if jobs < 1:
         raise ConfigError(f"{jobs} processes; give 1 or more")
     if library is None:
-        _require_targets(source)
+        if not any(sample["annotations"] for sample in source.dicts):
+            raise DatasetError(source.title, "objects", "not one target to paste", "give a set with targets")
         library = TargetLibrary.from_dicts(source.dicts, fill=config.fill, progress=progress)
     library = library.scaled(config.gain)
     folder = Path(output) / FOLDER
@@ -211,14 +211,14 @@ def generate_image(
     """
     image = _read_pixels(sample["file_name"])
     shape = image.shape[:2]
-    _check_shape(sample["file_name"], shape, (sample["height"], sample["width"]), "its annotation")
+    check_size(sample["file_name"], shape, (sample["height"], sample["width"]))
     sky = read_sky_mask(sample["sem_seg_file_name"])
-    _check_shape(sample["sem_seg_file_name"], sky.shape, shape, "its image")
+    check_size(sample["sem_seg_file_name"], sky.shape, shape)
     boxes = np.array([item["bbox"] for item in sample["annotations"]], np.float64).reshape(-1, 4)
     mask = np.zeros(shape, bool)
     if target_mask is not None:
         known = read_sky_mask(target_mask) == 1
-        _check_shape(target_mask, known.shape, shape, "its image")
+        check_size(target_mask, known.shape, shape)
         mask |= known
     else:
         for x1, y1, x2, y2 in boxes.tolist():
@@ -266,23 +266,12 @@ def _describe(config: GeneratorConfig, library: TargetLibrary, source: Collectio
     }
 
 
-def _require_targets(source: Collection) -> None:
-    if not any(sample["annotations"] for sample in source.dicts):
-        raise DatasetError(source.title, "objects", "not one target to paste", "give a set with targets")
-
-
 def _read_pixels(path: str) -> np.ndarray:
     """(H, W) or BGR (H, W, 3) of 8 or 16 bits."""
     raw = read_raw(path)
     if raw.dtype not in (np.uint8, np.uint16):
         raw = np.round(to_float_image(raw, path, format="BGR", high_bit_depth="full_range") * 257).astype(np.uint16)
     return np.ascontiguousarray(raw[:, :, :3] if raw.ndim == 3 else raw)
-
-
-def _check_shape(path: str | PathLike, found: tuple[int, ...], expected: tuple[int, ...], of: str) -> None:
-    if tuple(found) != tuple(expected):
-        problem = f"{found[1]}x{found[0]} pixels, but {expected[1]}x{expected[0]} in {of}"
-        raise DatasetError(path, "size", problem, "give the file that belongs to the image")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_known
 
 from .large_selective_kernel import LargeSelectiveKernel
 
@@ -83,10 +83,8 @@ class FeatureExchange(nn.Module):
         super().__init__()
         if not 0 < fraction <= 1:
             raise ConfigError(f"the exchanged fraction is {fraction}; use a value in (0, 1]")
-        if selection not in get_args(Selection):
-            raise ConfigError(f"the selection is {selection!r}; known are {get_args(Selection)}")
-        if mechanism not in get_args(Mechanism):
-            raise ConfigError(f"the mechanism is {mechanism!r}; known are {get_args(Mechanism)}")
+        check_known("the selection", selection, get_args(Selection))
+        check_known("the mechanism", mechanism, get_args(Mechanism))
         self.fraction, self.selection, self.rank_stride = fraction, selection, rank_stride
         self.steps = mechanism.split("+")
         self.num_exchanged = int(channels * fraction)

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import check_known
 from .options import new_parser
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ def run(args: argparse.Namespace) -> int:
 
     wanted = args.names
     modules = equality_modules()
-    if unknown := set(wanted) - set(modules):
-        raise ConfigError(f"no numbers are known of {', '.join(sorted(unknown))}; known are {', '.join(modules)}")
+    check_known("SYSTEM", wanted, modules)
     failed = total = 0
     for name in wanted or modules:
         rows = compare(modules[name], args.reference).rows
-        table = [[r.what, r.numbers, _show(r, r.difference), _show(r, r.tolerance), _verdict(r)] for r in rows]
+        table = [
+            [r.what, r.numbers, _show(r, r.difference), _show(r, r.tolerance), "ok" if r.ok else f"ABOVE, at {r.worst}"]
+            for r in rows
+        ]
         headers = [name, "numbers", "largest difference", "tolerance", ""]
         print(tabulate.tabulate(table, headers, disable_numparse=True, colalign=("left", *["right"] * 3)), end="\n\n")
         failed, total = failed + sum(not row.ok for row in rows), total + sum(row.numbers for row in rows)
@@ -67,7 +69,3 @@ def compare(module: str, folder: Path | None) -> Comparison:
 
 def _show(row: Row, value: float) -> str:
     return f"{value:.1e}{UNITS[row.unit]}" if value else "none"
-
-
-def _verdict(row: Row) -> str:
-    return "ok" if row.ok else f"ABOVE, at {row.worst}"

@@ -136,7 +136,6 @@ def write_set(
 
     Args:
         detection_set: what one of the readers returned.
-        target: the folder.
         target_format: one of ``FORMATS``.
         layout: of a VOC folder.
         link: make symbolic links to the images in place of copies.

@@ -35,9 +35,7 @@ class ImageRecord:
 
     Args:
         name: unique in the set, no path and no suffix; files of the target format are named by it.
-        image: the image file.
         size: its (width, height) in pixels.
-        objects: its targets.
         platform, band: imaging metadata, ``None`` unknown.
         original_size: (width, height) of the image that it was cut from, ``None`` if it is whole.
         sky_mask, target_mask: mask files, ``None`` where there are none.
@@ -59,7 +57,6 @@ class DetectionSet:
     """A set in no particular format.
 
     Args:
-        records: the images.
         class_names: in the order of their ids.
         splits: names of images by split; empty when the set has none.
         unread: what the source says but no reader of this project takes, counted.

@@ -56,12 +56,10 @@ def read_masks(
     """Read a set whose targets are the 8-connected components of masks, or of each label in them.
 
     Args:
-        root: of the set.
         images: folder of the images below ``root``.
         masks: folder of the masks; a mask is called like its image, or with ``_pixels0`` behind the name.
         splits: file of names below ``root`` by split; ``None`` takes every ``*.txt`` in ``root``. Without any, all
             images count.
-        class_name: of every target.
         sidecar: metadata table; ``None`` takes ``metadata.csv`` of ``root`` if there is one.
         threshold, values: see :func:`read_target_labels`.
         skip_bad: leave faulty images and lines out, with one logged summary, in place of raising.
@@ -98,7 +96,8 @@ def read_masks(
         records.append(side_files.record(name, image, size, objects, target_mask=mask))
     refuse_or_skip(faults, skip_bad, str(root))
     unread["images in no list"] = len(set(image_index.stems()) - set(names))
-    unread["masks without an image"] = len(_without_image(mask_index, image_index))
+    named = {pattern.format(name) for name in image_index.stems() for pattern in _MASK_NAMES}
+    unread["masks without an image"] = len(set(mask_index.stems()) - named)
     unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
     present = {record.name for record in records}
     members = {split: tuple(name for name in lines if name in present) for split, lines in lists.items()}
@@ -179,12 +178,6 @@ def _fill_box(box: tuple[float, float, float, float], size: tuple[int, int]) -> 
     (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
     mask[y1:y2, x1:x2] = True
     return mask
-
-
-def _without_image(masks: FolderIndex, images: FolderIndex) -> set[str]:
-    """Stems of masks that belong to no image."""
-    expected = {pattern.format(name) for name in images.stems() for pattern in _MASK_NAMES}
-    return set(masks.stems()) - expected
 
 
 def _only(index: FolderIndex, stems: list[str], kind: str) -> Path:

@@ -285,24 +285,19 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
         check_size(path, raw.shape, size)
     except DatasetError as error:
         return _Inspection(None, [Fault.from_error(FaultKind.SIZE_MISMATCH, error)])
-    if "sem_seg_file_name" in sample:
-        faults += _mask_faults(sample["sem_seg_file_name"], size)
-    if target_mask is not None:
-        try:
+    try:
+        if "sem_seg_file_name" in sample:
+            check_size(sample["sem_seg_file_name"], read_sky_mask(sample["sem_seg_file_name"]).shape, size)
+    except DatasetError as error:
+        faults.append(_mask_fault(error))
+    try:
+        if target_mask is not None:
             bounds = label_boxes(read_target_labels(target_mask, size[::-1]).labels)
-        except DatasetError as error:
-            faults.append(_mask_fault(error))
+    except DatasetError as error:
+        faults.append(_mask_fault(error))
     kind_of_pixels = _pixel_kind(raw)
     levels = (float(raw.min()), float(raw.max()), uses_small_part(raw))
     return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, bounds)
-
-
-def _mask_faults(path: str | PathLike, size: tuple[int, int]) -> list[Fault]:
-    try:
-        check_size(path, read_sky_mask(path).shape, size)
-    except DatasetError as error:
-        return [_mask_fault(error)]
-    return []
 
 
 def _mask_fault(error: DatasetError) -> Fault:

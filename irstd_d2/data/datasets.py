@@ -214,7 +214,6 @@ def align_classes(
     """Give registered sets the same class indices, by name, before any of them is loaded.
 
     Args:
-        data_sets: registered names.
         names: the classes in the order of their indices; ``None`` takes those of the first set.
         aliases: from names in the files to names that count.
         of: what ``names`` come from, for messages.
@@ -337,36 +336,30 @@ def _choose(name: str, names: Sequence[str] | None, aliases: Mapping[str, str]) 
 
 def _register_builtin() -> None:
     """Register the sets below ``$DETECTRON2_DATASETS`` (datasets/README.md); ``*_paper`` with the published boxes."""
-    splits = ("train", "val", "trainval", "test")
-    sets = [(f"densesirst_{v}_{s}", "SIRSTdevkit", f"{s}_{v}", "densesirst") for v in ("v1", "v2") for s in splits]
-    sets += [(f"sirstv2_{s}", "open-sirst-v2", f"{s}_full", "sirstv2") for s in splits]
-    for name, folder, split, layout in sets:
-        for suffix, convention in (("", LAYOUTS[layout].box_convention), ("_paper", "paper")):
-            source = _builtin(folder, split, layout, box_convention=convention)
-            _register(name + suffix, source)
-    # Where a test of all 256 images takes longer than the training.
-    quarter = _builtin("SIRSTdevkit", "test_v2", "densesirst", step=4)
-    _register("densesirst_v2_test_quarter", quarter)
-    two_splits = (
-        ("wideirstd", "WideIRSTD-Full"),
-        ("wideirstd_matched", "WideIRSTD-matched"),
-        ("spaceir", "SpaceIR-sen2ships"),
-        ("synthetic_omni", "synthetic_omni"),
+    two = ("train", "val")
+    four = (*two, "trainval", "test")
+    # Name, folder, layout, splits, what follows the split in the name of its file.
+    sets = (
+        ("densesirst_v1", "SIRSTdevkit", "densesirst", four, "_v1"),
+        ("densesirst_v2", "SIRSTdevkit", "densesirst", four, "_v2"),
+        ("sirstv2", "open-sirst-v2", "sirstv2", four, "_full"),
+        ("synthetic_dense", "synthetic_dense/SIRSTdevkit", "densesirst", four, "_v2"),
+        ("irstd1k", "IRSTD-1K", "wideirstd", four, ""),
+        ("nudtsirst", "NUDT-SIRST", "wideirstd", four, ""),
+        ("wideirstd", "WideIRSTD-Full", "wideirstd", two, ""),
+        ("wideirstd_matched", "WideIRSTD-matched", "wideirstd", two, ""),
+        ("spaceir", "SpaceIR-sen2ships", "wideirstd", two, ""),
+        ("synthetic_omni", "synthetic_omni", "wideirstd", two, ""),
     )
-    for name, folder in two_splits:
-        for split in ("train", "val"):
-            _register(f"{name}_{split}", _builtin(folder, split, "wideirstd"))
-    for name, folder in (("irstd1k", "IRSTD-1K"), ("nudtsirst", "NUDT-SIRST")):
+    for name, folder, layout, splits, ending in sets:
         for split in splits:
-            _register(f"{name}_{split}", _builtin(folder, split, "wideirstd"))
-    for split in splits:
-        source = _builtin("synthetic_dense/SIRSTdevkit", f"{split}_v2", "densesirst")
-        _register(f"synthetic_dense_{split}", source)
-
-
-def _builtin(folder: str, split: str, layout: str, **options: Any) -> VocSource:
-    origin = _ORIGINS[folder]
-    return VocSource(split=split, layout=layout, class_names=CLASS_NAMES, builtin_root=folder, origin=origin, **options)
+            source = VocSource(None, split + ending, layout, CLASS_NAMES, builtin_root=folder, origin=_ORIGINS[folder])
+            if name.startswith(("densesirst", "sirstv2")):
+                source = replace(source, box_convention=LAYOUTS[layout].box_convention)
+                _register(f"{name}_{split}_paper", replace(source, box_convention="paper"))
+            _register(f"{name}_{split}", source)
+            if (name, split) == ("densesirst_v2", "test"):  # where all 256 images take longer than the training
+                _register("densesirst_v2_test_quarter", replace(source, box_convention=None, step=4))
 
 
 _register_builtin()

@@ -28,7 +28,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError, check_known
 from .pixel_values import stretch, value_limits
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
@@ -240,10 +240,8 @@ def check_size(path: str | PathLike, shape: Sequence[int], size: tuple[int, int]
 
 
 def _check_options(format: str, high_bit_depth: str) -> None:
-    if format not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT is {format!r}; use 'RGB' or 'BGR'")
-    if high_bit_depth not in HIGH_BIT_DEPTH_MODES:
-        raise ConfigError(f"INPUT.HIGH_BIT_DEPTH is {high_bit_depth!r}; use one of {', '.join(HIGH_BIT_DEPTH_MODES)}")
+    check_known("INPUT.FORMAT", format, ("RGB", "BGR"))
+    check_known("INPUT.HIGH_BIT_DEPTH", high_bit_depth, HIGH_BIT_DEPTH_MODES)
 
 
 def _open(path: Path):

@@ -20,7 +20,6 @@ class Scan:
 
     Args:
         dicts: detectron2's dataset dicts of all sound images.
-        classes: of the set.
         faults: of the other images.
         left_out: number of objects of other classes, by their names; their images are kept.
         notes: remarks on what is sound but worth knowing.

@@ -37,7 +37,6 @@ def read_target_labels(
     """Read a mask of targets.
 
     Args:
-        path: an image file.
         size: (width, height) that it must have.
         threshold: of ``"levels"``: share of the mask's highest value above which a pixel belongs to a target; masks
             that were resized or saved as JPEG have values in between.

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import model_zoo
 from ..checkpoint import load_plain
 from ..data.classes import ClassTable
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, check_known
 from ..files import write_atomically
 
 # How much of a model a file must fill: all of it; all or the whole pretrained backbone; whatever fits.
@@ -37,7 +37,6 @@ class IRSTDCheckpointer(DetectionCheckpointer):
     as ``MODEL.WEIGHTS``.
 
     Args:
-        model: the trained model.
         save_dir: folder of the checkpoints.
         deployed: the module whose weights are the file's ``model``, when it is not ``model`` itself: averaged weights.
         match: how much of the model the weights of :meth:`load` must fill; a resume must fill it all.
@@ -224,8 +223,7 @@ def match_of(cfg: CfgNode, *, train: bool = False) -> Match:
         ConfigError: ``MODEL.WEIGHTS_MATCH`` has another value.
     """
     wanted = cfg.MODEL.WEIGHTS_MATCH
-    if wanted not in ("complete", "partial", "none"):
-        raise ConfigError(f"MODEL.WEIGHTS_MATCH is {wanted!r}; known are 'complete', 'partial' and 'none'")
+    check_known("MODEL.WEIGHTS_MATCH", wanted, ("complete", "partial", "none"))
     if wanted == "complete":
         return "backbone" if train else "complete"
     return "partial"

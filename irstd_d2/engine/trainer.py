@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from ..data import build_mapper
 from ..data.classes import check_num_classes, require_same_names
 from ..data.datasets import prepare_classes
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from ..evaluation import build_evaluator, format_results
 from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer, classes_of, match_of, read_facts, refuse_frozen_random
@@ -83,9 +83,10 @@ class IRSTDTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         self.ema = EMAHook(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         amp = cfg.SOLVER.AMP
+        no_devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
         self._trainer = TrainStep(
             # Some published modules never run; a head may see no target on one process.
-            create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=True, **_ddp_device(cfg)),
+            create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=True, **no_devices),
             self.build_train_loader(cfg, dicts),
             optimizer,
             seed=cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else -1,
@@ -253,7 +254,9 @@ class IRSTDTrainer(DefaultTrainer):
     def evaluated_weights(self) -> Iterator[None]:
         """Run with the weights that are evaluated and saved: averaged where there are averages, alike everywhere."""
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            _share_buffers(self.checkpointer.model)
+            if comm.get_world_size() > 1:  # the main process's running statistics are the ones that are saved
+                for buffer in self.checkpointer.model.buffers():
+                    dist.broadcast(buffer, 0)
             yield
 
     def _evaluate(self) -> OrderedDict[str, Any]:
@@ -319,17 +322,5 @@ def _refuse_ignored_keys(cfg: CfgNode) -> None:
         )
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: a grouped stream cannot be resumed exactly")
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        raise ConfigError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; known are {sorted(AMP_DTYPES)}")
-
-
-def _ddp_device(cfg: CfgNode) -> dict[str, Any]:
-    """Arguments of ``create_ddp_model`` beyond detectron2's own: on the CPU there are no devices to name."""
-    return {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's running statistics, which are the ones that are saved."""
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
+    if cfg.SOLVER.AMP.ENABLED:
+        check_known("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)

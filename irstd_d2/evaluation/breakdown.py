@@ -49,7 +49,6 @@ class TargetKey:
     """A property of single boxes that metrics are broken down by.
 
     Attributes:
-        names: of the classes.
         measure: image files and (n, 4) boxes -> (n,) class index or ``NO_CLASS``, and (C,) pixels of the image in which
             a box of each class can be.
     """

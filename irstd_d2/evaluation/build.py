@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from fvcore.common.registry import Registry
 
-from ..errors import ConfigError
+from ..errors import check_known
 from .average_precision import EXACT, PAPER, VOCProtocol
 from .coco_evaluation import IRSTDCOCOEvaluator
 from .collection import PredictionsWriter
@@ -81,10 +81,7 @@ def sky(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetE
 
 def check_evaluators(names: Iterable[str]) -> None:
     """Raise ``ConfigError`` for a name that is not in the registry."""
-    unknown = [name for name in names if name not in EVALUATOR_REGISTRY]
-    if unknown:
-        known = ", ".join(sorted(name for name, _ in EVALUATOR_REGISTRY))
-        raise ConfigError(f"TEST.EVALUATORS has {', '.join(unknown)}; known are {known}")
+    check_known("TEST.EVALUATORS", names, sorted(name for name, _ in EVALUATOR_REGISTRY))
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:

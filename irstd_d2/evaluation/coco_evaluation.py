@@ -167,7 +167,6 @@ class IRSTDCOCOEvaluator(TableEvaluator):
     """COCO box metrics of a registered data set (``coco_metrics``), in ``bbox`` of the results.
 
     Args:
-        dataset_name: registered name.
         max_detections, use_faster: see ``coco_metrics``.
         group_by: see ``TableEvaluator``.
     """

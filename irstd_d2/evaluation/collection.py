@@ -95,11 +95,11 @@ class DetectionCollector:
         missing = len(self._index) - len(columns)
         if missing:
             logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
-        return [columns[i] if i in columns else self._empty(i) for i in range(len(self._index))]
-
-    def _empty(self, index: int) -> ImageColumns:
-        boxes = np.zeros((0, 4))
-        return ImageColumns(boxes, np.zeros(0), np.zeros(0, int), self._measure(index, boxes))
+        none = np.zeros((0, 4))
+        return [
+            columns.get(i) or ImageColumns(none, np.zeros(0), np.zeros(0, int), self._measure(i, none))
+            for i in range(len(self._index))
+        ]
 
     def detections(self) -> DetectionTable | None:
         """Return the table of all processes' detections on the main process, ``None`` on the others."""
@@ -130,7 +130,6 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
 
     Args:
         ground_truth: of the data set.
-        folder: to write into.
     """
 
     def __init__(self, ground_truth: GroundTruth, folder: str | PathLike):

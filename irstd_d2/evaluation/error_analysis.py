@@ -33,7 +33,7 @@ import numpy as np
 from .average_precision import EXACT, Verdicts, average_precision, precision_recall, voc_verdicts
 from .breakdown import CONTRAST_BOUNDS, TARGET_KEYS, ImageFiles
 from .ground_truth import GroundTruth
-from .matching import NO_TARGET, DetectionTable, TargetTable, pair_iou
+from .matching import NO_TARGET, DetectionTable, TargetTable, pair_iou, rows_by_image
 
 REACH, EDGE, NEIGHBOUR = 3.0, 2.0, 10.0
 CLASSES = (
@@ -155,7 +155,7 @@ def _classify(detections: DetectionTable, targets: TargetTable, truth: GroundTru
     false = np.full(len(detections), NO_ERROR)
     explains = np.full(len(detections), NO_TARGET)
     missed = np.full(len(targets), NO_ERROR)
-    by_image = [_rows_by_image(table, len(truth.image_ids)) for table in (detections, targets)]
+    by_image = [rows_by_image(table, len(truth.image_ids)) for table in (detections, targets)]
     for image, (all_rows, columns) in enumerate(zip(*by_image)):
         rows = all_rows[verdicts.false[all_rows]]
         counted = columns[~targets.ignored[columns]]
@@ -177,11 +177,6 @@ def _classify(detections: DetectionTable, targets: TargetTable, truth: GroundTru
             alone = missed[absent] >= _INDEX["missed beside another"]
             missed[absent[inside & alone]] = _INDEX["merged neighbours"]
     return _Classified(verdicts, false, explains, missed)
-
-
-def _rows_by_image(table: DetectionTable | TargetTable, num_images: int) -> list[np.ndarray]:
-    order = np.argsort(table.image, kind="stable")
-    return np.split(order, np.searchsorted(table.image[order], np.arange(1, num_images)))[:num_images]
 
 
 def _contains(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

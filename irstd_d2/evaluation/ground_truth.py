@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +92,14 @@ class GroundTruth:
 
         ``key`` is ``platform``, ``band``, ``resolution``, or any other key of the metadata.
         """
-        label = _resolution_class if key == "resolution" else _metadata_value(key)
-        labels = np.array([label(m) for m in self.metadata], dtype=object)
-        names = sorted(set(labels.tolist()))
         if key == "resolution":
-            names = [name for name in _RESOLUTION_NAMES if name in names]
+            labels = np.array([_resolution_class(values) for values in self.metadata], dtype=object)
+            names = [name for name in _RESOLUTION_NAMES if name in labels]
+        else:
+            values = (values.get(key) for values in self.metadata)
+            labels = np.array([UNKNOWN if value is None else str(value) for value in values], dtype=object)
+            names = sorted(set(labels.tolist()))
         return {name: labels == name for name in names}
-
-
-def _metadata_value(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda metadata: UNKNOWN if metadata.get(key) is None else str(metadata[key])
 
 
 _RESOLUTION_NAMES = (*(f"<={edge}" for edge in RESOLUTION_EDGES), f">{RESOLUTION_EDGES[-1]}")

@@ -97,6 +97,12 @@ def target_table(
     )
 
 
+def rows_by_image(table: DetectionTable | TargetTable, num_images: int) -> list[np.ndarray]:
+    """The indices of each image's rows, in their order."""
+    order = np.argsort(table.image, kind="stable")
+    return np.split(order, np.searchsorted(table.image[order], np.arange(1, num_images)))[:num_images]
+
+
 def select_class(detections: DetectionTable, targets: TargetTable, category: int) -> tuple[DetectionTable, TargetTable]:
     """The rows of one class."""
     return detections.rows(detections.category == category), targets.rows(targets.category == category)

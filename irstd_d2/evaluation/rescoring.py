@@ -46,10 +46,8 @@ class Rescored:
     """Saved predictions, judged again.
 
     Attributes:
-        name: for the tables.
         predictions: as they were read.
         truth: of the data set.
-        detections: all of them.
         results: evaluator -> metric -> value.
         masks: counts of masks, where masks were judged.
         score_threshold: of Pd, Fa and masks.
@@ -224,7 +222,6 @@ def rescore(
 
     Args:
         paths: run folders, or predictions in any format of ``predictions.read_any_predictions``.
-        dataset_name: registered name.
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
         aliases: a tool's class name -> the data set's.
         score_thresholds: one for each path, in place of the configuration's.
@@ -282,19 +279,12 @@ class Resampled:
 
 
 def resample(
-    runs: Sequence[Rescored],
-    *,
-    draws: int = 1000,
-    compare: bool = True,
-    max_detections: int = 100,
+    runs: Sequence[Rescored], *, draws: int = 1000, compare: bool = True, max_detections: int = 100
 ) -> Resampled:
     """Bootstrap over images (``bootstrap``) of runs on the same data set, of which the first is the baseline.
 
-    Args:
-        runs: the runs.
-        draws: number of resamplings.
-        compare: whether to compare the others with the first.
-        max_detections: per image and class, for COCO's metrics.
+    ``compare`` says whether the others are compared with it; ``max_detections`` per image and class is for COCO's
+    metrics.
     """
     truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}

@@ -58,7 +58,6 @@ class SkyEvaluator(DatasetEvaluator):
     mask do not count.
 
     Args:
-        dataset_name: registered name.
         group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
             Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
     """

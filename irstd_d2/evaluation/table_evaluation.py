@@ -19,7 +19,7 @@ from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
 from .collection import DetectionCollector, ImageColumns, detections_of
 from .detection_probability import CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
-from .matching import DetectionTable, TargetTable, select_class
+from .matching import DetectionTable, TargetTable, rows_by_image, select_class
 
 
 class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
@@ -35,7 +35,8 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
 
     def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = ()):
         self.group_by = tuple(group_by)
-        self._target_boxes = _split_by_image(ground_truth.targets, len(ground_truth.image_ids))
+        targets = ground_truth.targets
+        self._target_boxes = [targets.boxes[rows] for rows in rows_by_image(targets, len(ground_truth.image_ids))]
         super().__init__(ground_truth)
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -88,14 +89,8 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
 
         Args:
             detections: sorted by score.
-            targets: ground truth.
             image_pixels: (I,) size of every image.
         """
-
-
-def _split_by_image(targets: TargetTable, num_images: int) -> list[np.ndarray]:
-    """Boxes of each image's targets, (g, 4) each; the table is in the order of the images."""
-    return np.split(targets.boxes, np.searchsorted(targets.image, np.arange(1, num_images)))[:num_images]
 
 
 class VOCDetectionEvaluator(TableEvaluator):

@@ -125,8 +125,6 @@ def detect_files(
     """Detect in all sources and write the results; under torchrun each process takes its share.
 
     Args:
-        detector: for one source.
-        sources: of all processes.
         lookup: what is known of each.
         settings: all that decides the results beside the files.
         formats: see :func:`write_results`.

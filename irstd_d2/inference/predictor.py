@@ -81,7 +81,10 @@ class Predictor:
         self.score_thresh = score_thresh
         detector = build_model(cfg)
         loaded = load_weights(detector, cfg)
-        self.classes = loaded or configured_classes(cfg) or _numbered_classes(detector)
+        classes = loaded or configured_classes(cfg)
+        if classes is None:  # nobody knows more of them than their number
+            classes = ClassTable.from_names(f"class{index}" for index in range(num_classes_of(detector)[0]))
+        self.classes = classes
         check_num_classes(detector, self.classes, f"weights {cfg.MODEL.WEIGHTS}")
         self._takes_metadata = any(hasattr(module, "vocabulary") for module in detector.modules())
         self.model = optimize(detector)
@@ -189,11 +192,6 @@ def read_config(
         cfg.MODEL.DEVICE = "cpu"
         keep_freed_memory()
     return cfg
-
-
-def _numbered_classes(model: torch.nn.Module) -> ClassTable:
-    """Names for the classes of a model of which nobody knows more than their number."""
-    return ClassTable.from_names(f"class{index}" for index in range(num_classes_of(model)[0]))
 
 
 def _network_size(cfg: CfgNode) -> int:

@@ -17,15 +17,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.transforms import ResizeByFactor, ResizeShortestEdge
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .merging import merge_views, nms_thresh_of
 from .tiling import batches_of_one_size
-
-MERGES = ("vote", "nms")
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ class DetectorWithTTA(nn.Module):
         for key, values in (("SCALES", scales), ("MIN_SIZES", min_sizes)):
             if not all(value > 0 for value in values):
                 raise ConfigError(f"TEST.AUG.{key} is {tuple(values)}; all must be positive")
-        if merge not in MERGES:
-            raise ConfigError(f"TEST.AUG.MERGE is {merge!r}; known are {', '.join(map(repr, MERGES))}")
+        check_known("TEST.AUG.MERGE", merge, ("vote", "nms"))
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.resizes: list[T.Augmentation] = [ResizeByFactor(scale) for scale in scales]
         self.resizes += [ResizeShortestEdge(size, max_size) for size in min_sizes]
@@ -166,10 +163,6 @@ def _original(result: dict[str, Any], mirror: T.TransformList) -> dict[str, Any]
     instances.scores, instances.pred_classes = found.scores.float(), found.pred_classes
     if "sem_seg" not in result:
         return {"instances": instances}
-    return {"instances": instances, "sem_seg": _mirror_maps(result["sem_seg"], back)}
-
-
-def _mirror_maps(maps: Tensor, mirror: T.TransformList) -> Tensor:
-    """Mirror (C, H, W)."""
-    mirrored = mirror.apply_image(maps.permute(1, 2, 0).cpu().numpy())
-    return torch.as_tensor(mirrored.transpose(2, 0, 1).copy(), device=maps.device)
+    maps = result["sem_seg"]
+    mirrored = back.apply_image(maps.permute(1, 2, 0).cpu().numpy()).transpose(2, 0, 1)
+    return {"instances": instances, "sem_seg": torch.as_tensor(mirrored.copy(), device=maps.device)}

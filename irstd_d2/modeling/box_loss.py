@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .fcos_targets import iou_of_distances, log_iou_loss
 from .gaussian_distance import wasserstein_similarity
 
@@ -34,8 +34,7 @@ class BoxLoss:
     nwd_scale: float = 12.8
 
     def __post_init__(self) -> None:
-        if self.kind not in BOX_LOSSES:
-            raise ConfigError(f"MODEL.FCOS.BBOX_REG_LOSS_TYPE is {self.kind!r}; known are {BOX_LOSSES}")
+        check_known("MODEL.FCOS.BBOX_REG_LOSS_TYPE", self.kind, BOX_LOSSES)
         if not 0 <= self.nwd_share <= 1:
             raise ConfigError(f"MODEL.FCOS.NWD_LOSS_SHARE is {self.nwd_share}; it must lie between 0 and 1")
         if self.nwd_scale <= 0:

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .box_loss import BoxLoss
 from .decoding import INVALID, clip_boxes, take, top_candidates, without_empty
 from .fcos_targets import (
@@ -38,7 +38,6 @@ from .fcos_targets import (
 if TYPE_CHECKING:
     from .receptive_field import ReceptiveFieldAssigner
 
-ASSIGNMENTS = ("inside", "rfla")
 Predictions = dict[str, list[Tensor]]
 
 
@@ -51,7 +50,6 @@ class ConvTower(nn.ModuleList):
 
     Args:
         channels: of input and output.
-        num_convs: number of convolutions.
         norm: as ``detectron2.layers.get_norm`` knows it; with a norm the convolutions have no bias.
         num_levels: levels that share the tower.
     """
@@ -264,8 +262,7 @@ class IRSTDFCOS(DenseDetector):
                 f"MODEL.FCOS.REGRESS_RANGES has {len(regress_ranges)} entries for {len(head_in_features)} levels "
                 f"({', '.join(head_in_features)})"
             )
-        if score_mode not in ("product", "sqrt"):
-            raise ConfigError(f"MODEL.FCOS.SCORE_MODE is {score_mode!r}; known are 'product' and 'sqrt'")
+        check_known("MODEL.FCOS.SCORE_MODE", score_mode, ("product", "sqrt"))
         shapes = backbone.output_shape()
         self.strides = [int(shapes[name].stride or 0) for name in head_in_features]
         self.num_classes = num_classes
@@ -312,8 +309,7 @@ class IRSTDFCOS(DenseDetector):
     def build_assigner(cfg: CfgNode, backbone: Backbone) -> ReceptiveFieldAssigner | None:
         """Build what ``MODEL.FCOS.ASSIGNMENT`` names; ``None`` for points inside of targets."""
         fcos, rfla = cfg.MODEL.FCOS, cfg.MODEL.FCOS.RFLA
-        if fcos.ASSIGNMENT not in ASSIGNMENTS:
-            raise ConfigError(f"MODEL.FCOS.ASSIGNMENT is {fcos.ASSIGNMENT!r}; known are {ASSIGNMENTS}")
+        check_known("MODEL.FCOS.ASSIGNMENT", fcos.ASSIGNMENT, ("inside", "rfla"))
         if fcos.ASSIGNMENT == "inside":
             return None
         from .receptive_field import ReceptiveFieldAssigner, theoretical_fields  # a module for those who name it

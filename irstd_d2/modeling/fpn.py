@@ -13,7 +13,7 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .resnet import build_irstd_resnet_backbone
 
 
@@ -56,8 +56,7 @@ class SelectiveFPN(FPN):
         super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
         self._all_features = tuple(self._out_features)
         if out_features:
-            if unknown := set(out_features) - set(self._all_features):
-                raise ConfigError(f"MODEL.FPN.OUT_FEATURES has {sorted(unknown)}; known are {list(self._all_features)}")
+            check_known("MODEL.FPN.OUT_FEATURES", out_features, self._all_features)
             self._out_features = [name for name in self._all_features if name in set(out_features)]
         self._levels = self._all_features[: len(self.in_features)]
         extra = self._all_features[len(self._levels) :]
@@ -132,9 +131,7 @@ def build_top_block(cfg: CfgNode, bottom_up: Backbone) -> nn.Module | None:
 def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """Build the backbone that ``MODEL.BACKBONE.BOTTOM_UP`` names in detectron2's registry."""
     name = cfg.MODEL.BACKBONE.BOTTOM_UP
-    if name not in BACKBONE_REGISTRY:
-        known = sorted(key for key, _ in BACKBONE_REGISTRY)
-        raise ConfigError(f"MODEL.BACKBONE.BOTTOM_UP is {name!r}; known are {known}")
+    check_known("MODEL.BACKBONE.BOTTOM_UP", name, sorted(key for key, _ in BACKBONE_REGISTRY))
     return BACKBONE_REGISTRY.get(name)(cfg, input_shape)
 
 

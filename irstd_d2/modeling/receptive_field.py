@@ -27,7 +27,7 @@ import torch
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .fcos_targets import Level, Points, Targets, sort_by_area, targets_of_points
 
 DISTANCES = ("kl", "wasserstein")
@@ -97,8 +97,7 @@ class ReceptiveFieldAssigner:
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.distance not in DISTANCES:
-            raise ConfigError(f"MODEL.FCOS.RFLA.DISTANCE is {self.distance!r}; known are {DISTANCES}")
+        check_known("MODEL.FCOS.RFLA.DISTANCE", self.distance, DISTANCES)
         if min(self.fields) <= 0 or self.decay <= 0:
             raise ConfigError(
                 f"MODEL.FCOS.RFLA.FIELD_WIDTHS {tuple(self.fields)} and DECAY {self.decay} must be positive"

@@ -18,7 +18,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 
 # depth -> (block, blocks per stage). 10 is for the tiny configs; the others are the published ones.
 STAGES = {
@@ -138,8 +138,7 @@ def build_irstd_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> IRSTDRe
     # detectron2's default of 256 belongs to bottlenecks; basic blocks have a quarter of it.
     res2_channels = 64 if basic and resnets.RES2_OUT_CHANNELS == 256 else resnets.RES2_OUT_CHANNELS
     stage_of = {"stem": 1, "res2": 2, "res3": 3, "res4": 4, "res5": 5}
-    if unknown := set(resnets.OUT_FEATURES) - set(stage_of):
-        raise ConfigError(f"MODEL.RESNETS.OUT_FEATURES has {sorted(unknown)}; known are {list(stage_of)}")
+    check_known("MODEL.RESNETS.OUT_FEATURES", resnets.OUT_FEATURES, stage_of)
     stages = make_stages(
         resnets.DEPTH,
         stem_channels=resnets.STEM_OUT_CHANNELS,

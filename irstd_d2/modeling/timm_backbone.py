@@ -31,7 +31,6 @@ class TimmBackbone(Backbone):
         name: of timm, a network that knows ``features_only``, e.g. "tf_efficientnet_lite0" or "convnext_tiny".
         out_features: names among ``stem`` (stride 2) and ``res2`` .. ``res5`` (4 .. 32), as far as the network has
             them; what lies behind the last one is not built.
-        in_channels: of the images.
         pretrained: start from timm's weights, which it downloads.
         freeze_at: the network up to the stem (1), res2 (2), ... is not trained, and norms there keep their statistics.
         norm_eval: all batch norms keep their statistics in training.

@@ -13,7 +13,7 @@ from detectron2.modeling.backbone import SimpleFeaturePyramid, SwinTransformer, 
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 
 _SWIN_STAGES = ("res2", "res3", "res4", "res5")
 _PYRAMID_LEVELS = ("p2", "p3", "p4", "p5")
@@ -41,8 +41,7 @@ class SwinBackbone(SwinTransformer):
         drop_path: float = 0.0,
         **kwargs: Any,
     ):
-        if unknown := set(out_features) - set(_SWIN_STAGES):
-            raise ConfigError(f"MODEL.SWIN.OUT_FEATURES has {sorted(unknown)}; known are {list(_SWIN_STAGES)}")
+        check_known("MODEL.SWIN.OUT_FEATURES", out_features, _SWIN_STAGES)
         indices = sorted(_SWIN_STAGES.index(name) for name in out_features)
         built = indices[-1] + 1
         super().__init__(
@@ -85,8 +84,7 @@ class ViTPyramid(SimpleFeaturePyramid):
         drop_path: float = 0.0,
     ):
         (name, shape), *_ = net.output_shape().items()
-        if unknown := set(levels) - set(_PYRAMID_LEVELS):
-            raise ConfigError(f"MODEL.VIT.LEVELS has {sorted(unknown)}; known are {list(_PYRAMID_LEVELS)}")
+        check_known("MODEL.VIT.LEVELS", levels, _PYRAMID_LEVELS)
         factors = [shape.stride / 2 ** int(level[1:]) for level in sorted(levels)]
         if not set(factors) <= {0.5, 1.0, 2.0, 4.0}:
             raise ConfigError(

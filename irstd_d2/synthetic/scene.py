@@ -33,7 +33,6 @@ class SceneConfig:
     """Everything that decides what scene number i looks like.
 
     Args:
-        seed: of the set.
         size: ``"small"`` (sides from 96 to 192), ``"real"`` (formats of WideIRSTD-Full, up to 1024) or one size for all
             images as (width, height).
         balance: ``"real"`` or ``"uniform"`` frequencies of platform and band.

@@ -13,7 +13,8 @@ from irstd_d2 import get_config
 from irstd_d2.errors import ConfigError
 
 PLATFORMS, BANDS = ("Air", "Space", "Land"), ("LWIR", "NIR", "SWIR")
-VOCABULARY = MetadataVocabulary.from_names(PLATFORMS, BANDS, {"airborne": "Air", "Near Infrared": "NIR"})
+ALIASES = {"airborne": "Air", "Near Infrared": "NIR"}
+VOCABULARY = MetadataVocabulary(Vocabulary("platform", PLATFORMS, ALIASES), Vocabulary("band", BANDS, ALIASES))
 names = st.one_of(st.none(), st.text(string.printable + "é空", max_size=12))
 lengths = st.one_of(st.none(), st.integers(1, 10_000), st.floats(0.5, 1e4))
 

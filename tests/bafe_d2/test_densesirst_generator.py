@@ -178,7 +178,7 @@ def test_gain_darkens_what_is_pasted_and_nothing_else(sparse, tmp_path):
 @pytest.mark.parametrize("after", [3, 9, 20])
 def test_goes_on_after_an_interrupt(sparse, tmp_path, monkeypatch, after):
     whole = contents(generate(sparse, tmp_path / "whole"))
-    real, calls = module._write, []
+    real, calls = module.write_atomically, []
 
     def dies(path, data):
         calls.append(path)
@@ -188,12 +188,12 @@ def test_goes_on_after_an_interrupt(sparse, tmp_path, monkeypatch, after):
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr(module, "_write", dies)
+    monkeypatch.setattr(module, "write_atomically", dies)
     with pytest.raises(KeyboardInterrupt):
         generate(sparse, tmp_path / "cut")
-    monkeypatch.setattr(module, "_write", real)
+    monkeypatch.setattr(module, "write_atomically", real)
     written = []
-    monkeypatch.setattr(module, "_write", lambda path, data: (written.append(path.name), real(path, data)))
+    monkeypatch.setattr(module, "write_atomically", lambda path, data: (written.append(path.name), real(path, data)))
     assert contents(generate(sparse, tmp_path / "cut")) == whole
     done = (after - 1) // 7  # images with all of their seven files
     assert len(written) == 7 * (5 - done) + 3
@@ -319,7 +319,7 @@ def test_deep_images_get_16_bits(sparse, tmp_path):
 
 def test_wrong_sizes_and_values_are_named(sparse, tmp_path):
     cv2.imwrite(str(sparse / "SkyMasks/gray8.png"), np.zeros((72, 95), np.uint8))
-    with pytest.raises(DatasetError, match=r"gray8\.png: size: 95x72 pixels, but 96x72"):
+    with pytest.raises(DatasetError, match=r"gray8\.png: size: 95x72 pixels, but annotated as 96x72"):
         generate(sparse, tmp_path / "out")
     with pytest.raises(ConfigError, match="0 processes"):
         generate(sparse, tmp_path / "out", jobs=0)

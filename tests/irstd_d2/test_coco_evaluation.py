@@ -268,7 +268,7 @@ def test_evaluators_come_from_the_configuration(register, tmp_path):
     assert results["bbox"]["band/NIR/AP50"] == results["voc_exact"]["band/NIR/AP50_area"] == 100
     assert (tmp_path / "inference" / NAME / "coco_instances_results.json").exists()
     cfg.TEST.EVALUATORS = ("nonsense",)
-    with pytest.raises(ConfigError, match=r"TEST\.EVALUATORS has nonsense; known are centre, coco"):
+    with pytest.raises(ConfigError, match=r"TEST\.EVALUATORS has 'nonsense'; known are 'centre', 'coco'"):
         build_evaluator(cfg, NAME)
 
 

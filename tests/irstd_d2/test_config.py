@@ -64,7 +64,7 @@ def test_faulty_keys_on_the_command_line_are_named(opts, message):
         (["DATASETS.TEST", "('?',)"], r"DATASETS\.TEST has '\?'.*datasets/README\.md"),
         (
             ["TEST.EVALUATORS", "('coco', 'nope')"],
-            r"TEST\.EVALUATORS has nope; known are centre, coco, .*voc",
+            r"TEST\.EVALUATORS has 'nope'; known are 'centre', 'coco', .*'voc'",
         ),
     ],
 )

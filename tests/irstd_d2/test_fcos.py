@@ -238,7 +238,7 @@ def test_it_learns_where_one_target_is():
 def test_wrong_settings_are_named():
     with pytest.raises(ConfigError, match=r"REGRESS_RANGES has 1 entries for 2 levels \(p0, p1\)"):
         make_model(regress_ranges=[(-1, 64)])
-    with pytest.raises(ConfigError, match="SCORE_MODE is 'mean'; known are 'product' and 'sqrt'"):
+    with pytest.raises(ConfigError, match="SCORE_MODE is 'mean'; known are 'product', 'sqrt'"):
         make_model(score_mode="mean")
 
 

@@ -57,7 +57,7 @@ def test_a_selection_gives_the_same_levels_and_trains_only_what_feeds_them(out_f
 
 
 def test_unknown_levels_and_top_blocks():
-    with pytest.raises(ConfigError, match=r"OUT_FEATURES has \['p7'\]"):
+    with pytest.raises(ConfigError, match=r"OUT_FEATURES has 'p7'"):
         SelectiveFPN(Strides(), list(STAGES), 8, out_features=["p7"])
     names = ["res2", "res3", "res4", "res5"]
     cfg = get_config(None, ["MODEL.RESNETS.OUT_FEATURES", names, "MODEL.FPN.IN_FEATURES", names])

@@ -196,7 +196,7 @@ def test_no_weights_are_refused_where_they_are_used():
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS is empty, so the detector would be random"):
         load_weights(two_layers(), get_config())
     assert load_weights(two_layers(), get_config(opts=["MODEL.WEIGHTS_MATCH", "none"])) is None
-    with pytest.raises(ConfigError, match="known are 'complete', 'partial' and 'none'"):
+    with pytest.raises(ConfigError, match="known are 'complete', 'partial', 'none'"):
         load_weights(two_layers(), get_config(opts=["MODEL.WEIGHTS_MATCH", "all"]))
 
 

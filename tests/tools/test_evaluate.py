@@ -182,7 +182,7 @@ def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
         ([runs[0], "--dataset", "nonsense"], "error: --dataset has 'nonsense', which is not registered"),
         (
             [runs[0], "--dataset", NAME, "--evaluators", "nonsense"],
-            "error: TEST.EVALUATORS has nonsense; known are centre, coco",
+            "error: TEST.EVALUATORS has 'nonsense'; known are 'centre', 'coco'",
         ),
         ([runs[0], "--dataset", NAME, "--config-file", "absent.yaml"], "error: configuration absent.yaml: "),
         ([runs[0], "--dataset", NAME, "--evaluators", "sky"], "TEST.EVALUATORS: sky cannot judge saved predictions"),
