@@ -168,7 +168,11 @@ class PlainAuxDet(Plain):
         """Losses of a padded batch (N, 3, H, W), its metadata, sizes without padding, boxes (M, 4) per image."""
         features = self.pyramid(x, metadata)
         stages = self.proposal_stages(features, sizes)
-        missed1, missed2, entropy, count, drawn = 0.0, 0.0, 0.0, 0, 0
+        # Without targets too, all have a gradient.
+        missed1, missed2 = (
+            0 * sum(level[name].sum() for image in stages for level in image) for name in ("first", "boxes")
+        )
+        entropy, count, drawn = 0.0, 0, 0
         for image, size, wanted in zip(stages, sizes, boxes):
             all2, anchors2, logits2, valid = [], [], [], []
             for level, stage in enumerate(image):

@@ -90,7 +90,8 @@ class PlainBAFENet(Plain):
     def losses(self, x, boxes, sky):
         """Losses of a padded batch (N, 3, H, W), boxes (M, 4) per image, sky (N, H, W): 1, 0, or 255 to ignore."""
         levels = self.predict(x)
-        focal, overlap, centre, positives, weights = 0.0, 0.0, 0.0, 0, 0.0
+        focal, overlap, centre, weights = x.new_zeros(4)
+        positives = 0
         for n in range(len(x)):
             for level, stride, (low, high) in zip(levels, self.strides, self.ranges):
                 points = self.points(level, stride)
@@ -107,7 +108,8 @@ class PlainBAFENet(Plain):
                 entropy = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
                 miss = torch.where(positive, 1 - probability, probability)
                 focal = focal + (torch.where(positive, 0.25, 0.75) * miss**2 * entropy).sum()
-                overlap = overlap + 0 * sides.sum()  # a level without targets has a gradient, which is zero
+                # A level without targets has gradients, which are zero.
+                overlap, centre = overlap + 0 * sides.sum(), centre + 0 * centerness.sum()
                 if not positive.any():
                     continue
                 target = wanted[positive, area[positive].argmin(1)]
@@ -131,7 +133,7 @@ class PlainBAFENet(Plain):
         positives = max(positives, 1)
         return {
             "loss_cls": focal / positives,
-            "loss_box_reg": overlap / weights if positives else 0.0,
+            "loss_box_reg": overlap / weights.clamp(min=1e-6),
             "loss_centerness": centre / positives,
             "loss_sky": total / count,
         }

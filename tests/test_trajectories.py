@@ -24,18 +24,39 @@ from irstd_d2.equality import read_manifest, tensor_values
 from irstd_d2.equality.comparison import paired_differences
 
 STEPS = 10
-# Sizes of the images of a batch: odd ones of different sizes, very wide, very tall.
+# Sizes of the images of a batch: odd ones of different sizes, very wide, very tall, of one cell.
 SIZES = {
     "mixed": [(96, 128), (61, 113)],
     "wide": [(21, 320), (32, 275)],
     "tall": [(300, 28), (257, 31)],
+    "three": [(193, 70), (33, 255), (128, 127)],
+    "small": [(32, 32), (33, 31)],
+    "wider": [(37, 1013), (35, 640)],
+    "taller": [(1000, 33), (720, 36)],
+    "odd": [(513, 511), (101, 67)],
+}
+# Targets of an image (height, width), where they are not those of make_batch.
+TARGETS = {
+    "none": lambda _, __: [],
+    "none in one": lambda height, _: [[9, 9, 25, 22]] if height == SIZES["mixed"][0][0] else [],
+    "many": lambda height, width: [
+        [x, y, x + 1.5 + x % 7, y + 2 + y % 5] for x in range(0, width - 9, 7) for y in range(0, height - 7, 5)
+    ],
+    "at the edges": lambda height, width: [
+        *([0, 10, 7, 17], [width - 9, 12, width, 20], [30, 0, 39, 6], [50, height - 8, 62, height]),
+        *([0, 0, 5, 5], [width - 4, height - 4, width, height], [0, 0, width, height]),
+        *([20, 20, 21, 21], [20, 20, 21, 21], [31.5, 23.25, 47.5, 30], [31.5, 23.25, 47.5, 30]),
+    ],
+    "below a pixel": lambda _, __: [[10.2, 10.3, 10.7, 10.9], [40, 41, 40.01, 60]],
 }
 every_batch = pytest.mark.parametrize(
-    "sizes", ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wide", "tall"))]
+    "batch",
+    ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in [*SIZES, *TARGETS] if name != "mixed")],
 )
 NARROW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
 NARROW += ["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.FPN.OUT_CHANNELS", 64, "MODEL.DEVICE", "cpu"]
-METADATA = [("Air", "LWIR", 640, 512), ("Submarine", "NIR", None, None)]
+METADATA = [("Air", "LWIR", 640, 512), ("Submarine", "NIR", None, None), ("Land", None, 1013, 37)]
+ALL_UNKNOWN = [(None, None, None, None)] * 3
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +70,19 @@ def double_precision(monkeypatch):
     torch.set_default_dtype(before)
 
 
-def make_batch(sizes):
-    """Images in 0..255, targets of all levels, some of which overlap, and masks with pixels to ignore."""
-    rng = np.random.default_rng(0)
+def make_batch(batch):
+    """Sizes, images in 0..255, targets of all levels, some of which overlap, and masks with pixels to ignore."""
+    rng, sizes = np.random.default_rng(0), SIZES.get(batch, SIZES["mixed"])
     images, boxes, masks = [], [], []
     for height, width in sizes:
         images.append(torch.from_numpy(rng.uniform(0, 255, (3, height, width))))
         corner = rng.uniform(0, [width - 8, height - 8], (4, 2)).round(2)
         edges = rng.uniform(4, [min(width, 90), min(height, 90)], (4, 2)).round(2)
         rows = np.concatenate([corner, np.minimum(corner + edges, [width, height])], axis=1)
-        boxes.append(torch.from_numpy(np.concatenate([rows, [[2.25, 3.5, 8.75, 9.25]]])))
+        rows = TARGETS[batch](height, width) if batch in TARGETS else [*rows, [2.25, 3.5, 8.75, 9.25]]
+        boxes.append(torch.from_numpy(np.reshape(rows, (-1, 4)).astype(float)))
         masks.append(torch.from_numpy(rng.choice([0, 1, 255], (height, width), p=[0.5, 0.4, 0.1])))
-    return images, boxes, masks
+    return sizes, images, boxes, masks
 
 
 def build(system, manifest, config, names, opts):
@@ -79,13 +101,13 @@ def skip_pixels(model):
     return {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}
 
 
-def samples_of(images, boxes, masks):
+def samples_of(images, boxes, masks, known=METADATA):
     result = []
     for i, (image, rows, mask) in enumerate(zip(images, boxes, masks)):
         instances = Instances(
             image.shape[1:], gt_boxes=Boxes(rows), gt_classes=torch.zeros(len(rows), dtype=torch.long)
         )
-        platform, band, width, height = METADATA[i]
+        platform, band, width, height = known[i]
         metadata = {"platform": platform, "band": band, "width": width, "height": height}
         result.append({"image": image, "instances": instances, "sem_seg": mask, "metadata": metadata})
     return result
@@ -139,31 +161,35 @@ def check(capsys, what, model, names, plain, samples, losses, detect):
     weights = weights_apart(model, names, plain)
     plain.training = False
     model.eval()
-    boxes = scores = 0.0
+    boxes = scores = count = 0.0
     with torch.no_grad():
         for result, expected in zip(model(samples), detect()):
             found = result["instances"]
-            assert len(expected)
+            count += len(expected)
             apart = paired_differences(
                 found.pred_boxes.tensor.numpy(), found.scores.numpy(), expected.numpy(), 1e-7, 1e-10
             )
             boxes, scores = max(boxes, apart[0]), max(scores, apart[1])
+    # After images without targets a model may detect nothing at all.
+    assert count or not all(len(sample["instances"]) for sample in samples)
     with capsys.disabled():
         print(
             f"\n{what}: in {STEPS} steps losses differ by {losses:.1e}, weights by {weights:.1e} (relative), "
             f"boxes by {boxes:.1e} px, scores by {scores:.1e}"
         )
-    assert losses < 1e-10
-    assert weights < 1e-10
+    # The norms of maps of a few cells divide by small deviations, which enlarges rounding.
+    limit = 1e-9 if max(map(max, SIZES["small"])) >= max(samples[0]["image"].shape) else 1e-10
+    assert losses < limit
+    assert weights < limit
     assert boxes < 1e-7
-    assert scores < 1e-10
+    assert scores < limit
 
 
 @every_batch
-def test_bafe_net(repo_root, capsys, sizes):
+def test_bafe_net(repo_root, capsys, batch):
     config = repo_root / "configs/bafe/bafe_r50_fpn.yaml"
     model, weights = build(bafe, "bafe_r50.manifest.json", config, bafe.BAFE_NAMES, [])
-    images, boxes, masks = make_batch(SIZES[sizes])
+    sizes, images, boxes, masks = make_batch(batch)
     samples = samples_of(images, boxes, masks)
     plain = PlainBAFENet(weights)
     x = pad_batch(images, [102.9801, 115.9465, 122.7717], [1.0] * 3)
@@ -171,20 +197,21 @@ def test_bafe_net(repo_root, capsys, sizes):
     for target, mask in zip(sky, masks):
         target[: mask.shape[0], : mask.shape[1]] = mask
     losses = train_both(model, samples, plain, lambda: plain.losses(x, boxes, sky), lr=1e-3)
-    detect = partial(plain.detect, x, SIZES[sizes])
-    check(capsys, f"BAFE-Net, {sizes}", model, bafe.BAFE_NAMES, plain, samples, losses, detect)
+    detect = partial(plain.detect, x, sizes)
+    check(capsys, f"BAFE-Net, {batch}", model, bafe.BAFE_NAMES, plain, samples, losses, detect)
 
 
 @every_batch
-def test_auxdet(repo_root, capsys, sizes):
+def test_auxdet(repo_root, capsys, batch):
     config = repo_root / "configs/auxdet/auxdet_r50_fpn.yaml"
     opts = ["MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.AUXDET.ENCODER.DROPOUT", 0.0]
     model, weights = build(auxdet, "auxdet_r50.manifest.json", config, auxdet.AUXDET_NAMES, opts)
-    images, boxes, masks = make_batch(SIZES[sizes])
-    samples = samples_of(images, boxes, masks)
+    sizes, images, boxes, masks = make_batch(batch)
+    metadata = (ALL_UNKNOWN if batch == "small" else METADATA)[: len(sizes)]
+    samples = samples_of(images, boxes, masks, metadata)
     plain = PlainAuxDet(weights)
     x = pad_batch(images, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     with auxdet.first_samples(model):
-        losses = train_both(model, samples, plain, lambda: plain.losses(x, METADATA, SIZES[sizes], boxes), lr=3e-4)
-    detect = partial(plain.detect, x, METADATA, SIZES[sizes])
-    check(capsys, f"AuxDet, {sizes}", model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)
+        losses = train_both(model, samples, plain, lambda: plain.losses(x, metadata, sizes, boxes), lr=3e-4)
+    detect = partial(plain.detect, x, metadata, sizes)
+    check(capsys, f"AuxDet, {batch}", model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)
