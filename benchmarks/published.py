@@ -2,36 +2,48 @@
 """Time another implementation beside ours, in one run on one machine.
 
     python benchmarks/published.py --published ~/venvs/published --script time_bafe.py \
-        --config configs/bafe/bafe_r50_fpn.yaml --size 512 --threads 2
+        --config configs/bafe/bafe_r50_fpn.yaml --weights released.pth --size 512 --threads 2 [--training]
 
 The published code runs in an environment of its own, of which this project holds nothing: ``--published`` is its folder
-(with ``bin/python``) and ``--script`` a file of yours that it can run, with a function
+(with ``bin/python``) and ``--script`` a file of yours that it can run, with functions
 
-    def build(size: int):  # edge of the image in pixels
-        ...                # build the model, with the weights that ours gets by --weights, and an image
-        return detect      # a function without arguments that detects in it once
+    def build(size: int, sample: dict[str, numpy.ndarray]):
+        ...                # build the model, with the weights that ours gets by --weights
+        return detect      # detects in sample["image"] (3, size, size), 0..255, once: boxes (D, 4), scores (D,)
+
+    def build_training(size, sample):
+        return step        # losses and gradients of two such images, with sample["boxes"] (K, 4) and, uint8,
+                           # sample["sky"] (size, size)
 
 Both sides run in turn, with the same number of threads, and wait while the other works. The medians of the ratios of
-neighbouring runs are printed, of the time that passes and of the time that the processors worked. Ours is the model as
-``irstd_d2.inference.Predictor`` runs it (``optimize``), and once more as it is built. Give both the same weights, since
-detections cost time.
+neighbouring runs are printed, of the time that passes and of the time that the processors worked, and how far their
+detections are apart. Ours is the model as ``irstd_d2.inference.Predictor`` runs it (``optimize``), and once more as it
+is built; in training with its weights as they are and channels-last.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 READY = "ready to detect"
+
+
+Work = Callable[[], Any]
+DETECTIONS = "detections.npz"
 
 
 class Times(NamedTuple):
@@ -41,14 +53,14 @@ class Times(NamedTuple):
     processor: float
 
 
-def measure(detect: Callable[[], object]) -> Times:
+def measure(work: Work) -> Times:
     wall, processor = time.perf_counter(), time.process_time()
-    detect()
+    work()
     return Times(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def serve(script: Path, size: int, threads: int) -> None:
-    """In the other environment: detect once per line of input, and answer with the times."""
+def serve(script: Path, folder: Path, size: int, threads: int, training: bool) -> None:
+    """In the other environment: work once per line of input, and answer with the times."""
     import torch
 
     torch.set_num_threads(threads)
@@ -58,17 +70,21 @@ def serve(script: Path, size: int, threads: int) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, str(script.parent))
         spec.loader.exec_module(module)
-        detect = module.build(size)
+        work = (module.build_training if training else module.build)(size, dict(np.load(folder / "sample.npz")))
+        if not training:
+            boxes, scores = work()
+            np.savez(folder / DETECTIONS, boxes=boxes, scores=scores)
         answers.write(READY + "\n")
         for _ in sys.stdin:
-            answers.write("{} {}\n".format(*measure(detect)))
+            answers.write("{} {}\n".format(*measure(work)))
 
 
 class Other:
     """The other implementation, in a process of its own that sleeps between its turns."""
 
-    def __init__(self, python: Path, script: Path, size: int, threads: int):
-        command = [python, Path(__file__).resolve(), "--serve", script.resolve(), "--size", size, "--threads", threads]
+    def __init__(self, python: Path, script: Path, folder: Path, size: int, threads: int, training: bool):
+        command = [python, Path(__file__).resolve(), "--serve", script.resolve(), "--folder", folder]
+        command += ["--size", size, "--threads", threads, *(["--training"] if training else [])]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         environment.pop("PYTHONPATH", None)  # ours would be found there
         self.process = subprocess.Popen(
@@ -80,7 +96,7 @@ class Other:
     def _answer(self) -> str:
         return self.process.stdout.readline().strip()
 
-    def detect(self) -> Times:
+    def work(self) -> Times:
         self.process.stdin.write("again\n")
         self.process.stdin.flush()
         answer = self._answer()
@@ -93,13 +109,27 @@ class Other:
         self.process.wait()
 
 
-def build_ours(config: str, weights: str, size: int) -> dict[str, Callable[[], object]]:
+def make_sample(size: int) -> dict[str, Any]:
+    """Gray noise with targets: no order of channels matters."""
     import torch
     from cases.scenes import sample
+
+    torch.manual_seed(0)
+    chosen = sample(size)
+    chosen["image"] = chosen["image"][:1].expand(3, -1, -1).contiguous()
+    return chosen
+
+
+def save_sample(sample: dict[str, Any], folder: Path) -> None:
+    boxes, sky = sample["instances"].gt_boxes.tensor.numpy(), sample["sem_seg"].numpy().astype(np.uint8)
+    np.savez(folder / "sample.npz", image=sample["image"].numpy(), boxes=boxes, sky=sky)
+
+
+def build_ours(config: str, weights: str, sample: dict[str, Any], training: bool) -> dict[str, Work]:
+    import torch
+    from cases.detectors import inference, training_step
     from detectron2.modeling import build_model
 
-    import auxdet_d2  # noqa: F401  registers
-    import bafe_d2  # noqa: F401  registers
     from irstd_d2 import get_config
     from irstd_d2.engine import IRSTDCheckpointer
     from irstd_d2.inference import optimize
@@ -110,24 +140,43 @@ def build_ours(config: str, weights: str, size: int) -> dict[str, Callable[[], o
     model = build_model(get_config(config, ["MODEL.DEVICE", "cpu"])).eval()
     if weights:
         IRSTDCheckpointer(model).load(weights)
-    fast, samples = optimize(model), [sample(size)]
+    if training:
+        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        return {
+            "as built": training_step(model, [sample] * 2),
+            "channels-last": training_step(other, [sample] * 2),
+        }
+    return {"optimised": inference(optimize(model), [sample]), "as built": inference(model, [sample])}
 
-    def detect(chosen: torch.nn.Module) -> None:
-        with torch.inference_mode():
-            chosen(samples)
 
-    return {"optimised": lambda: detect(fast), "as built": lambda: detect(model)}
+def compare_detections(ours: dict[str, Work], folder: Path) -> str:
+    """How far the detections of both are apart, each with its nearest partner."""
+    from irstd_d2.equality.comparison import paired_differences
+    from irstd_d2.inference.optimization import BOX_TOLERANCE, SCORE_TOLERANCE
+
+    theirs = np.load(folder / DETECTIONS)
+    expected = np.column_stack([theirs["boxes"], theirs["scores"]])
+    lines = []
+    for name, work in ours.items():
+        found = work()[0]["instances"]
+        boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
+        pixels, score = paired_differences(boxes, scores, expected, BOX_TOLERANCE, SCORE_TOLERANCE)
+        lines.append(
+            f"{name}: {len(boxes)} detections, the other {len(expected)}; boxes within {pixels:.2g} pixels and scores "
+            f"within {score:.2g}"
+        )
+    return "\n".join(lines)
 
 
-def compare(ours: dict[str, Callable[[], object]], other: Other, rounds: int) -> str:
+def compare(ours: dict[str, Work], other: Other, rounds: int) -> str:
     """Run all in turn, and describe the ratios."""
-    for work in (*ours.values(), other.detect):  # warm-up
+    for work in (*ours.values(), other.work):  # warm-up
         work()
     times: dict[str, list[Times]] = {name: [] for name in (*ours, "other")}
     for _ in range(rounds):
         for name, work in ours.items():
             times[name].append(measure(work))
-        times["other"].append(other.detect())
+        times["other"].append(other.work())
     lines = ["| | wall, s | processor, s | wall / other | processor / other |", "|---|---|---|---|---|"]
     for name, values in times.items():
         medians = [statistics.median(value[kind] for value in values) for kind in (0, 1)]
@@ -146,10 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--training", action="store_true", help="time training steps of two images, not detection")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.serve:
-        serve(args.serve, args.size, args.threads)
+        serve(args.serve, args.folder, args.size, args.threads, args.training)
         return 0
     if not (args.published and args.script and args.config):
         parser.error("name --published, --script and --config")
@@ -159,14 +210,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    other = Other(python, args.script, args.size, args.threads)
-    try:
-        table = compare(build_ours(args.config, args.weights, args.size), other, args.rounds)
-    finally:
-        other.close()
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{args.size}x{args.size}, one image, {args.threads} threads, float32, median of {args.rounds}, load {load},")
-    print(f"torch {torch.__version__} on our side\n\n{table}")
+    sample, equal = make_sample(args.size), ""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_sample(sample, folder)
+        ours = build_ours(args.config, args.weights, sample, args.training)
+        other = Other(python, args.script, folder, args.size, args.threads, args.training)
+        try:
+            if not args.training:
+                equal = "\n\n" + compare_detections(ours, folder)
+            table = compare(ours, other, args.rounds)
+        finally:
+            other.close()
+    work = "a training step of two images" if args.training else "one image"
+    print(f"{args.size}x{args.size}, {work}, {args.threads} threads, float32, median of {args.rounds}, load {load}")
+    print(f"before it, torch {torch.__version__} on our side\n\n{table}{equal}")
     return 0
 
 

@@ -11,9 +11,15 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = """
 import time
 print("words that are no answer")
-def build(size):
-    assert size == 64
-    return lambda: time.sleep(0.3)
+def detect():
+    time.sleep(0.3)
+    return [[0.0, 0, 4, 4]], [0.5]
+def build(size, sample):
+    assert sample["image"].shape == (3, size, size) == (3, 64, 64)
+    return detect
+def build_training(size, sample):
+    assert sample["boxes"].shape == (13, 4) and sample["sky"].shape == (64, 64)
+    return detect
 """
 
 
@@ -23,18 +29,23 @@ def published(monkeypatch):
     return load_program(BENCHMARKS / "published.py")
 
 
-def test_both_are_timed_in_turn(published, tmp_path, capsys):
+@pytest.mark.parametrize("training", [False, True])
+def test_both_are_timed_in_turn(published, training, tmp_path, capsys):
     script = tmp_path / "sleeps.py"
     script.write_text(SCRIPT)
     config = BENCHMARKS.parent / "configs/bafe/tiny/fcos_tiny.yaml"
     options = ["--published", sys.prefix, "--script", str(script), "--config", str(config), "--size", "64"]
-    assert published.main([*options, "--threads", "1", "--rounds", "2"]) == 0
-    rows = dict(re.findall(r"^\| (optimised|as built|other) \|(.*)\|$", capsys.readouterr().out, re.M))
+    ways = ["as built", "channels-last"] if training else ["optimised", "as built"]
+    assert published.main([*options, "--threads", "1", "--rounds", "2", *(["--training"] if training else [])]) == 0
+    out = capsys.readouterr().out
+    assert ("the other 1; boxes within inf pixels" in out) is not training  # random weights find more
+    rows = dict(re.findall(r"^\| (optimised|as built|channels-last|other) \|(.*)\|$", out, re.M))
+    assert list(rows) == [*ways, "other"]
     wall, processor, ratio, _ = map(float, rows["other"].split("|"))
     assert ratio == 1
     assert 0.3 <= wall < 3
     assert processor < wall  # it slept
-    for name in ("optimised", "as built"):
+    for name in ways:
         mine, _, ratio, _ = map(float, rows[name].split("|"))
         assert ratio == pytest.approx(mine / wall, rel=0.5, abs=0.01)
 
@@ -46,4 +57,4 @@ def test_what_cannot_be_timed_is_named(published, tmp_path, capsys):
     script = tmp_path / "fails.py"
     script.write_text("raise RuntimeError('no such model')")
     with pytest.raises(SystemExit, match="did not start"):
-        published.Other(Path(sys.executable), script, 64, 1)
+        published.Other(Path(sys.executable), script, tmp_path, 64, 1, False)
