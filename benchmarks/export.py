@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Time, size and detections of a model in PyTorch, TorchScript and ONNX, in single and half precision and 8 bits.
+"""Time, start, memory and detections of a model in PyTorch, TorchScript, ONNX and OpenVINO, in several precisions.
 
     python benchmarks/export.py --config-file configs/... --weights model_final.pth [--images 64] [--calibration 32]
 
 On images of the test set. Time is that of one processor core (``time.process_time``), so that other
-work on the machine matters little; the variants take turns. Calibration images are those of the training set.
+work on the machine matters little; the variants take turns. With --threads 2 it is the time that passes, on a quiet
+machine. Calibration images are those of the training set. --openvino needs that package, and runs the ONNX files;
+--compile compiles the exported form with inductor, its weights frozen.
 """
 
 from __future__ import annotations
@@ -12,27 +14,60 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from harness import resident_bytes
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.evaluation import build_evaluator
-from irstd_d2.export import Detections, ExportedDetector, compare_detections, export_model
+from irstd_d2.export import Detections, ExportedDetector, build_graph, compare_detections, export_model
+from irstd_d2.export.candidates import nms_mask_op
 from irstd_d2.export.precision import to_half, to_int8_dynamic, to_int8_static
 from irstd_d2.inference import Predictor
 
 SUBSET = "export_benchmark"
 ROUND = 8  # images that a variant has before the next one's turn
+
+
+class OpenVinoEngine:
+    """Runs an ONNX file in place of onnxruntime."""
+
+    def __init__(self, path: Path, threads: int):
+        import openvino
+
+        core = openvino.Core()
+        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._model = core.compile_model(core.read_model(path), "CPU", options)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        found = self._model(dict(inputs))
+        return [found[output] for output in self._model.outputs]
+
+
+class CompiledEngine:
+    """Runs the exported form of a model, compiled."""
+
+    def __init__(self, model: torch.nn.Module):
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True
+        self._graph = torch.compile(build_graph(model, suppress=nms_mask_op), fullgraph=True)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [found.numpy() for found in self._graph(*map(torch.from_numpy, inputs.values()))]
 
 
 def parse() -> argparse.Namespace:
@@ -41,6 +76,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--calibration", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--openvino", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--score", type=float, default=0.05, help="detections above it are compared")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     return parser.parse_args()
@@ -67,7 +105,8 @@ def main() -> None:
     args = parse()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
     cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
     cfg.TEST.EVALUATORS, cfg.TEST.GROUP_BY = ("coco",), ()
     name = cfg.DATASETS.TEST[0]
@@ -76,14 +115,17 @@ def main() -> None:
     MetadataCatalog.get(SUBSET).set(thing_classes=MetadataCatalog.get(name).thing_classes)
     calibration = spread(DatasetCatalog.get(cfg.DATASETS.TRAIN[0]), args.calibration)
 
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, tile=0)  # whole images, as the files take them
 
     def torch_model(record: dict) -> Detections:
         found = predictor(record["file_name"], record.get("metadata"))
         return Detections(found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy())
 
-    def exported(path: Path) -> Callable[[dict], Detections]:
-        detector = ExportedDetector(path, ["CPUExecutionProvider"] if path.suffix == ".onnx" else ["cpu"], threads=1)
+    def exported(path: Path, engine: Callable[[], object] | None = None) -> Callable[[dict], Detections]:
+        providers = ["CPUExecutionProvider"] if path.suffix == ".onnx" else ["cpu"]
+        detector = ExportedDetector(path, providers, threads=args.threads)
+        if engine is not None:
+            detector._engine = engine()
         return lambda record: detector([record["file_name"]], record.get("metadata"))[0]
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,26 +144,40 @@ def main() -> None:
         images = [record["file_name"] for record in calibration]
         to_int8_static(source, files["ONNX, int8, static"], images, [r.get("metadata") for r in calibration])
 
-        variants = {"PyTorch": torch_model, **{key: exported(path) for key, path in files.items()}}
+        ways: dict[str, Callable[[], Callable[[dict], Detections]]] = {"PyTorch": lambda: torch_model}
+        ways |= {key: partial(exported, path) for key, path in files.items()}
+        if args.openvino:
+            for key in ("ONNX, float32", "ONNX, int8, static"):
+                engine = partial(OpenVinoEngine, files[key], args.threads)
+                ways[key.replace("ONNX", "OpenVINO")] = partial(exported, files[key], engine)
+        if args.compile:
+            ways["torch.compile"] = partial(exported, source, partial(CompiledEngine, predictor.model))
         sizes = {key: f"{path.stat().st_size / 1e6:.1f}" for key, path in files.items()}
+        variants, starts, memory = {}, {}, {}
+        for key, way in ways.items():
+            begin, before = time.perf_counter(), resident_bytes()
+            variants[key] = way()
+            variants[key](records[0])
+            starts[key], memory[key] = time.perf_counter() - begin, (resident_bytes() - before) / 1e6
+            print(f"{key}: ready after {starts[key]:.1f} s", file=sys.stderr, flush=True)
         found: dict[str, list[Detections]] = {key: [] for key in variants}
         seconds: dict[str, list[float]] = {key: [] for key in variants}
-        for run in variants.values():
-            run(records[0])  # warm
         for start in range(0, len(records), ROUND):
             for key, run in variants.items():
                 for record in records[start : start + ROUND]:
-                    begin = time.process_time()
+                    begin = clock()
                     found[key].append(run(record))
-                    seconds[key].append(time.process_time() - begin)
+                    seconds[key].append(clock() - begin)
 
     evaluator = build_evaluator(cfg, SUBSET)
-    print(f"{len(records)} images of {name}, {len(calibration)} for calibration, one core.\n")
+    print(f"{len(records)} images of {name}, {len(calibration)} for calibration, {args.threads} thread(s).\n")
     print(
-        f"| | file, MB | ms per image | AP25 | AP50 | detections over {args.score:g} with a partner within a pixel "
+        f"| | file, MB | ms per image | of PyTorch's | start with first image, s | memory, MB | AP25 | AP50 "
+        f"| detections over {args.score:g} with a partner within a pixel "
         "| median distance, pixel | largest difference of scores |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    reference = statistics.median(seconds["PyTorch"])
     for key in variants:
         evaluator.reset()
         for record, result in zip(records, found[key]):
@@ -131,8 +187,10 @@ def main() -> None:
             compare_detections(above(a, args.score), above(b, args.score)) for a, b in zip(found["PyTorch"], found[key])
         ]
         matched, lonely = sum(p.pairs for p in pairs), sum(p.unpaired for p in pairs)
+        median = statistics.median(seconds[key])
         print(
-            f"| {key} | {sizes.get(key, '')} | {1e3 * statistics.median(seconds[key]):.0f} | {metrics['AP25']:.1f} "
+            f"| {key} | {sizes.get(key, '')} | {1e3 * median:.0f} | {median / reference:.2f} | {starts[key]:.1f} "
+            f"| {memory[key]:.0f} | {metrics['AP25']:.1f} "
             f"| {metrics['AP50']:.1f} | {matched} of {matched + lonely} "
             f"| {statistics.median([p.boxes for p in pairs if p.pairs] or [0.0]):.1g} "
             f"| {max(p.scores for p in pairs):.1g} |"

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irstd_d2.errors import check_known
+from irstd_d2.modeling.fast_paths import eager_on_cpu
 
 SECOND_DIFFERENCE = (0.25, -0.5, 0.25)  # Eq. 16
 EPS = 1e-5  # guards flat maps
@@ -20,9 +21,13 @@ def normalize_std(x: Tensor, eps: float | Tensor = EPS) -> Tensor:
 
     A single cell has no deviation and gives zero.
     """
-    # Centring first and averaging squares is faster on a CPU, but the gradient of the scale, a sum of terms that
-    # cancel, then loses a digit.
-    std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
+    places = x.shape[2] * x.shape[3]
+    if eager_on_cpu(x) and not torch.is_grad_enabled():
+        # Faster there; the gradient of the scale, a sum of terms that cancel, would lose a digit.
+        centred = x - x.mean(dim=(2, 3), keepdim=True)
+        variance = (centred * centred).sum(dim=(2, 3), keepdim=True) / max(1, places - 1)
+        return centred / (variance.sqrt() + eps)
+    std, mean = torch.std_mean(x, dim=(2, 3), correction=min(1, places - 1), keepdim=True)
     return (x - mean) / (std + eps)
 
 
