@@ -173,6 +173,10 @@ def _exchange_layers(model: nn.Module) -> None:
             if child not in exchanged:
                 exchanged[child] = _layer_for_cpu(child)
             setattr(parent, name, exchanged[child])
+    for module in model.modules():  # detectron2's FPN runs its convolutions from lists beside their names
+        for name, value in vars(module).items():
+            if isinstance(value, list) and any(isinstance(item, nn.Module) for item in value):
+                vars(module)[name] = [exchanged.get(item, item) for item in value]
 
 
 def _layer_for_cpu(layer: nn.Module) -> nn.Module:

@@ -129,6 +129,28 @@ def test_winograd_convolutions_are_convolutions(monkeypatch, shape, step, at_onc
     assert not torch.equal(found, conv(x).double())  # by another way
 
 
+class RunsAList(nn.Module):
+    """As detectron2's FPN: the convolution has a name, and runs from a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Conv2d(128, 128, 3, padding=1)
+        self.order = [self.output]
+
+    def forward(self, x):
+        return self.order[0](x)
+
+
+def test_convolutions_in_lists_are_exchanged_too():
+    model, calls = RunsAList(), []
+    fast = optimize(model)
+    fast.output.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(1, 128, 16, 16)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)
+    assert calls
+    assert fast.order == [fast.output] != model.order
+
+
 def test_winograd_convolutions_leave_other_runs_as_they_are():
     conv = nn.Conv2d(128, 128, 3, padding=1)
     fast, small, half = WinogradConv2d(conv), torch.randn(1, 128, 8, 24), torch.randn(1, 128, 16, 16).bfloat16()
