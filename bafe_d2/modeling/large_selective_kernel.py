@@ -30,15 +30,24 @@ class DilatedDepthwiseConv(nn.Conv2d):
 
     def convolve_sub_grids(self, x: Tensor) -> Tensor:
         """As ``forward``; the same sums in another order."""
-        step = self.dilation[0]
-        num_images, channels, height, width = x.shape
+        step, channels = self.dilation[0], x.shape[1]
+        num_images, _, height, width = x.shape
         rows, columns = -(-height // step), -(-width // step)
+        reach, bottom, right = self.kernel_size[0] // 2, rows * step - height, columns * step - width
         # Zeros behind the last row and column are what the convolution would see there.
-        grids = F.pad(x, (0, columns * step - width, 0, rows * step - height))
-        grids = grids.view(num_images, channels, rows, step, columns, step).permute(3, 5, 0, 1, 2, 4)
-        reach = self.kernel_size[0] // 2
-        result = F.conv2d(grids.flatten(0, 2), self.weight, self.bias, padding=reach, groups=channels)
-        result = result.view(step, step, num_images, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
+        if x.is_contiguous(memory_format=torch.channels_last):  # whole rows of channels are copied
+            grids = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
+            grids = grids.reshape(num_images, rows, step, columns, step, channels).permute(2, 4, 0, 1, 3, 5)
+            grids = grids.flatten(0, 2).permute(0, 3, 1, 2)
+        else:
+            grids = F.pad(x, (0, right, 0, bottom)).view(num_images, channels, rows, step, columns, step)
+            grids = grids.permute(3, 5, 0, 1, 2, 4).flatten(0, 2)
+        result = F.conv2d(grids, self.weight, self.bias, padding=reach, groups=channels)
+        result = result.unflatten(0, (step, step, num_images))
+        if x.is_contiguous(memory_format=torch.channels_last):
+            result = result.permute(2, 4, 0, 5, 1, 3).reshape(num_images, rows * step, columns * step, channels)
+            return result[:, :height, :width].permute(0, 3, 1, 2)
+        result = result.permute(2, 3, 4, 0, 5, 1)
         return result.reshape(num_images, channels, rows * step, columns * step)[:, :, :height, :width]
 
 

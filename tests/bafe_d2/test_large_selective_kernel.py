@@ -95,9 +95,10 @@ def test_it_compiles_without_a_break_and_takes_any_batch():
 
 @for_every("size", [(1, 1), (2, 5), (3, 3), (8, 7), (20, 31)])
 @for_every(("kernel", "dilation"), [(7, 3), (3, 2), (5, 1)])
-def test_sub_grids_are_the_dilated_convolution(size, kernel, dilation):
+@for_every("layout", [torch.contiguous_format, torch.channels_last])
+def test_sub_grids_are_the_dilated_convolution(size, kernel, dilation, layout):
     conv = DilatedDepthwiseConv(6, kernel, dilation).double()
-    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 6, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     plain, ours = torch.nn.Conv2d.forward(conv, x), conv.convolve_sub_grids(x)
     torch.testing.assert_close(ours, plain)
     upstream = torch.randn_like(ours)
