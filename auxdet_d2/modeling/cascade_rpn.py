@@ -79,7 +79,7 @@ def adaptive_conv(channels: int, adaptation: str, dilation: int = 3) -> nn.Modul
         conv = AdaptiveConv(channels)
     else:
         conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
-        nn.init.zeros_(conv.bias)
+        nn.init.zeros_(conv.get_parameter("bias"))
     nn.init.normal_(conv.weight, std=0.01)
     return conv
 

@@ -10,6 +10,7 @@ PyTorch's CPU library convolves directly: at the rate of a matrix product, but w
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -63,10 +64,11 @@ class WinogradConv2d(nn.Module):
         self._by_tiles = partial(_convolve, kernels=at_points.flatten(0, 1).float().contiguous())
 
     @staticmethod
-    def suits(conv: nn.Module) -> bool:
+    def suits(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         """Whether a module is such a convolution, and one that gets faster."""
         return (
-            type(conv) in (nn.Conv2d, Conv2d)
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in (nn.Conv2d, Conv2d)
             and (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode) == ((3, 3), (1, 1), 1, "zeros")
             and conv.padding == conv.dilation
             and conv.dilation[0] == conv.dilation[1]
