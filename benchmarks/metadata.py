@@ -90,7 +90,7 @@ def detect(run: Path, dataset: str, output: Path) -> dict[str, Path]:
         done = folders[name] / "finished"
         if done.exists():
             continue
-        writer = PredictionsWriter(truth, folders[name] / dataset, distributed=False)
+        writer = PredictionsWriter(truth, folders[name] / dataset)
         for record, metadata in zip(tqdm(dicts, desc=f"{run.name}, {name}"), changed):
             sample = mapper({**record, "metadata": metadata})
             with torch.no_grad():
