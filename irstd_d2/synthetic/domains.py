@@ -111,7 +111,7 @@ class DomainSequence:
     """Draws the domain of image i, so that any number of images keeps the proportions of the table.
 
     Independent draws leave the share of a domain uncertain by several percent in a set of some hundred images. An
-    evenly filling sequence keeps it within about one image, and image i still depends on nothing but the seed and i.
+    evenly filling sequence keeps it within five images, and image i still depends on nothing but the seed and i.
     """
 
     def __init__(self, table: dict[ImagingDomain, float], seed: int):

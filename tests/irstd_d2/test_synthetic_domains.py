@@ -62,9 +62,10 @@ def test_any_number_of_images_keeps_the_proportions(seed, count, start):
     sequence = DomainSequence(domain_table("small", "real"), seed)
     drawn = [sequence(start + i) for i in range(count)]
     space = sum(domain.platform == "Space" for domain, _ in drawn)
-    # Independent draws would leave a standard deviation of 0.47 sqrt(count): 9.5 images of 400.
-    assert abs(space - count * (5787 + 21) / 8851) <= 4
-    assert abs(sum(chance < 0.6 for _, chance in drawn) - 0.6 * count) <= 4
+    # Independent draws would leave a standard deviation of 0.47 sqrt(count): 9.5 images of 400. Over all starts the two
+    # sequences reach 4.75 and 3.6 (every start at which a point meets an edge was tried, up to 150 images).
+    assert abs(space - count * (5787 + 21) / 8851) <= 5
+    assert abs(sum(chance < 0.6 for _, chance in drawn) - 0.6 * count) <= 5
     assert all(0 <= chance < 1 for _, chance in drawn)
 
 
