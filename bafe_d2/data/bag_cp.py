@@ -129,16 +129,18 @@ class BAGCopyPaste(T.Augmentation):
     """Paste clusters of small targets from a library into the sky of a share ``prob`` of the images.
 
     Works on any ``AugInput`` with ``image``, ``boxes`` and ``sem_seg`` (1 sky). The boxes of the new targets are put
-    behind the existing ones, with class 0 in ``classes`` if the input has that; they are also the ``pasted_boxes`` of
-    the returned transform. Without sky, or without a free place, the image stays as it is.
+    behind the existing ones, with ``pasted_class`` in ``classes`` if the input has that; they are also the
+    ``pasted_boxes`` of the returned transform. Without sky, or without a free place, the image stays as it is.
     """
 
     channelwise = True  # a gray image may stay (H, W) until here
     input_args = ("image", "boxes", "sem_seg")
 
-    def __init__(self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1.0):
+    def __init__(
+        self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1.0, pasted_class: int = 0
+    ):
         super().__init__()
-        self.library, self.rule, self.prob = library, rule or PasteRule(), prob
+        self.library, self.rule, self.prob, self.pasted_class = library, rule or PasteRule(), prob, pasted_class
 
     def __call__(self, aug_input: T.AugInput) -> Transform:
         sem_seg = getattr(aug_input, "sem_seg", None)
@@ -148,7 +150,8 @@ class BAGCopyPaste(T.Augmentation):
             aug_input.boxes = np.concatenate([aug_input.boxes, transform.pasted_boxes])
             classes = getattr(aug_input, "classes", None)
             if classes is not None:
-                aug_input.classes = np.concatenate([classes, np.zeros(len(transform.pasted_boxes), classes.dtype)])
+                new = np.full(len(transform.pasted_boxes), self.pasted_class, classes.dtype)
+                aug_input.classes = np.concatenate([classes, new])
         return transform
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None, sem_seg: np.ndarray | None) -> Transform:

@@ -168,7 +168,7 @@ class IRSTDCOCOEvaluator(TableEvaluator):
 
     Args:
         max_detections, use_faster: see ``coco_metrics``.
-        group_by: see ``TableEvaluator``.
+        group_by, distributed: see ``TableEvaluator``.
     """
 
     name = "bbox"
@@ -180,9 +180,10 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         max_detections: int = 100,
         group_by: Sequence[str] = (),
         use_faster: bool | None = None,
+        distributed: bool = True,
     ):
         truth = GroundTruth.from_dataset(dataset_name)
-        super().__init__(truth, group_by=group_by)
+        super().__init__(truth, group_by=group_by, distributed=distributed)
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,

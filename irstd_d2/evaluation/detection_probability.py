@@ -165,10 +165,13 @@ def centre_verdicts(
 
 
 def operating_curve(
-    detections: DetectionTable, targets: TargetTable, image_pixels: Sequence[int] | np.ndarray
+    detections: DetectionTable,
+    targets: TargetTable,
+    image_pixels: Sequence[int] | np.ndarray,
+    max_distance: float = CENTRE_DISTANCE,
 ) -> OperatingCurve:
     """Count found targets and false alarms at every score threshold; ``image_pixels`` are those of each image."""
-    verdicts = centre_verdicts(detections, targets)
+    verdicts = centre_verdicts(detections, targets, max_distance)
     true, false = verdicts.true, verdicts.false
     size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
     # Equal scores fall under the same threshold, so only the last of each run is an operating point.

@@ -60,15 +60,16 @@ class SkyEvaluator(DatasetEvaluator):
     Args:
         group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
             Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
+        distributed: gather from all processes; the main one reports.
     """
 
-    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = ()):
+    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = (), distributed: bool = True):
         dicts = DatasetCatalog.get(dataset_name)
         self._ground_truth = GroundTruth.from_dicts(dicts)
         self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
         if not any(self._masks.values()):
             logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
-        self._group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
+        self._group_by, self._distributed = tuple(key for key in group_by if key not in TARGET_KEYS), distributed
         self.reset()
 
     def reset(self) -> None:
@@ -101,7 +102,7 @@ class SkyEvaluator(DatasetEvaluator):
             self._confusion[image_id] = confusion(predicted, truth)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        matrices = gather(self._confusion)
+        matrices = gather(self._confusion, self._distributed)
         if matrices is None:
             return None
         none = np.zeros((2, 2), np.int64)

@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
 from .collection import DetectionCollector, ImageColumns, detections_of
-from .detection_probability import CentrePairs, centre_verdicts, operating_curve
+from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, rows_by_image, select_class
 
@@ -29,15 +29,16 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
         ground_truth: of the data set, in its order.
         group_by: what metrics are repeated for, named ``KEY/GROUP/METRIC``: ``size``, ``contrast``, ``sky`` of targets
             (``breakdown``), ``resolution`` or keys of the metadata of images.
+        distributed: gather the detections of all processes; the main one reports.
     """
 
     name = "table"
 
-    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = ()):
+    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
         self.group_by = tuple(group_by)
         targets = ground_truth.targets
         self._target_boxes = [targets.boxes[rows] for rows in rows_by_image(targets, len(ground_truth.image_ids))]
-        super().__init__(ground_truth)
+        super().__init__(ground_truth, distributed=distributed)
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
@@ -103,7 +104,7 @@ class VOCDetectionEvaluator(TableEvaluator):
         ground_truth: of the data set.
         iou_thresholds: a detection that reaches the threshold is true.
         protocol: ``EXACT`` or ``PAPER`` (old +1 widths, float32); it becomes part of the result's name.
-        group_by: see ``TableEvaluator``.
+        group_by, distributed: see ``TableEvaluator``.
     """
 
     def __init__(
@@ -113,8 +114,9 @@ class VOCDetectionEvaluator(TableEvaluator):
         iou_thresholds: Sequence[float] = (0.5,),
         protocol: VOCProtocol = EXACT,
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by)
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.iou_thresholds, self.protocol = tuple(iou_thresholds), protocol
         self.name = f"voc_{protocol.name}"
 
@@ -165,19 +167,36 @@ class DetectionProbabilityEvaluator(TableEvaluator):
     ``Pd@FAPI1``, the highest Pd with at most one false alarm per image, and ``threshold@FAPI1``, the score threshold
     that gives it, an operating point that does not depend on how a model's scores are calibrated. Without targets all
     but Fa are NaN.
+
+    Args:
+        ground_truth: of the data set.
+        score_threshold: of detections that count for Pd and Fa.
+        max_distance: pixels of the original image between centres; a detection exactly this far is right.
+        froc_recalls, fa_rates, false_alarms_per_image: where ``FAPI@``, ``Pd@Fa`` and ``Pd@FAPI`` are read.
+        group_by, distributed: see ``TableEvaluator``.
     """
 
     name = "pd_fa"
-    froc_recalls = (0.5, 0.8)
-    fa_rates = (10, 100)
-    false_alarms_per_image = 1
 
-    def __init__(self, ground_truth: GroundTruth, *, score_threshold: float = 0.5, group_by: Sequence[str] = ()):
-        super().__init__(ground_truth, group_by=group_by)
-        self.score_threshold = score_threshold
+    def __init__(
+        self,
+        ground_truth: GroundTruth,
+        *,
+        score_threshold: float = 0.5,
+        max_distance: float = CENTRE_DISTANCE,
+        froc_recalls: Sequence[float] = (0.5, 0.8),
+        fa_rates: Sequence[float] = (10, 100),
+        false_alarms_per_image: float = 1,
+        group_by: Sequence[str] = (),
+        distributed: bool = True,
+    ):
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        self.score_threshold, self.max_distance = score_threshold, max_distance
+        self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
+        self.false_alarms_per_image = false_alarms_per_image
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
-        curve = operating_curve(detections, targets, image_pixels)
+        curve = operating_curve(detections, targets, image_pixels, self.max_distance)
         at = curve.at_score(self.score_threshold)
         f1, score = curve.best_f1()
         pd_at_rate, threshold = curve.at_false_alarms_per_image(self.false_alarms_per_image)
@@ -207,7 +226,7 @@ class CentreDistanceEvaluator(TableEvaluator):
     Args:
         ground_truth: of the data set.
         distances: pixels of the original image; a detection exactly this far is right.
-        group_by: see ``TableEvaluator``.
+        group_by, distributed: see ``TableEvaluator``.
     """
 
     name = "centre"
@@ -218,8 +237,9 @@ class CentreDistanceEvaluator(TableEvaluator):
         *,
         distances: Sequence[float] = (1, 2, 3, 5),
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by)
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.distances = tuple(distances)
 
     def compute(

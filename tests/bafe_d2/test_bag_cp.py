@@ -272,6 +272,19 @@ def test_seeds_repeat_and_differ(library):
     assert (a != c).any()
 
 
+def test_new_targets_have_the_class_that_was_asked_for(library):
+    sky = np.ones((60, 80), np.uint8)
+    for pasted_class in (0, 3):
+        np.random.seed(0)
+        aug_input = IRSTDAugInput(
+            np.full((60, 80), 90, np.uint8), boxes=np.array([[1.0, 1, 4, 4]]), classes=np.array([7]), sem_seg=sky
+        )
+        BAGCopyPaste(library, pasted_class=pasted_class)(aug_input)
+        assert len(aug_input.classes) > 1
+        assert aug_input.classes[0] == 7
+        assert set(aug_input.classes[1:]) == {pasted_class}
+
+
 def test_probability(library):
     augmentation = BAGCopyPaste(library, prob=0.3)
     np.random.seed(0)

@@ -86,6 +86,19 @@ def test_pd_fa_counts_pixels_of_false_detections(truth):
     assert results["F1_threshold"] == pytest.approx(0.8)
 
 
+def test_pd_fa_at_other_distances_and_rates(truth):
+    """The second detection of image a is 1 pixel off its target: within half a pixel only the first is right."""
+    strict = DetectionProbabilityEvaluator(
+        truth, max_distance=0.5, froc_recalls=(0.3,), fa_rates=(50,), distributed=False
+    )
+    results = run(strict)["pd_fa"]
+    assert results["Pd"] == pytest.approx(100 / 3)
+    assert results["Fa"] == pytest.approx((9 + 16) / (5000 + 1024 * 740 + 5000) * 1e6)
+    assert results["FAPI@30"] == 0
+    assert results["Pd@Fa50"] == pytest.approx(100 / 3)
+    assert not {"FAPI@80", "Pd@Fa10"} & set(results)
+
+
 def test_difficult_targets_count_neither_way():
     truth = GroundTruth.from_dicts([record("a", [[0, 0, 4, 4], [10, 10, 14, 14]], difficult={1})])
     evaluator = VOCDetectionEvaluator(truth)
