@@ -11,16 +11,19 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import logger as detectron2_logger
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
+from irstd_d2.data.datasets import register_voc_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,16 +84,32 @@ def omni_mini() -> Path:
     return _shared("data/OmniIR-mini")
 
 
-@pytest.fixture(scope="session")
-def real_densesirst() -> Path:
-    """The folder that holds the real DenseSIRST set as ``SIRSTdevkit/``, unpacked once."""
+def _unpacked(packed: str, made: str) -> Path:
+    """The folder in which the real set ``data/packed`` lies as ``made``, unpacked once for all tests."""
     cache = Path(os.environ.get("IRSTD_CACHE", ROOT / ".cache"))
-    done = cache / "SIRSTdevkit" / "unpacked"
+    done = cache / made / "unpacked"
     if not done.exists():
-        unpack = _shared("data/densesirst") / "unpack.py"
+        unpack = _shared(f"data/{packed}") / "unpack.py"
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / "unpack.lock"):  # of several test processes one unpacks
             if not done.exists():
                 subprocess.run([sys.executable, str(unpack), str(cache)], check=True)
                 done.touch()
     return cache
+
+
+@pytest.fixture(scope="session")
+def real_densesirst() -> Path:
+    """The folder that holds the real DenseSIRST set as ``SIRSTdevkit/``."""
+    return _unpacked("densesirst", "SIRSTdevkit")
+
+
+@pytest.fixture(scope="session")
+def real_masks() -> Iterator[str]:
+    """The name of a registered set of 437 real images with masks."""
+    folder = _unpacked("WideIRSTD-matched", "WideIRSTD-matched") / "WideIRSTD-matched"
+    name = "real_masks_val"
+    register_voc_folder(name, folder, "val", layout="wideirstd")
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)

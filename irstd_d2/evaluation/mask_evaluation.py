@@ -20,9 +20,10 @@ from ..errors import DatasetError
 from .bootstrap import Comparison, Interval, draws_with_data_set, exchanges, p_value
 from .breakdown import TARGET_KEYS
 from .ground_truth import GroundTruth
+from .mask_files import mask_reader
 from .mask_metrics import COLUMNS, LEVELS, PixelCurves, count_masks, level_counts, mask_metrics, pixel_curves
 from .masks_and_boxes import boxes_to_map
-from .predictions import folder_content, mask_reader, match_mask_files
+from .predictions import folder_content, match_mask_files
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,10 @@ from .detection_probability import OperatingCurve, centre_verdicts, operating_cu
 from .error_analysis import ErrorAnalysis, analyse_errors
 from .ground_truth import GroundTruth
 from .mask_evaluation import MaskEvaluator, MaskTable, compare_masks, mask_intervals
+from .mask_files import mask_reader
 from .masks_and_boxes import MASK_THRESHOLD, mask_to_boxes
 from .matching import DetectionTable
-from .predictions import PREDICTIONS_FILE, Predictions, folder_content, mask_reader, read_any_predictions
+from .predictions import PREDICTIONS_FILE, Predictions, folder_content, read_any_predictions
 from .results import format_number, format_range, format_results, format_runs, format_table
 from .table_evaluation import TableEvaluator
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..data import read_image
 from ..data.image_io import SKY, read_sky_mask
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.predictions import mask_reader
+from ..evaluation.mask_files import mask_reader
 from ..evaluation.results import format_number
 from ..evaluation.sky import confusion, sky_metrics
 from ..visualization import INSET_PIXELS, Part, choose_parts, draw_brackets, draw_detections

@@ -24,13 +24,6 @@ NAME = "mask_evaluation_test"
 SHAPE = (48, 64)
 
 
-def load_real_set(name):
-    try:
-        return GroundTruth.from_dataset(name)
-    except (DatasetError, OSError) as error:
-        pytest.skip(f"needs {name} below $DETECTRON2_DATASETS: {error}")
-
-
 @pytest.fixture
 def data_set(tmp_path):
     """Eight images with bright targets of known masks, one without any."""
@@ -253,11 +246,10 @@ def test_masks_of_boxes_at_the_edge_flat_or_outside():
     assert best.max() == 0.5
 
 
-def test_real_masks_come_back_from_their_boxes():
+def test_real_masks_come_back_from_their_boxes(real_masks):
     """The rule comes closer to real masks than filled boxes do."""
-    name = "wideirstd_matched_val"
-    truth = load_real_set(name)
-    targets = TargetMasks.of(name, truth)
+    truth = GroundTruth.from_dataset(real_masks)
+    targets = TargetMasks.of(real_masks, truth)
     counts = {"rule": np.zeros(3), "filled": np.zeros(3)}
     for index in range(0, len(truth.image_ids), 6):
         target, image = targets[index], read_raw(truth.files[index].image)

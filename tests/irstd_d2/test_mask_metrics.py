@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 
-from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_evaluation import TargetMasks
 from irstd_d2.evaluation.mask_metrics import (
@@ -132,21 +131,17 @@ def test_all_metrics_equal_the_published_packages_on_random_cases(seeds):
 
 
 @pytest.mark.slow
-def test_all_metrics_equal_the_published_packages_on_real_masks():
+def test_all_metrics_equal_the_published_packages_on_real_masks(real_masks):
     """Every real mask of a set against a blurred, shifted and noisy copy of itself."""
-    name = "wideirstd_matched_val"
-    try:
-        truth = GroundTruth.from_dataset(name)
-    except (DatasetError, OSError) as error:
-        pytest.skip(f"needs {name} below $DETECTRON2_DATASETS: {error}")
-    targets, rng, maps = TargetMasks.of(name, truth), np.random.default_rng(0), []
+    truth = GroundTruth.from_dataset(real_masks)
+    targets, rng, maps = TargetMasks.of(real_masks, truth), np.random.default_rng(0), []
     for index in range(len(truth.image_ids)):
         target = targets[index]
         probability = cv2.GaussianBlur(target.astype(float), (3, 3), 0)
         probability = np.roll(probability, rng.integers(-2, 3, 2), (0, 1)) * rng.uniform(0.4, 1.2)
         probability[rng.random(target.shape) < 1e-4] = rng.random()
         maps.append((np.clip(probability, 0, 1), target))
-    check(maps, name)
+    check(maps, real_masks)
 
 
 def test_curves_equal_the_published_package():

@@ -11,7 +11,8 @@ from detectron2.structures import BoxMode
 
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.ground_truth import GroundTruth
-from irstd_d2.evaluation.predictions import from_supervision, mask_reader, read_any_predictions, read_predictions
+from irstd_d2.evaluation.mask_files import mask_reader
+from irstd_d2.evaluation.predictions import from_supervision, read_any_predictions, read_predictions
 
 sv = pytest.importorskip("supervision", reason="needs the package supervision, which is not installed")
 
