@@ -1,20 +1,18 @@
-"""The HTML report: complete, self-contained, safe with hostile names, and written whatever a run lacks."""
+"""The HTML report: complete, self-contained, and safe with hostile names."""
 
 import json
 import math
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from report_runs import HOSTILE, QUICK, Page, make_run, register_set, report
 from voc_files import VocSet
 
-from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.collection import PREDICTIONS_FILE, add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator
@@ -24,70 +22,12 @@ from irstd_d2.reporting.examples import spread_over_targets
 from irstd_d2.reporting.metrics import difference_cells, setting_differences
 from irstd_d2.reporting.run import load_run, weights_of
 
-HOSTILE = "<img src=x onerror=document.title=1> $\\bad"
-QUICK = Options(gallery=0, examples=0, draws=0)
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-VOID = {"meta", "link", "img", "br", "wbr"}
 
 
 @pytest.fixture
 def data_set(tmp_path):
-    name = "report_test_set"
-    rng = np.random.default_rng(0)
-    dicts = []
-    for i in range(6):
-        image = rng.integers(20, 60, (64, 80), np.uint8)
-        corner = rng.integers(5, 50, (2, 2))
-        boxes = np.concatenate([corner, corner + 3], 1)
-        for x1, y1, x2, y2 in boxes:
-            image[y1:y2, x1:x2] = 220
-        path = tmp_path / f"{i} {HOSTILE.replace('/', '')}.png"
-        sky = np.zeros((64, 80), np.uint8)
-        sky[:30] = 255
-        for file, pixels in ((path, image), (tmp_path / f"sky {i}.png", sky)):
-            file.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-        dicts.append(
-            {
-                "file_name": str(path),
-                "sem_seg_file_name": str(tmp_path / f"sky {i}.png"),
-                "image_id": f"im{i}",
-                "height": 64,
-                "width": 80,
-                "metadata": {"platform": "Air" if i % 2 else HOSTILE, "band": "LWIR", "width": 80, "height": 64},
-                "annotations": [
-                    {"bbox": b.tolist(), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0} for b in boxes
-                ],
-            }
-        )
-    DatasetCatalog.register(name, lambda: dicts)
-    MetadataCatalog.get(name).set(thing_classes=["target"])
-    yield name, dicts
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def make_run(folder, data_set, *, shift=0, iterations=30):
-    name, dicts = data_set
-    rng = np.random.default_rng(1)
-    rows = []
-    for record in dicts:
-        for annotation in record["annotations"]:
-            x1, y1, x2, y2 = annotation["bbox"]
-            bbox = [x1 + shift, y1, x2 - x1, y2 - y1]
-            rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": bbox, "score": rng.random()})
-        rows.append({"image_id": record["image_id"], "category_id": 0, "bbox": [1, 1, 4, 4], "score": rng.random()})
-    (folder / "inference" / name).mkdir(parents=True)
-    (folder / "inference" / name / PREDICTIONS_FILE).write_text(json.dumps(rows))
-    lines = [{"iteration": i, "total_loss": 3 / (1 + i), "lr": 0.01, "roi_head/num": 1} for i in range(iterations)]
-    lines.append({"iteration": iterations, "bbox/AP50": 1.0, "sky/IoU": 61.5, "sky/platform/Air/IoU": 62.25})
-    (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    (folder / "config.yaml").write_text(
-        f"DATASETS:\n  TEST: [{name}]\nNOTE: '{HOSTILE}'\nSHIFT: {shift}\nSOLVER: {{MAX_ITER: {iterations}}}\n"
-    )
-    (folder / "log.txt").write_text(
-        "[11/21 05:00:00 d2]: Environment info:\n----\nPyTorch  2.x\n----\n[11/21 05:00:01 d2]: next line\n"
-    )
-    return folder
+    yield from register_set(tmp_path)
 
 
 def test_sets_that_a_run_registered_are_registered_for_its_report(tmp_path):
@@ -107,34 +47,6 @@ def test_sets_that_a_run_registered_are_registered_for_its_report(tmp_path):
     for own in ("[[a, b]]", "3"):
         (run / "config.yaml").write_text(f"DATASETS: {{OWN: {own}}}\n")
         assert "Its own data sets are not registered" in write_report([run], tmp_path / "b.html").read_text()
-
-
-class Page(HTMLParser):
-    """Elements of a page, with a check that tags are closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self._open = [], []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
-def report(folders, tmp_path, options=QUICK):
-    return write_report(folders, tmp_path / "out" / "report.html", options=options).read_text(encoding="utf-8")
 
 
 def test_report_of_two_runs(tmp_path, data_set):
@@ -289,127 +201,6 @@ def test_a_perfect_run_has_an_empty_gallery(tmp_path, data_set):
     text = report([run], tmp_path, Options(gallery=3, examples=0, draws=0))
     assert "0 false alarms, 0 missed targets" in text
     assert text.count("<p>None.</p>") == 2
-
-
-def test_no_detections_at_all(tmp_path, data_set):
-    run = make_run(tmp_path / "a", data_set)
-    (run / "inference" / data_set[0] / PREDICTIONS_FILE).write_text("[]")
-    text = report([run], tmp_path, Options(gallery=1, examples=1, draws=10))
-    assert "0 false alarms, 12 missed targets" in text
-    Page(text)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[{", "cannot be read"),
-        ('[{"image_id": "elsewhere", "category_id": 0, "bbox": [1, 1, 2, 2], "score": 1}]', "elsewhere"),
-        (
-            '[{"image_id": "im0", "category_id": 7, "bbox": [1, 1, 2, 2], "score": 1}]',
-            "which are 0 (target)",
-        ),
-        ('[{"image_id": "im0", "category_id": 0, "bbox": [1, 1, 2, 2], "score": NaN}]', "not finite"),
-    ],
-)
-def test_predictions_that_cannot_be_judged_are_named(tmp_path, data_set, content, message):
-    bad = make_run(tmp_path / "bad", data_set)
-    (bad / "inference" / data_set[0] / PREDICTIONS_FILE).write_text(content)
-    text = report([bad], tmp_path)
-    assert message in re.search(r"<li>bad is left out: (.*?)</li>", text, re.DOTALL)[1]
-    assert "Curves" not in text
-
-
-def test_a_run_that_cannot_be_judged_does_not_stop_the_others(tmp_path, data_set):
-    bad, good = make_run(tmp_path / "bad", data_set), make_run(tmp_path / "good", data_set)
-    (bad / "inference" / data_set[0] / PREDICTIONS_FILE).write_text("[{")
-    text = report([bad, good], tmp_path)
-    assert "<li>bad is left out" in text
-    assert '<th scope="col">good</th>' in text
-    assert "Curves" in text
-
-
-def test_a_data_set_that_is_not_here(tmp_path, data_set):
-    run = make_run(tmp_path / "a", data_set)
-    (run / "inference" / data_set[0]).rename(run / "inference" / "never_registered")
-    text = report([run], tmp_path)
-    assert "The data set cannot be loaded" in text
-    assert "never_registered" in text
-    assert "total_loss" in text
-
-
-def test_missing_pieces_become_notes(tmp_path):
-    (tmp_path / "empty").mkdir()
-    text = report([tmp_path / "empty"], tmp_path, Options(features=1))
-    for note in ("No config.yaml", "No metrics.json", f"No {PREDICTIONS_FILE}", "No feature maps and sky masks"):
-        assert note in text
-    assert "there are no metrics" in text
-    assert "No environment in log.txt." in text
-    Page(text)
-    with pytest.raises(DatasetError, match="is not a folder"):
-        load_run(tmp_path / "nowhere")
-
-
-def test_history_survives_what_an_interrupted_run_leaves(tmp_path, data_set):
-    folder = make_run(tmp_path / "a", data_set, iterations=3)
-    path = folder / "metrics.json"
-    path.write_text('{"iteration": 1, "total_loss": 9}\n\n{"iteration": 1, "total_loss": 2}\n{"iteration": 2, "lr": ')
-    run = load_run(folder)
-    assert run.series("total_loss") == ([1], [2])
-    assert "metrics.json ends within a line: the run was stopped while writing it." in run.notes
-    assert "The training stopped after iteration 2 of 3; tools/train_net.py --resume goes on with it." in run.notes
-    (folder / "model_final.pth").touch()
-    assert not any("stopped after" in note for note in load_run(folder).notes)
-    path.write_text('{"iteration": 1\n[1]\n{"lr": 1}\n{"iteration": "x"}\n{"iteration": 2, "lr": "<b>"}\n')
-    run = load_run(folder)
-    assert "Lines of metrics.json that are not log entries are left out: 1, 2, 3, 4." in run.notes
-    assert run.series("lr") == ([], [])
-    assert run.iterations == 0
-    shutil.rmtree(folder / "inference")
-    Page(report([folder], tmp_path))
-
-
-def test_a_configuration_that_is_not_yaml_is_shown_as_text(tmp_path, data_set):
-    folder = make_run(tmp_path / "a", data_set)
-    (folder / "config.yaml").write_text("a: [<b>")
-    shutil.rmtree(folder / "inference")
-    run = load_run(folder)
-    assert run.settings == {}
-    assert any(note.startswith("config.yaml is not YAML") for note in run.notes)
-    assert '<pre tabindex="0">a: [&lt;b&gt;</pre>' in report([folder], tmp_path)
-    for text in ("- 1", "DATASETS: 3", "DATASETS: {TEST: []}", "SOLVER: {MAX_ITER: many}"):
-        (folder / "config.yaml").write_text(text)
-        assert load_run(folder).name == "a"
-
-
-def test_a_configuration_runs_no_code(tmp_path, data_set):
-    folder = make_run(tmp_path / "a", data_set)
-    shutil.rmtree(folder / "inference")
-    mark = tmp_path / "ran"
-    (folder / "config.yaml").write_text(f'A: !!python/object/apply:os.mkdir ["{mark}"]\n')
-    report([folder], tmp_path, Options(features=1))
-    assert not mark.exists()
-
-
-def test_predictions_directly_under_inference_belong_to_the_configured_test_set(tmp_path, data_set):
-    folder = make_run(tmp_path / "a", data_set)
-    name = data_set[0]
-    path = folder / "inference" / name / PREDICTIONS_FILE
-    path.rename(folder / "inference" / path.name)
-    (folder / "log.txt").unlink()
-    run = load_run(folder)
-    assert list(run.predictions) == [name]
-    assert run.environment == ""
-    (folder / "config.yaml").unlink()
-    run = load_run(folder)
-    assert run.predictions == {}
-    assert any("its data set is unknown" in note for note in run.notes)
-
-
-def test_predictions_in_a_folder_that_is_a_link_are_found(tmp_path, data_set):
-    folder, name = make_run(tmp_path / "a", data_set), data_set[0]
-    (folder / "inference" / name).rename(tmp_path / "elsewhere")
-    (folder / "inference" / name).symlink_to(tmp_path / "elsewhere")
-    assert list(load_run(folder).predictions) == [name]
 
 
 def test_the_best_weights_of_a_run(tmp_path, data_set):
