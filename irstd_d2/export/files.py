@@ -192,7 +192,7 @@ def _write_onnx(graph: DetectionGraph, path: Path, facts: str, fixed: FixedShape
         node.ClearField("metadata_props")  # where in the code each came from, with the paths of this machine
     onnx.helper.set_model_props(content, {FACTS_KEY: facts})
     onnx.checker.check_model(content)
-    write_atomically(path, lambda file: file.write(content.SerializeToString()))
+    write_atomically(path, content.SerializeToString())
 
 
 def _dynamic_shapes(graph: DetectionGraph) -> tuple[Any, ...]:

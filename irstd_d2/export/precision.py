@@ -32,7 +32,7 @@ def to_half(source: str | PathLike, target: str | PathLike) -> None:
     model = onnx.load(source)
     _halve(model.graph)
     onnx.checker.check_model(model)
-    write_atomically(target, lambda file: file.write(model.SerializeToString()))
+    write_atomically(target, model.SerializeToString())
 
 
 def _halve(graph: onnx.GraphProto) -> None:

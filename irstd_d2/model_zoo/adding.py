@@ -125,10 +125,10 @@ def add_run(
         command,
         processor_minutes,
     )
-    _write(entry.config_file, plain.dump())
+    write_atomically(entry.config_file, plain.dump())
     rows = [[key, format_number(value, decimals=1)] for key, value in sorted(entry.metrics.items())]
     results = f"\n## Validation of its training\n\n{format_table(rows, ['metric', 'value'])}\n"
-    _write(entry.card, card_facts(entry, cfg) + results)  # write_cards replaces it
+    write_atomically(entry.card, card_facts(entry, cfg) + results)  # write_cards replaces it
     write_index([*model_zoo.read_index().values(), entry])
     return entry
 
@@ -205,10 +205,6 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DatasetError(path, "file", "does not exist", "name the folder of a finished training")
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _vocabulary(cfg: CfgNode, requires: Sequence[str]) -> dict[str, Any]:

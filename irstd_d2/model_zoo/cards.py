@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +199,7 @@ def write_cards(runs_dir: Path, data_sets: Sequence[str], *, draws: int = 1000) 
         threshold = choose_threshold([judged[name] for name in own])
         entry = replace(entry, score_thresh=threshold, metrics=headlines)
         entries[entry.name] = entry
-        write_atomically(entry.card, methodcaller("write", render(entry, cfg, own, judged, metrics).encode()))
+        write_atomically(entry.card, render(entry, cfg, own, judged, metrics))
         write_index(entries.values())
         done = True
         yield entry.card
@@ -226,7 +225,7 @@ def write_index(entries: Iterable[Entry]) -> None:
     """Write the index."""
     rows = {entry.name: {k: v for k, v in asdict(entry).items() if k != "name"} for entry in entries}
     text = json.dumps(dict(sorted(rows.items())), indent=1, allow_nan=False) + "\n"
-    write_atomically(model_zoo.FOLDER / "index.json", methodcaller("write", text.encode()))
+    write_atomically(model_zoo.FOLDER / "index.json", text)
 
 
 def facts(entry: Entry, cfg: CfgNode) -> str:

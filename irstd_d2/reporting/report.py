@@ -168,7 +168,7 @@ def write_report(
         partial_settings=partial,
     )
     output = Path(output)
-    write_atomically(output, lambda file: file.write(text.encode("utf-8", errors="replace")))
+    write_atomically(output, text.encode("utf-8", errors="replace"))
     return output
 
 
