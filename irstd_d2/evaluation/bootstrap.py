@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
 from .average_precision import EXACT, PAPER, Verdicts, coco_verdicts, voc_verdicts
 from .detection_probability import centre_verdicts
-from .matching import DetectionTable, TargetTable, select_class
+from .matching import DetectionTable, TargetTable, last_of_each_score, select_class
 
 _COCO_RECALLS = np.linspace(0, 1, 101)
 _COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -55,6 +55,11 @@ class Outcome:
             targets=np.bincount(targets.image[~targets.ignored], minlength=len(image_pixels)),
             pixels=image_pixels,
         )
+
+    @cached_property
+    def operating_points(self) -> np.ndarray:
+        """``last_of_each_score``, found once for all draws."""
+        return last_of_each_score(self.scores)
 
     def beside(self, other: Outcome) -> Outcome:
         """Join two runs on the same images: image i of the other becomes image I + i."""
@@ -140,21 +145,16 @@ def _interpolated_precision(outcome: Outcome, weight: np.ndarray, num_targets: i
 
 
 def _best_f1(outcome: Outcome, weight: np.ndarray, num_targets: int) -> float:
-    last = last_of_each_score(outcome.scores)
+    last = outcome.operating_points
     repeat = weight[outcome.image]
     found = np.cumsum(repeat * outcome.true)[last]
     kept = np.cumsum(repeat * (outcome.true | outcome.false))[last]
     return (2 * found / (kept + num_targets)).max(initial=0)
 
 
-def last_of_each_score(scores: np.ndarray) -> np.ndarray:
-    """Indices of the operating points: equal scores, which descend, fall under the same threshold."""
-    return np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
-
-
 def _pd_at_false_alarms(outcome: Outcome, weight: np.ndarray, num_targets: int, *, rate: float) -> float:
     """The highest Pd without more than ``rate`` false alarms per image."""
-    last = last_of_each_score(outcome.scores)
+    last = outcome.operating_points
     repeat = weight[outcome.image]
     false = np.cumsum(repeat * outcome.false)[last]
     allowed = int(np.searchsorted(false, rate * weight.sum() + 1e-9, side="right"))

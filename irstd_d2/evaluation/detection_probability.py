@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from .average_precision import Verdicts
-from .matching import NO_TARGET, DetectionTable, TargetTable, close_pairs, match_greedy, pair_centre_distance
+from .matching import (
+    NO_TARGET,
+    DetectionTable,
+    TargetTable,
+    close_pairs,
+    last_of_each_score,
+    match_greedy,
+    pair_centre_distance,
+)
 
 # Pixels of the original image, as in the WideIRSTD challenge.
 CENTRE_DISTANCE = 3.0
@@ -174,8 +182,7 @@ def operating_curve(
     verdicts = centre_verdicts(detections, targets, max_distance)
     true, false = verdicts.true, verdicts.false
     size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)
-    # Equal scores fall under the same threshold, so only the last of each run is an operating point.
-    last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True)[: len(detections)])
+    last = last_of_each_score(detections.scores)
     return OperatingCurve(
         scores=detections.scores[last],
         found=np.cumsum(true)[last],

@@ -108,6 +108,11 @@ def select_class(detections: DetectionTable, targets: TargetTable, category: int
     return detections.rows(detections.category == category), targets.rows(targets.category == category)
 
 
+def last_of_each_score(scores: np.ndarray) -> np.ndarray:
+    """Indices of the operating points: equal scores, which descend, fall under the same threshold."""
+    return np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
+
+
 def detection_table(
     boxes: Sequence[np.ndarray], scores: Sequence[np.ndarray], categories: Sequence[np.ndarray] | None = None
 ) -> DetectionTable:

@@ -17,8 +17,9 @@ from .. import model_zoo
 from ..checkpoint import load_plain
 from ..config import get_config
 from ..errors import ConfigError, DatasetError
-from ..evaluation.bootstrap import Interval, Outcome, draws_with_data_set, last_of_each_score, resampled_metrics
+from ..evaluation.bootstrap import Interval, Outcome, draws_with_data_set, resampled_metrics
 from ..evaluation.ground_truth import UNKNOWN
+from ..evaluation.matching import last_of_each_score
 from ..evaluation.rescoring import Rescored, find_predictions, rescore
 from ..evaluation.results import format_number, format_table
 from ..files import write_atomically
