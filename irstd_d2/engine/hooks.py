@@ -69,11 +69,12 @@ class RunLog(hooks.PeriodicWriter):
     """The writers of a run, whose files go on after a resume as if the run had not been interrupted.
 
     The checkpoint holds the values that smoothing looks back on and how far the files were written; lines of
-    ``metrics.json`` that are written again are removed. The writers come from the trainer's ``build_writers``.
+    ``metrics.json`` that are written again are removed. The writers come from the trainer's ``build_writers`` and write
+    every ``period`` iterations.
     """
 
-    def __init__(self, folder: str):
-        super().__init__([], WINDOW)
+    def __init__(self, folder: str, period: int = WINDOW):
+        super().__init__([], period)
         self.folder = Path(folder)
         self._restored: dict[str, Any] = {"scalars": {}, "written": -1}
 

@@ -246,10 +246,13 @@ def draws_with_data_set(num_images: int, draws: int, seed: int) -> np.ndarray:
 
 
 def metric_interval(
-    metric: ResampledMetric, outcomes: Sequence[Outcome], *, draws: int = 1000, seed: int = 0
+    metric: ResampledMetric, outcomes: Sequence[Outcome], *, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """A metric with its bootstrap percentile interval over images; ``outcomes`` are what ``metric.judge`` made."""
-    return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)))
+    """A metric with its bootstrap percentile interval over images, which covers with probability ``level``.
+
+    ``outcomes`` are what ``metric.judge`` made of a run.
+    """
+    return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)), level)
 
 
 def compare_metric(
@@ -258,23 +261,25 @@ def compare_metric(
     second: Sequence[Outcome],
     *,
     draws: int = 1000,
+    level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
     """Compare a metric of two runs on the same images by a paired bootstrap and a permutation test over images.
 
-    ``first`` and ``second`` are what ``metric.judge`` made of the runs.
+    ``first`` and ``second`` are what ``metric.judge`` made of the runs; ``draws`` is the number of resamplings and of
+    permutations, ``level`` the probability that the interval covers.
     """
     num_images = len(first[0].targets)
     weights = draws_with_data_set(num_images, draws, seed)
     difference = metric.values(second, weights) - metric.values(first, weights)
     if not np.isfinite(difference[0]):
-        return Comparison(Interval.of(difference), float("nan"))
+        return Comparison(Interval.of(difference, level), float("nan"))
     # Exchange: an image's detections come from the other run. The weights choose which copy of an image counts.
     both = [a.beside(b) for a, b in zip(first, second)]
     swap = exchanges(num_images, draws, seed)
     left = np.concatenate([~swap, swap], axis=1).astype(int)
     exchanged = metric.values(both, 1 - left) - metric.values(both, left)
-    return Comparison(Interval.of(difference), p_value(exchanged, float(difference[0])))
+    return Comparison(Interval.of(difference, level), p_value(exchanged, float(difference[0])))
 
 
 def exchanges(num_images: int, draws: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -29,7 +29,7 @@ from .masks_and_boxes import MASK_THRESHOLD, mask_to_boxes
 from .matching import DetectionTable
 from .predictions import PREDICTIONS_FILE, Predictions, folder_content, read_any_predictions
 from .results import format_number, format_range, format_results, format_runs, format_table
-from .table_evaluation import TableEvaluator
+from .table_evaluation import DetectionProbabilityEvaluator, TableEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +158,17 @@ def saved_evaluators(cfg: CfgNode, dataset_name: str) -> list[TableEvaluator | M
 
 
 def score_predictions(
-    name: str, predictions: Predictions, truth: GroundTruth, evaluators: Iterable[TableEvaluator | MaskEvaluator]
+    name: str,
+    predictions: Predictions,
+    truth: GroundTruth,
+    evaluators: Iterable[TableEvaluator | MaskEvaluator],
+    *,
+    score_threshold: float | None = None,
 ) -> Rescored:
     """Judge predictions on a data set; evaluators of the same name add to one result.
 
     Masks become boxes for the evaluators of boxes, and boxes masks for those of masks (``masks_and_boxes``).
+    ``score_threshold`` is of Pd and Fa where they are resampled; by default that of the evaluators, else 0.5.
 
     Raises:
         DatasetError: masks of a data set with several classes.
@@ -184,7 +190,10 @@ def score_predictions(
             results.setdefault(key, {}).update(metrics)
         if isinstance(evaluator, MaskEvaluator):
             masks = evaluator.table()
-    return Rescored(name, predictions, truth, detections, results, masks)
+    if score_threshold is None:
+        own = (e.score_threshold for e in evaluators if isinstance(e, DetectionProbabilityEvaluator))
+        score_threshold = next(own, 0.5)
+    return Rescored(name, predictions, truth, detections, results, masks, score_threshold)
 
 
 def _add_masks(
@@ -237,14 +246,15 @@ def rescore(
     truth = GroundTruth.from_dataset(dataset_name)
     runs = []
     names = unique_names([run_name(file, dataset_name) for file in files])
-    for name, file, threshold in zip(names, files, score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
+    thresholds = score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)
+    for name, file, threshold in zip(names, files, thresholds, strict=True):
         predictions = read_any_predictions(file, truth, aliases=aliases)
         if predictions.surplus:
             logger.warning("%s: %s", name, predictions.coverage)
         own = cfg.clone()
         own.TEST.SCORE_THRESHOLD = threshold
-        run = score_predictions(name, predictions, truth, saved_evaluators(own, dataset_name))
-        runs.append(replace(run, score_threshold=threshold))
+        evaluators = saved_evaluators(own, dataset_name)
+        runs.append(score_predictions(name, predictions, truth, evaluators, score_threshold=threshold))
     return runs
 
 
@@ -280,12 +290,12 @@ class Resampled:
 
 
 def resample(
-    runs: Sequence[Rescored], *, draws: int = 1000, compare: bool = True, max_detections: int = 100
+    runs: Sequence[Rescored], *, draws: int = 1000, compare: bool = True, max_detections: int = 100, seed: int = 0
 ) -> Resampled:
     """Bootstrap over images (``bootstrap``) of runs on the same data set, of which the first is the baseline.
 
     ``compare`` says whether the others are compared with it; ``max_detections`` per image and class is for COCO's
-    metrics.
+    metrics, ``seed`` of the draws. Pd and Fa are those at each run's ``score_threshold``.
     """
     truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
@@ -298,15 +308,15 @@ def resample(
         ]
         scale = 1e6 if name.endswith("/Fa") else 100.0
         for run, outcomes in zip(runs, judged):
-            intervals[run.name][name] = _scaled(metric_interval(metric, outcomes, draws=draws), scale)
+            intervals[run.name][name] = _scaled(metric_interval(metric, outcomes, draws=draws, seed=seed), scale)
             if run.name in comparisons:
-                found = compare_metric(metric, judged[0], outcomes, draws=draws)
+                found = compare_metric(metric, judged[0], outcomes, draws=draws, seed=seed)
                 comparisons[run.name][name] = Comparison(_scaled(found.difference, scale), found.p_value)
     for run in runs:
         if run.masks is not None:
-            intervals[run.name] |= mask_intervals(run.masks, draws=draws)
+            intervals[run.name] |= mask_intervals(run.masks, draws=draws, seed=seed)
             if run.name in comparisons and runs[0].masks is not None:
-                comparisons[run.name] |= compare_masks(runs[0].masks, run.masks, draws=draws)
+                comparisons[run.name] |= compare_masks(runs[0].masks, run.masks, draws=draws, seed=seed)
     return Resampled(draws, intervals, comparisons)
 
 
@@ -367,11 +377,13 @@ def errors_to_markdown(runs: Sequence[Rescored]) -> str:
 MATRIX_METRICS = ("voc_exact/AP50_area", "centre/AP@3px", "pd_fa/F1", "pd_fa/Pd@FAPI1", "mask/IoU")
 
 
-def matrix_to_markdown(results: Mapping[str, tuple[Sequence[Rescored], Resampled | None]]) -> str:
-    """Models by data sets (set -> its runs, and their intervals), a table for each metric that any run has."""
+def matrix_to_markdown(
+    results: Mapping[str, tuple[Sequence[Rescored], Resampled | None]], metrics: Sequence[str] = MATRIX_METRICS
+) -> str:
+    """Models by data sets (set -> its runs, and their intervals), a table for each ``EVALUATOR/METRIC`` of any run."""
     names = list(dict.fromkeys(run.name for runs, _ in results.values() for run in runs))
     parts = []
-    for metric in MATRIX_METRICS:
+    for metric in metrics:
         rows = [[name, *(_matrix_cell(name, metric, *result) for result in results.values())] for name in names]
         if any(cell != "-" for row in rows for cell in row[1:]):
             parts.append(format_table(rows, [metric, *results]))

@@ -142,15 +142,14 @@ def rescore_run(
         part.TEST.EVALUATORS, part.TEST.GROUP_BY = names, tuple(keys)
         part.TEST.VOC_IOU_THRESHOLDS = tuple(sorted({*cfg.TEST.VOC_IOU_THRESHOLDS, *_VOC_IOU_THRESHOLDS}))
         evaluators += saved_evaluators(part, data_set)
-    rescored = score_predictions(run.name, read_any_predictions(run.predictions[data_set], truth), truth, evaluators)
+    predictions = read_any_predictions(run.predictions[data_set], truth)
+    rescored = score_predictions(run.name, predictions, truth, evaluators, score_threshold=cfg.TEST.SCORE_THRESHOLD)
     results, logged_at = dict(rescored.results), {}
     if logged := run.logged_results(data_set):
         for name, metrics in logged[1].items():
             if name not in results:
                 results[name], logged_at[name] = metrics, logged[0]
-    return RunOnSet(
-        number, run, replace(rescored, results=results, score_threshold=cfg.TEST.SCORE_THRESHOLD), logged_at
-    )
+    return RunOnSet(number, run, replace(rescored, results=results), logged_at)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def test_interval_holds_the_value_and_narrows_with_more_images():
         assert interval.value == pytest.approx(plain_ap(targets, boxes, scores))
         assert interval.low < interval.value < interval.high
         widths.append(interval.high - interval.low)
+        half = metric_interval(AP, outcomes(boxes, scores, targets, num_images), draws=300, level=0.5)
+        assert interval.low < half.low < interval.value < half.high < interval.high
     assert widths[1] < widths[0] / 2
 
 
@@ -75,9 +77,13 @@ def test_a_better_run_is_told_from_an_equal_one():
     rng = np.random.default_rng(3)
     better_boxes = [np.concatenate([t[rng.random(len(t)) < 0.95], b[-3:]]) for t, b in zip(targets, boxes)]
     better_scores = [np.concatenate([0.4 + 0.6 * rng.random(len(b) - 3), s[-3:]]) for b, s in zip(better_boxes, scores)]
-    result = compare_metric(AP, run, outcomes(better_boxes, better_scores, targets, 100), draws=200)
+    better = outcomes(better_boxes, better_scores, targets, 100)
+    result = compare_metric(AP, run, better, draws=200)
     assert result.difference.low > 0
     assert result.p_value < 0.02
+    half = compare_metric(AP, run, better, draws=200, level=0.5)
+    assert half.difference.value == result.difference.value
+    assert result.difference.low < half.difference.low < half.difference.high < result.difference.high
     same = compare_metric(AP, run, run, draws=50)
     assert same.difference.value == same.difference.low == same.difference.high == 0
     assert same.p_value == 1

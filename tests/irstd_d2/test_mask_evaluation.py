@@ -18,7 +18,16 @@ from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_evaluation import MaskEvaluator, TargetMasks, compare_masks, mask_intervals
 from irstd_d2.evaluation.mask_metrics import count_masks
 from irstd_d2.evaluation.masks_and_boxes import box_mask, boxes_to_map, mask_to_boxes
-from irstd_d2.evaluation.rescoring import resample, rescore, to_json, to_markdown
+from irstd_d2.evaluation.predictions import read_any_predictions
+from irstd_d2.evaluation.rescoring import (
+    matrix_to_markdown,
+    resample,
+    rescore,
+    score_predictions,
+    to_json,
+    to_markdown,
+)
+from irstd_d2.evaluation.table_evaluation import DetectionProbabilityEvaluator, VOCDetectionEvaluator
 
 NAME = "mask_evaluation_test"
 SHAPE = (48, 64)
@@ -162,6 +171,34 @@ def test_each_run_has_its_threshold(data_set, tmp_path):
     assert [found.comparisons[name]["pd_fa/Pd"].difference.value for name in ("fcos", "strict")] == [0, -100]
     assert "- strict: Pd, Fa and masks from score 0.8 on." in to_markdown(runs)
     assert to_json(NAME, runs)["runs"]["fcos"]["score_threshold"] == 0.7
+    with pytest.raises(ValueError, match="shorter"):
+        rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5, 0.7))
+
+
+@pytest.mark.parametrize(("threshold", "pd"), [(0.7, 100), (0.8, 0)])
+def test_intervals_are_at_the_threshold_of_the_evaluators(data_set, tmp_path, threshold, pd):
+    truth = GroundTruth.from_dataset(NAME)
+    predictions = read_any_predictions(write_boxes(tmp_path / "fcos.json", data_set), truth)
+    evaluators = [VOCDetectionEvaluator(truth), DetectionProbabilityEvaluator(truth, score_threshold=threshold)]
+    run = score_predictions("fcos", predictions, truth, evaluators)
+    assert (run.score_threshold, run.results["pd_fa"]["Pd"]) == (threshold, pd)
+    assert resample([run], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
+    other = score_predictions("fcos", predictions, truth, evaluators[:1], score_threshold=threshold)
+    assert resample([other], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
+
+
+def test_draws_and_tables_are_as_asked_for(data_set, tmp_path):
+    paths = [write_maps(tmp_path / "unet", data_set, 1), write_boxes(tmp_path / "fcos.json", data_set)]
+    runs = rescore(paths, NAME, config(tmp_path))
+    one, again, other = (resample(runs, draws=20, seed=seed) for seed in (1, 1, 2))
+    assert one == again
+    for name in ("mask/IoU", "bbox/AP"):
+        assert one.intervals["unet"][name].value == other.intervals["unet"][name].value
+        assert one.intervals["unet"][name] != other.intervals["unet"][name]
+    table = matrix_to_markdown({NAME: (runs, None)}, ("mask/Pd", "mask/none"))
+    assert "mask/Pd" in table
+    assert "none" not in table
+    assert "voc_exact/AP50_area" in matrix_to_markdown({NAME: (runs, None)})
 
 
 def test_masks_of_several_sets_lie_in_folders_of_their_names(data_set, tmp_path):
