@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data.image_io import IMAGE_SUFFIXES, strip_image_suffix
 from ..errors import DatasetError
 from ..files import list_files
 from .ground_truth import GroundTruth
+from .mask_files import mask_reader
 from .names import ClassNames, ImageNames
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ class Predictions:
     masks: Mapping[Any, Path] = field(default_factory=dict)
     missing: int = 0
     surplus: tuple[str, ...] = ()
+
+    @cached_property
+    def read_mask(self) -> Callable[[Path, tuple[int, int]], np.ndarray]:
+        """Reads one of ``masks``; see ``mask_reader``."""
+        return mask_reader(self.masks.values())
 
     @property
     def coverage(self) -> str:

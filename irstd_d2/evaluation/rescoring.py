@@ -24,7 +24,6 @@ from .detection_probability import OperatingCurve, centre_verdicts, operating_cu
 from .error_analysis import ErrorAnalysis, analyse_errors
 from .ground_truth import GroundTruth
 from .mask_evaluation import MaskEvaluator, MaskTable, compare_masks, mask_intervals
-from .mask_files import mask_reader
 from .masks_and_boxes import MASK_THRESHOLD, mask_to_boxes
 from .matching import DetectionTable
 from .predictions import PREDICTIONS_FILE, Predictions, folder_content, read_any_predictions
@@ -204,10 +203,9 @@ def _add_masks(
         fix = "give one class's predictions as boxes, or a data set of one class"
         raise DatasetError(predictions.source, "masks", problem, fix)
     size = {image_id: (files.height, files.width) for image_id, files in zip(truth.image_ids, truth.files)}
-    read = mask_reader(predictions.masks.values())
     highest = 0.0
     for image_id, path in tqdm(predictions.masks.items(), desc="masks", leave=False):
-        probability = read(path, size[image_id])
+        probability = predictions.read_mask(path, size[image_id])
         highest = max(highest, float(probability.max(initial=0)) / (255 if probability.dtype == np.uint8 else 1))
         boxes, scores = mask_to_boxes(probability)
         for evaluator in evaluators:

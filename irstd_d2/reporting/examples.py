@@ -13,7 +13,6 @@ import numpy as np
 from ..data import read_image
 from ..data.image_io import SKY, read_sky_mask
 from ..evaluation.ground_truth import GroundTruth
-from ..evaluation.mask_files import mask_reader
 from ..evaluation.results import format_number
 from ..evaluation.sky import confusion, sky_metrics
 from ..visualization import INSET_PIXELS, Part, choose_parts, draw_brackets, draw_detections
@@ -140,8 +139,7 @@ def _surfaces(image: np.ndarray, insets: Sequence[Part], image_id: Any, runs: Se
     for run in runs:
         predictions = run.rescored.predictions
         if image_id in predictions.masks:
-            read = mask_reader(predictions.masks.values())
-            probability = read(predictions.masks[image_id], image.shape[:2])
+            probability = predictions.read_mask(predictions.masks[image_id], image.shape[:2])
             values = probability[part] / (255 if probability.dtype == np.uint8 else 1)
             picture = surface_picture(values, "probability", (0, 1))
             pictures.append(Picture(run.name, f"Probability of {run.name} in {text}", data_uri(picture)))
