@@ -55,17 +55,28 @@ def read_target_labels(
         raise DatasetError(path, "size", problem, "replace the mask or the image, or take both out of the set")
     if mask.ndim == 3 and mask.shape[2] == 4 and not mask[:, :, :3].any() and np.ptp(mask[:, :, 3]):
         raise DatasetError(path, "pixels", "black, with the mask in its alpha channel", "save the mask as gray values")
+    return target_labels(mask, threshold=threshold, values=values, palette=indices is not None)
+
+
+def target_labels(
+    mask: np.ndarray, *, threshold: float = 0.5, values: MaskValues = "auto", palette: bool = False
+) -> TargetMask:
+    """What the pixels of a mask say; see :func:`read_target_labels`.
+
+    Args:
+        mask: ``(H, W)`` or ``(H, W, 3 or 4)``, or indices ``(H, W)`` of a palette file (``palette``).
+    """
     numbers = _one_number_per_pixel(mask)
     left_out = 0
     present = np.unique(numbers[numbers > 0])
-    if indices is not None and len(present) > 1 and present[-1] == _IGNORE:
+    if palette and len(present) > 1 and present[-1] == _IGNORE:
         left_out = int((numbers == _IGNORE).sum())
         numbers = np.where(numbers == _IGNORE, 0, numbers)
         present = present[:-1]
     if len(present) <= 1:
         return TargetMask((numbers > 0).astype(np.int32), left_out)
     if values == "auto":
-        certain = indices is not None or _are_numbers(present, mask.dtype) or _are_flat(numbers)
+        certain = palette or _are_numbers(present, mask.dtype) or _are_flat(numbers)
         values = "labels" if certain else "levels"
     if values == "labels":
         return TargetMask(np.searchsorted(np.concatenate([[0], present]), numbers).astype(np.int32), left_out)

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
 from ..data.image_io import read_raw
-from ..data.target_masks import read_target_mask
+from ..data.target_masks import read_target_mask, target_labels
 from ..errors import DatasetError
+from ..files import list_files
 from .bootstrap import Comparison, Interval, draws_with_data_set, exchanges, p_value
 from .breakdown import TARGET_KEYS
+from .collection import gather
 from .ground_truth import GroundTruth
-from .mask_files import mask_reader
+from .mask_files import read_map
 from .mask_metrics import COLUMNS, LEVELS, PixelCurves, count_masks, level_counts, mask_metrics, pixel_curves
 from .masks_and_boxes import boxes_to_map
-from .predictions import folder_content, match_mask_files
+from .predictions import MASK_SUFFIXES, match_mask_files
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,8 @@ class MaskTable:
         """
         count = weights.sum(1)
         sums = dict(zip(COLUMNS, (weights @ self.counts).T))
-        measured = {True: count > 0, False: sums["targets"] > 0}
         return {
-            name: np.where(measured[name.startswith("Fa")], value, np.nan)
+            name: np.where((count if name.startswith("Fa") else sums["targets"]) > 0, value, np.nan)
             for name, value in mask_metrics(sums, count).items()
         }
 
@@ -114,8 +114,8 @@ class TargetMasks:
     def of(cls, dataset_name: str, truth: GroundTruth, folder: str | Path | None = None) -> TargetMasks:
         """Find the masks in a folder, by the names of the images, or where the data set's layout has them."""
         if folder is not None:
-            form, paths = folder_content(Path(folder))
-            if form != "masks":
+            paths = list_files(folder, MASK_SUFFIXES)
+            if not paths:
                 raise DatasetError(folder, "folder", "holds no masks", "give the folder of the set's masks")
             found = match_mask_files(Path(folder), paths, truth).masks
             return cls([found.get(image_id) for image_id in truth.image_ids], truth)
@@ -142,8 +142,7 @@ class TargetMasks:
         if path is None:
             return np.zeros((files.height, files.width), bool)
         if path.suffix.lower() == ".npy":
-            values = mask_reader([path])(path, (files.height, files.width))
-            return values > values.max(initial=0) / 2
+            return target_labels(read_map(path, (files.height, files.width))).labels > 0
         return read_target_mask(path, (files.width, files.height))
 
 
@@ -216,13 +215,9 @@ class MaskEvaluator(DatasetEvaluator):
 
     def table(self) -> MaskTable | None:
         """Counts of all processes' images on the main process, ``None`` on the others; absent images are empty."""
-        images = self._images
-        if self._distributed and comm.get_world_size() > 1:
-            comm.synchronize()
-            parts = comm.gather(images, dst=0)
-            if not comm.is_main_process():
-                return None
-            images = {index: counts for part in parts for index, counts in part.items()}
+        images = gather(self._images, self._distributed)
+        if images is None:
+            return None
         for index, image_id in enumerate(self.ground_truth.image_ids):
             if index not in images:
                 files = self.ground_truth.files[index]

@@ -38,20 +38,31 @@ def mask_reader(files: Iterable[Path]) -> Callable[[Path, tuple[int, int]], np.n
         logger.warning("%s: integers from 0 to %d are read as numbers of targets", path.parent, highest)
 
     def read(path: Path, size: tuple[int, int]) -> np.ndarray:
-        values = _read_map(path)
-        if values.shape != size:
-            problem = f"{values.shape[1]}x{values.shape[0]} pixels, its image has {size[1]}x{size[0]}"
-            raise DatasetError(path, "size", problem, "save the mask in the size of its image")
+        values = read_map(path, size)
         if values.dtype.kind == "f":
-            low, high = float(values.min()), float(values.max())
-            if not (low >= 0 and high <= 1):  # NaN is neither
-                raise DatasetError(path, "pixels", f"values from {low:g} to {high:g}", "save probabilities of 0 to 1")
             return values.astype(np.float64)
         if are_numbers:
             return (values > 0) * np.uint8(255)
         return values.astype(np.uint8) if highest <= 255 else values / 65535
 
     return read
+
+
+def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The values of one file, of any meaning: (H, W) of bool as uint8, uint8, uint16 or float of 0 to 1.
+
+    Raises:
+        DatasetError: for a file of another size than (height, width), of another kind, or with values out of range.
+    """
+    values = _read_map(path)
+    if values.shape != size:
+        problem = f"{values.shape[1]}x{values.shape[0]} pixels, its image has {size[1]}x{size[0]}"
+        raise DatasetError(path, "size", problem, "save the mask in the size of its image")
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise DatasetError(path, "pixels", f"values from {low:g} to {high:g}", "save probabilities of 0 to 1")
+    return values
 
 
 def _are_numbers(values: np.ndarray) -> bool:

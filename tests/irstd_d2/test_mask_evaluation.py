@@ -231,6 +231,53 @@ def test_true_masks_must_be_there(data_set, tmp_path):
         rescore([tmp_path / "unet"], NAME, config(tmp_path))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("levels", [(1, 3, 7), (90, 255, 60), (255, 255, 255), (1, 2, 3)])
+def test_true_masks_in_arrays_say_what_they_say_in_pictures(data_set, tmp_path, levels, dtype):
+    """Numbers of targets and classes, with gaps too, are targets; of levels that touch, those above half the top."""
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "pictures").mkdir()
+    for record in data_set:
+        values = np.zeros(SHAPE, dtype)
+        for (x1, y1, x2, y2), level in zip((a["bbox"] for a in record["annotations"]), levels):
+            values[y1:y2, x1:x2] = level
+        if record is data_set[3]:
+            values[20:23, 30:33] = np.array([[40, 90, 40], [90, 100, 90], [40, 90, 40]])
+        name = record["image_id"]
+        np.save(tmp_path / "arrays" / f"{name}.npy", values / 255 if dtype == np.float32 else values)
+        cv2.imwrite(str(tmp_path / "pictures" / f"{name}.png"), values.astype(np.uint8))
+    truth = GroundTruth.from_dataset(NAME)
+    arrays, pictures = (TargetMasks.of(NAME, truth, tmp_path / kind) for kind in ("arrays", "pictures"))
+    assert pictures[2].any()
+    for index in range(len(data_set)):
+        np.testing.assert_array_equal(arrays[index], pictures[index])
+
+
+def test_true_masks_may_lie_beside_other_files(data_set, tmp_path):
+    truth = GroundTruth.from_dataset(NAME)
+    before = [TargetMasks.of(NAME, truth, tmp_path / "truth")[index] for index in range(8)]
+    for suffix in (".txt", ".xml"):
+        for record in data_set:
+            (tmp_path / "truth" / record["image_id"]).with_suffix(suffix).touch()
+        targets = TargetMasks.of(NAME, truth, tmp_path / "truth")
+        np.testing.assert_array_equal([targets[index] for index in range(8)], before)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty: folder: holds no masks"):
+        TargetMasks.of(NAME, truth, tmp_path / "empty")
+
+
+def test_what_the_files_of_a_tool_mean_is_found_out_once(data_set, tmp_path, caplog):
+    folder = write_maps(tmp_path / "unet", data_set, 0)
+    for path in folder.iterdir():
+        cv2.imwrite(str(path), cv2.connectedComponents(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[1])
+    truth = GroundTruth.from_dataset(NAME)
+    run = score_predictions("unet", read_any_predictions(folder, truth), truth, [])
+    for number, path in run.predictions.masks.items():
+        expected = cv2.imread(str(tmp_path / "truth" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(run.predictions.read_mask(path, SHAPE), expected)
+    assert caplog.text.count("are read as numbers of targets") == 1
+
+
 def test_the_command_judges_masks(data_set, tmp_path, repo_root, capsys):
     tool = load_program(repo_root / "tools" / "evaluate.py")
     folder = write_maps(tmp_path / "unet", data_set, 1)
