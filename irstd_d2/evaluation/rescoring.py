@@ -262,8 +262,9 @@ def run_name(file: Path, dataset_name: str) -> str:
     if file.name != PREDICTIONS_FILE and not file.is_dir():
         return file.stem
     folder = file if file.is_dir() else file.parent
-    if folder.parent.name.startswith("inference"):
-        return folder.parent.parent.name + folder.parent.name.removeprefix("inference")
+    above = folder.parent.name
+    if above == "inference" or (above.startswith("inference") and folder.name == dataset_name):  # as inference_TTA
+        return folder.parent.parent.name + above.removeprefix("inference")
     return folder.parent.name if folder.name == dataset_name else folder.name
 
 

@@ -18,7 +18,7 @@ from irstd_d2.cli.evaluate import EVALUATORS
 from irstd_d2.engine import IRSTDTrainer
 from irstd_d2.evaluation import build_evaluator
 from irstd_d2.evaluation.collection import add_predictions_file
-from irstd_d2.evaluation.rescoring import find_predictions, rescore, to_json, to_markdown
+from irstd_d2.evaluation.rescoring import find_predictions, rescore, run_name, to_json, to_markdown
 
 NAME = "evaluate_tool_test"
 REPORT = Path(__file__).resolve().parents[2] / "tools" / "report.py"
@@ -172,6 +172,26 @@ def test_faulty_predictions_are_named(tool, dataset, tmp_path, capsys, content, 
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("fcos/inference/evaluate_set/coco_instances_results.json", "fcos"),
+        ("fcos/inference_TTA/evaluate_set/coco_instances_results.json", "fcos_TTA"),
+        ("fcos/inference/another/coco_instances_results.json", "fcos"),
+        ("fcos/evaluate_set/coco_instances_results.json", "fcos"),
+        ("inference_results/unet/coco_instances_results.json", "unet"),
+        ("inference_2026/unet/", "unet"),
+        ("unet/evaluate_set/", "unet"),
+        ("runs/yolo.json", "yolo"),
+    ],
+)
+def test_runs_are_called_by_their_folders(tmp_path, path, name):
+    file = tmp_path / path
+    if path.endswith("/"):
+        file.mkdir(parents=True)
+    assert run_name(file, "evaluate_set") == name
 
 
 def test_faulty_arguments_are_named(tool, runs, tmp_path, capsys):
