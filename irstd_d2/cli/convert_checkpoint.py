@@ -17,7 +17,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from .options import named_faults, new_parser
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def convert(model: str, source: str, target: str, *, reverse: bool = False) -> N
     if target.endswith(SUFFIX):
         raise ConfigError(f"{target} would be a file of torch.save with the suffix of another kind; call it .pth")
     known = known_names()
-    if model not in known:
-        raise ConfigError(f"no names of {model!r} are known; use one of {', '.join(sorted(known))}")
+    check_known("MODEL", model, sorted(known))
     names = known[model]
     state = read_state_dict(source)
     if reverse:

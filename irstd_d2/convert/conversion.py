@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..data.check import Collection, convention_notes
 from ..data.faults import Fault, FaultKind, refuse_or_skip
 from ..data.image_io import check_size, count_pages, read_image_size
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError, check_known
 from ..files import staged_folder
 from .coco_format import find_coco_files, write_coco
 from .detection_set import DetectionSet, name_records, record_from_dict, record_to_dict
@@ -151,8 +151,7 @@ def write_set(
         "mask": lambda folder: write_masks(detection_set, folder, link=link),
         "yolo": lambda folder: write_yolo(detection_set, folder, link=link),
     }
-    if target_format not in writers:
-        raise ConfigError(f"the format is {target_format!r}; use one of {', '.join(FORMATS)}")
+    check_known("the format", target_format, writers)
     detection_set = _with_sound_images(detection_set, str(target), skip_bad=skip_bad)
     if not detection_set.records:
         raise DatasetError(target, "images", "the set holds no image", "check the source and its lists")

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError, check_known
 from ..memory import without_garbage_collection
 from .classes import ClassTable, fold, name_lookup
 from .faults import Fault, FaultKind
@@ -82,8 +82,7 @@ def scan_voc(
     root = Path(root)
     layout = get_layout(layout, root)
     box_convention = layout.box_convention if box_convention is None else box_convention
-    if box_convention not in BOX_CONVENTIONS:
-        raise ConfigError(f"box_convention is {box_convention!r}; use one of {', '.join(BOX_CONVENTIONS)}")
+    check_known("box_convention", box_convention, BOX_CONVENTIONS)
     images = FolderIndex(root / layout.images)
     xml = FolderIndex(root / layout.annotations, (".xml",))
     faults: list[Fault] = []

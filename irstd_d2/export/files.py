@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.classes import ClassTable
 from ..data.datasets import configured_classes
-from ..errors import ConfigError
+from ..errors import ConfigError, check_known
 from ..files import write_atomically
 from ..inference.optimization import fold_batch_norms
 from .candidates import nms_mask_op
@@ -66,8 +66,7 @@ def export_model(
             than the model's.
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise ConfigError(f"the format is {format!r}; use one of {', '.join(FORMATS)}")
+    check_known("the format", format, FORMATS)
     if (path.suffix == ".onnx") != (format == "onnx"):
         raise ConfigError(f"{path}: name ONNX files *.onnx, and only them, so that the runtime can tell them apart")
     if fixed and format != "onnx":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..errors import ConfigError
+from ..errors import check_known
 from ..modeling.fast_paths import in_graph
 from ..modeling.fcos import ConvTower
 from .roi_align import RowROIAlign
@@ -50,8 +50,7 @@ def optimize(model: nn.Module, example: Sequence[dict[str, Any]] | None = None, 
         ConfigError: for an unknown ``dtype``.
         RuntimeError: the detections in ``example`` differ, in float32 by more than 0.02 pixels or 1e-4.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"the type is {dtype!r}; known are {', '.join(DTYPES)}")
+    check_known("the type", dtype, DTYPES)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     folded = fold_batch_norms(fast)
     fast = fast.to(memory_format=torch.channels_last)

@@ -65,7 +65,9 @@ def test_paper_convention(folder):
     for one, other in zip(exact, paper):
         boxes = [np.array([obj["bbox"] for obj in sample["annotations"]]) for sample in (one, other)]
         np.testing.assert_array_equal(boxes[0] - 1, boxes[1])
-    with pytest.raises(ConfigError, match="box_convention is 'voc'; use one of half_open, one_based, inclusive, paper"):
+    with pytest.raises(
+        ConfigError, match="box_convention is 'voc'; known are 'half_open', 'one_based', 'inclusive', 'paper'"
+    ):
         load_voc(folder.root, "train", box_convention="voc")
 
 

@@ -87,7 +87,7 @@ def test_a_file_of_another_model_is_refused(convert, tmp_path, capsys):
     assert convert("bafe", tmp_path / "in.pth", tmp_path / "out.pth") == 2
     assert "1 tensors have no counterpart: encoder.weight" in capsys.readouterr().err
     assert convert("berf", tmp_path / "in.pth", tmp_path / "out.pth") == 2
-    assert "use one of auxdet, bafe, cascade_rpn" in capsys.readouterr().err
+    assert "MODEL is 'berf'; known are 'auxdet', 'bafe', 'cascade_rpn'" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
 
 
