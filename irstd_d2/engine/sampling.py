@@ -35,6 +35,7 @@ class ResumableTrainingSampler(Sampler):
     """Infinite stream of ``(index, position)``, reshuffled every pass, that can start anywhere.
 
     Args:
+        size: number of images.
         seed: of the shuffling; the same on every process.
         shuffle: keep the data set's order when False.
         start: position of the first sample over all processes: batch size times iterations done.

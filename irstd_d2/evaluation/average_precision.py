@@ -110,9 +110,9 @@ def coco_verdicts(
 ) -> Verdicts:
     """Judge every detection by COCO's rule, with verdicts that can be resampled; its metrics come from its own library.
 
-    The detections, best score first, each take the free target that they overlap most. One that finds none is excused
-    by an ignored target (a crowd) that covers enough of its own area, however many others lie there too. Beyond
-    ``max_detections`` per image and class, best first, all are neither true nor false.
+    The detections, sorted by score, each take the free target that they overlap most, by ``iou_threshold`` or more. One
+    that finds none is excused by an ignored target (a crowd) that covers as much of its own area, however many others
+    lie there too. Beyond ``max_detections`` per image and class, best first, all are neither true nor false.
     """
     numbers = len(detections), len(targets)
     kept = _rank_in_image(detections) < max_detections

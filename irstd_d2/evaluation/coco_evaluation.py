@@ -48,7 +48,7 @@ def coco_metrics(
     max_detections: int = 100,
     use_faster: bool | None = None,
 ) -> dict[str, float]:
-    """Compute box metrics in percent, of detections that are sorted by score.
+    """Compute box metrics in percent.
 
     Args:
         detections: sorted by score.

@@ -178,7 +178,10 @@ def operating_curve(
     image_pixels: Sequence[int] | np.ndarray,
     max_distance: float = CENTRE_DISTANCE,
 ) -> OperatingCurve:
-    """Count found targets and false alarms at every score threshold; ``image_pixels`` are those of each image."""
+    """Count found targets and false alarms at every score threshold, of detections that are sorted by score.
+
+    ``image_pixels`` are height times width of each image, ``max_distance`` pixels as in ``match_by_centre``.
+    """
     verdicts = centre_verdicts(detections, targets, max_distance)
     true, false = verdicts.true, verdicts.false
     size = np.maximum(detections.boxes[:, 2:] - detections.boxes[:, :2], 0)

@@ -243,8 +243,10 @@ def match_greedy(
     that ask. As all targets rank the detections alike, the outcome is that of the sequential rule, and a cut at any
     score keeps the pairs above it.
 
-    Of the admissible pairs (P,) a lower detection index is a better score, and of equal qualities the lower target
-    index is taken.
+    Args:
+        pair_detection, pair_target: (P,) admissible pairs; a lower detection index is a better score.
+        quality: (P,) higher is better; equal qualities go to the lower target index.
+        num_detections, num_targets: D, G.
 
     Returns:
         (D,) target index or ``NO_TARGET``.

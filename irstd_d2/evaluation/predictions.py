@@ -241,14 +241,18 @@ _FIX = {
 }
 
 
+def _csv_records(text: str) -> list[dict[str, str]]:
+    """The rows of a table whose header tells the delimiter."""
+    header = text.split("\n", 1)[0]
+    return list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count)))
+
+
 def _read_table(path: Path, truth: GroundTruth, aliases: Mapping[str, str] | None) -> Predictions:
     is_csv = path.suffix.lower() == ".csv"
     form = "CSV" if is_csv else "COCO results"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        header = text.split("\n", 1)[0]
-        delimiter = max(",;\t", key=header.count)
-        records = list(csv.DictReader(text.splitlines(), delimiter=delimiter)) if is_csv else json.loads(text)
+        records = _csv_records(text) if is_csv else json.loads(text)
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(path, "predictions", f"cannot be read: {error!r}", _FIX[form]) from error
     classes = ClassNames(truth, aliases)
