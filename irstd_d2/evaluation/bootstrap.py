@@ -13,7 +13,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from .average_precision import EXACT, PAPER, Verdicts, coco_verdicts, voc_verdicts
-from .detection_probability import centre_verdicts
+from .detection_probability import centre_verdicts, points_within
 from .matching import DetectionTable, TargetTable, last_of_each_score, select_class
 
 _COCO_RECALLS = np.linspace(0, 1, 101)
@@ -157,7 +157,7 @@ def _pd_at_false_alarms(outcome: Outcome, weight: np.ndarray, num_targets: int, 
     last = outcome.operating_points
     repeat = weight[outcome.image]
     false = np.cumsum(repeat * outcome.false)[last]
-    allowed = int(np.searchsorted(false, rate * weight.sum() + 1e-9, side="right"))
+    allowed = points_within(false, rate, weight.sum())
     found = np.cumsum(repeat * outcome.true)[last[:allowed]]
     return found[-1] / num_targets if allowed else 0.0
 

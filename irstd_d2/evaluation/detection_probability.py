@@ -100,7 +100,7 @@ class OperatingCurve:
 
         (0, inf) where even the best detection brings more.
         """
-        index = int(np.searchsorted(self.false_alarms, rate * self.num_images + 1e-9, side="right")) - 1
+        index = points_within(self.false_alarms, rate, self.num_images) - 1
         return (0.0, float("inf")) if index < 0 else (float(self.pd[index]), float(self.scores[index]))
 
     def pd_at_fa(self, rates: Sequence[float]) -> np.ndarray:
@@ -170,6 +170,11 @@ def centre_verdicts(
     if detections.outside is not None:
         false &= ~detections.outside
     return Verdicts(true=true, false=false, target=matched)
+
+
+def points_within(false_alarms: np.ndarray, rate: float, num_images: int) -> int:
+    """How many operating points, (T,) ascending counts of false alarms, bring no more per image than ``rate``."""
+    return int(np.searchsorted(false_alarms, rate * num_images + 1e-9, side="right"))
 
 
 def operating_curve(

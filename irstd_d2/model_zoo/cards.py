@@ -18,6 +18,7 @@ from ..checkpoint import load_plain
 from ..config import get_config
 from ..errors import ConfigError, DatasetError
 from ..evaluation.bootstrap import Interval, Outcome, draws_with_data_set, resampled_metrics
+from ..evaluation.detection_probability import points_within
 from ..evaluation.ground_truth import UNKNOWN
 from ..evaluation.matching import last_of_each_score
 from ..evaluation.rescoring import Rescored, find_predictions, rescore
@@ -160,7 +161,7 @@ def choose_threshold(sets: Sequence[Judged], false_alarms: float = 1.0) -> float
     ranked = np.concatenate(scores)[order]
     last = last_of_each_score(ranked)
     count = np.cumsum(np.concatenate(false)[order])[last]
-    allowed = int(np.searchsorted(count, false_alarms * images + 1e-9, side="right"))
+    allowed = points_within(count, false_alarms, images)
     if not allowed:
         raise ConfigError("even the best detection brings more than one false alarm per image: no score threshold")
     return math.ceil(1000 * ranked[last[allowed - 1]]) / 1000
