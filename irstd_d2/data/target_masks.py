@@ -16,7 +16,7 @@ MaskValues = Literal["auto", "labels", "levels"]
 MASK_VALUES: tuple[MaskValues, ...] = ("auto", "labels", "levels")
 _IGNORE = 255  # of palette masks in Pascal VOC's form: the border of objects
 _NOISE = 0.1  # share of the highest value; what lies below is compression noise
-_MAX_LABEL_OF_8_BITS = 250  # a mask that uses all gray levels holds levels, not numbers
+MANY_LEVELS = 250  # of 8 bits: a mask that uses so many holds gray levels, not numbers
 
 
 class TargetMask(NamedTuple):
@@ -129,7 +129,7 @@ def compact_labels(labels: NDArray[np.int32]) -> NDArray[np.integer]:
         return (labels > 0).astype(np.uint8) * np.uint8(255)
     present, numbers = np.unique(labels, return_inverse=True)
     numbers = numbers.reshape(labels.shape) + int(present[0] != 0)
-    return numbers.astype(np.uint8 if numbers.max() < _MAX_LABEL_OF_8_BITS else np.uint16)
+    return numbers.astype(np.uint8 if numbers.max() < MANY_LEVELS else np.uint16)
 
 
 def _one_number_per_pixel(mask: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def _are_numbers(present: np.ndarray, dtype: np.dtype) -> bool:
     """Whether the values are 1 to K without a gap."""
     if present[-1] != len(present):
         return False
-    return not (dtype == np.uint8 and present[-1] >= _MAX_LABEL_OF_8_BITS)
+    return not (dtype == np.uint8 and present[-1] >= MANY_LEVELS)
 
 
 def _are_flat(numbers: np.ndarray) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..data.image_io import read_raw
+from ..data.target_masks import MANY_LEVELS
 from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-_MAX_NUMBER = 250  # a map that uses all gray levels holds levels, not numbers
 _MAX_SPREAD = 16  # of the channels of a gray picture that was compressed in colour
 
 
@@ -70,7 +70,7 @@ def _are_numbers(values: np.ndarray) -> bool:
     present = np.unique(values[values > 0])
     if not len(present) or present[-1] == 1:
         return True
-    return bool(present[-1] == len(present) < _MAX_NUMBER) and _are_flat(values)
+    return bool(present[-1] == len(present) < MANY_LEVELS) and _are_flat(values)
 
 
 def _are_flat(values: np.ndarray) -> bool:
