@@ -235,17 +235,18 @@ def rescore(
         score_thresholds: one for each path, in place of the configuration's.
 
     Raises:
-        ConfigError: for an evaluator that is unknown or needs a model.
+        ConfigError: for an evaluator that is unknown or needs a model, or another number of thresholds than of paths.
         DatasetError: for a file that cannot be read.
         ValueError: for predictions that do not belong to the data set.
     """
+    if score_thresholds and len(score_thresholds) != len(paths):
+        raise ConfigError(f"{len(score_thresholds)} score thresholds for {len(paths)} runs; give one for each, or none")
     check_evaluators(cfg.TEST.EVALUATORS)
     files = [find_predictions(path, dataset_name) for path in paths]
     truth = GroundTruth.from_dataset(dataset_name)
     runs = []
     names = unique_names([run_name(file, dataset_name) for file in files])
-    thresholds = score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)
-    for name, file, threshold in zip(names, files, thresholds, strict=True):
+    for name, file, threshold in zip(names, files, score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
         predictions = read_any_predictions(file, truth, aliases=aliases)
         if predictions.surplus:
             logger.warning("%s: %s", name, predictions.coverage)

@@ -12,7 +12,7 @@ from programs import load_program
 from irstd_d2 import get_config
 from irstd_d2.data.image_io import read_raw
 from irstd_d2.data.target_masks import component_boxes
-from irstd_d2.errors import DatasetError
+from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.evaluation import EVALUATOR_REGISTRY
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_evaluation import MaskEvaluator, TargetMasks, compare_masks, mask_intervals
@@ -171,8 +171,9 @@ def test_each_run_has_its_threshold(data_set, tmp_path):
     assert [found.comparisons[name]["pd_fa/Pd"].difference.value for name in ("fcos", "strict")] == [0, -100]
     assert "- strict: Pd, Fa and masks from score 0.8 on." in to_markdown(runs)
     assert to_json(NAME, runs)["runs"]["fcos"]["score_threshold"] == 0.7
-    with pytest.raises(ValueError, match="shorter"):
-        rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5, 0.7))
+    for count in (2, 4):
+        with pytest.raises(ConfigError, match=f"{count} score thresholds for 3 runs"):
+            rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5,) * count)
 
 
 @pytest.mark.parametrize(("threshold", "pd"), [(0.7, 100), (0.8, 0)])
