@@ -34,7 +34,7 @@ from .deformable import deformable_conv2d
 def adaptive_offsets(anchors: Tensor, size: tuple[int, int], stride: int, kernel: int = 3) -> Tensor:
     """Offsets that spread the taps of a convolution evenly over each cell's anchor.
 
-    ``anchors`` are (N, H * W, 4) in pixels on a level of ``size`` (H, W); ``kernel`` is the odd edge of the kernel.
+    ``anchors`` are (N, H * W, 4) in pixels on a level of ``size`` (H, W) and ``stride``; ``kernel`` is the odd edge.
 
     Returns:
         (N, 2 * kernel ** 2, H, W) in cells, y before x for every tap, as ``torchvision.ops.deform_conv2d`` takes them.
@@ -60,6 +60,7 @@ class AdaptiveConv(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, x: Tensor, offsets: Tensor | None = None) -> Tensor:
         """(N, C, H, W), and (N, 18, H, W) offsets -> (N, C, H, W)"""
@@ -74,13 +75,11 @@ class AdaptiveConv(nn.Module):
 def adaptive_conv(channels: int, adaptation: str, dilation: int = 3) -> nn.Module:
     """Build the 3x3 convolution of a stage, adapted to its anchors by "offset", or by "dilation" to all alike."""
     check_known("MODEL.CASCADE_RPN.ADAPTATION", adaptation, ("dilation", "offset"))
-    conv: AdaptiveConv | nn.Conv2d
     if adaptation == "offset":
-        conv = AdaptiveConv(channels)
-    else:
-        conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
-        nn.init.zeros_(conv.get_parameter("bias"))
+        return AdaptiveConv(channels)
+    conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
     nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.get_parameter("bias"))
     return conv
 
 

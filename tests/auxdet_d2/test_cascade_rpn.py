@@ -1,6 +1,7 @@
 """Cascade RPN part by part: grid, offsets, stages, sampling, losses by hand, proposals, any number of stages."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from auxdet_d2.modeling import CascadeRPN
 from auxdet_d2.modeling.anchor_targets import OverlapAssigner, RegionAssigner, first_n, grid_anchors, sample
 from auxdet_d2.modeling.box_transform import BoundedBox2BoxTransform
 from auxdet_d2.modeling.cascade_rpn import (
+    AdaptiveConv,
     CascadeRPNStage,
     StageSpec,
     adaptive_conv,
@@ -99,6 +101,16 @@ def test_offsets_are_numbers_whatever_the_boxes(value):
     boxes = grid_anchors((2, 2), 4, 8.0, CPU)[None].clone()
     boxes[0, 0, 2] = value
     assert torch.isfinite(adaptive_offsets(boxes, (2, 2), 4)).all()
+
+
+@for_every(
+    "build", [AdaptiveConv, partial(adaptive_conv, adaptation="offset"), partial(adaptive_conv, adaptation="dilation")]
+)
+def test_adaptive_convolutions_start_from_small_random_weights(build):
+    conv = build(40)
+    assert conv.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert abs(conv.weight.mean().item()) < 1e-3
+    assert getattr(conv, "bias", None) is None or not conv.bias.any()
 
 
 def test_offset_convolution_without_offsets_is_an_ordinary_one():
