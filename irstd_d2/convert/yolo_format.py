@@ -151,11 +151,11 @@ def format_labels(record: ImageRecord, ids: dict[str, int]) -> str:
 
 
 def read_labels(path: Path, size: Size, num_classes: int | None) -> tuple[list[tuple[int, Box]], list[Fault]]:
-    """Read the text file of one image of ``size`` (width, height).
+    """Read the text file of one image of ``size`` (width, height); class ids are below ``num_classes``, if known.
 
     Returns:
         Class ids with XYXY boxes in pixels, and the faults of the lines that have some: not a class and four fractions,
-        or a box that leaves the image. ``num_classes`` bounds the ids; ``None`` is unknown.
+        or a box that leaves the image.
     """
     rows, faults, objects = [], [], []
     try:
@@ -283,12 +283,12 @@ def _find_labels(root: Path, images: Iterable[Path]) -> tuple[dict[Path, Path], 
         if candidates:
             found[image] = (exact or candidates)[0]
     used = set(found.values())
-    below = [path for paths in texts.values() for path in paths if LABELS in path.relative_to(root).parts[:-1]]
+    below = [path for key, paths in texts.items() for path in paths if LABELS in key.split("/")[:-1]]
     return found, sum(path not in used for path in below)
 
 
 def _folded(path: Path) -> str:
-    return unicodedata.normalize("NFC", str(path.with_suffix(""))).casefold()
+    return unicodedata.normalize("NFC", path.with_suffix("").as_posix()).casefold()
 
 
 def _name_images(paths: Iterable[Path], root: Path) -> dict[Path, str]:

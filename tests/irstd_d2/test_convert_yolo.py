@@ -204,6 +204,14 @@ def test_text_files_of_other_spelling_belong_to_their_image(pixels, tmp_path, im
     assert found.unread == {}
 
 
+@pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("Images", "Labels"), ("x/IMAGES", "x/LABELS")])
+def test_text_files_without_image_are_counted_however_the_folder_is_spelt(pixels, tmp_path, images, labels):
+    put(pixels, tmp_path / images / "a.png", tmp_path / labels / "a.txt")
+    (tmp_path / labels / "b.txt").write_text(LINE)
+    (tmp_path / "notes.txt").write_text("no label")
+    assert read_yolo(tmp_path).unread == {"text files without image": 1}
+
+
 def test_the_exact_name_wins_and_two_others_are_refused(pixels, tmp_path):
     put(pixels, tmp_path / "images/a.png", tmp_path / "labels/a.txt")
     (tmp_path / "labels/A.txt").write_text("")
