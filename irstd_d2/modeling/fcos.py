@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -34,9 +34,7 @@ from .fcos_targets import (
     log_iou_loss,
     pad_instances,
 )
-
-if TYPE_CHECKING:
-    from .receptive_field import ReceptiveFieldAssigner
+from .receptive_field import ReceptiveFieldAssigner, theoretical_fields
 
 Predictions = dict[str, list[Tensor]]
 
@@ -312,8 +310,6 @@ class IRSTDFCOS(DenseDetector):
         check_known("MODEL.FCOS.ASSIGNMENT", fcos.ASSIGNMENT, ("inside", "rfla"))
         if fcos.ASSIGNMENT == "inside":
             return None
-        from .receptive_field import ReceptiveFieldAssigner, theoretical_fields  # a module for those who name it
-
         fields = tuple(float(width) for width in rfla.FIELD_WIDTHS)
         if not fields:
             shapes = backbone.output_shape()
