@@ -17,7 +17,7 @@ from ..errors import ConfigError, DatasetError
 from .classes import ClassTable, fold, parse_aliases, require_same_names
 from .coco import read_coco_classes, scan_coco
 from .faults import get_skip_bad
-from .layout import LAYOUTS, VocLayout, get_layout
+from .layout import VocLayout, get_layout
 from .scan import Scan
 from .voc import CLASS_NAMES, read_voc_classes, scan_voc
 
@@ -148,7 +148,10 @@ def register_voc_folder(
 def register_coco_folder(
     name: str, json_file: str | PathLike, image_root: str | PathLike, *, class_names: Sequence[str] | None = None
 ) -> None:
-    """Register a COCO file under ``name``; arguments as in :func:`load_coco`, else as :func:`register_voc_folder`."""
+    """Register a COCO file under ``name``; arguments as in :func:`load_coco`.
+
+    Without ``class_names`` the set's ``thing_classes`` are known only once it is loaded (:func:`class_table`).
+    """
     _register(name, CocoSource(json_file, image_root, None if class_names is None else tuple(class_names)))
 
 
@@ -355,11 +358,10 @@ def _register_builtin() -> None:
         for split in splits:
             source = VocSource(None, split + ending, layout, CLASS_NAMES, builtin_root=folder, origin=_ORIGINS[folder])
             if name.startswith(("densesirst", "sirstv2")):
-                source = replace(source, box_convention=LAYOUTS[layout].box_convention)
                 _register(f"{name}_{split}_paper", replace(source, box_convention="paper"))
             _register(f"{name}_{split}", source)
             if (name, split) == ("densesirst_v2", "test"):  # where all 256 images take longer than the training
-                _register("densesirst_v2_test_quarter", replace(source, box_convention=None, step=4))
+                _register("densesirst_v2_test_quarter", replace(source, step=4))
 
 
 _register_builtin()
