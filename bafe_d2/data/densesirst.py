@@ -119,7 +119,9 @@ def require_complete(root: str | PathLike, counts: Sequence[Count], faults: Sequ
 
 
 def place_densesirst(root: str | PathLike, datasets: str | PathLike, *, copy: bool = False) -> Path:
-    """Link or copy the set to where the registered data sets look for it, ``datasets/SIRSTdevkit``, and return that.
+    """Link, or copy, the set to where the registered data sets look for it, and return that: ``SIRSTdevkit`` below.
+
+    ``root`` is the folder of the set, ``datasets`` that of all sets, ``$DETECTRON2_DATASETS``.
 
     Raises:
         DatasetError: something else is there already.

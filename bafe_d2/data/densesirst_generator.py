@@ -132,11 +132,12 @@ def generate_densesirst(
 
     Args:
         source: from :func:`read_sparse_set`.
-        output: see above.
+        output: the folder that gets ``SIRSTdevkit``.
         config: how it is made; ``None`` = ``GeneratorConfig()``.
         library: the targets that are pasted; ``None`` takes all of the source, as the paper does. ``fill`` is not
             applied to a library that is given.
         overwrite: replace a set that was made with other parameters.
+        jobs: processes.
         progress: show a progress bar with the time that is left.
 
     Raises:

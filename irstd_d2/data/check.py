@@ -138,9 +138,9 @@ def collect(
 def check_collection(
     collection: Collection, *, high_bit_depth: str = "auto", workers: int = 1, progress: bool = False
 ) -> CheckReport:
-    """Open every image and mask of a set and measure its targets, in so many threads.
+    """Open every image and mask of a set, in ``workers`` threads, and measure its targets.
 
-    ``high_bit_depth`` as for :func:`irstd_d2.data.read_image`.
+    ``high_bit_depth`` as for :func:`irstd_d2.data.read_image`; ``progress`` shows a progress bar.
     """
 
     def inspect(sample: dict[str, Any]) -> _Inspection:

@@ -172,9 +172,10 @@ def local_contrast(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def light_offsets(gray: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Where the light of each box and of one pixel around it is, from the box's centre; arguments as above.
+    """Where the light of each box and of one pixel around it is, from the box's centre.
 
     The light is what exceeds the middle between the highest pixel of the box and the median two pixels around it.
+    Arguments are those of :func:`local_contrast`.
 
     Returns:
         ``(N, 2)`` pixels; NaN for boxes at the edge of the image, and for those no brighter than what is around.

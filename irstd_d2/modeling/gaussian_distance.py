@@ -21,7 +21,9 @@ from torch import Tensor
 
 
 def wasserstein_similarity(sides1: Tensor, sides2: Tensor, scale: float) -> Tensor:
-    """NWD of paired boxes (..., 4), corners x1 y1 x2 y2 or side distances from a common point; they and C in pixels.
+    """NWD of paired boxes (..., 4), corners x1 y1 x2 y2 or side distances from a common point.
+
+    They and C, the ``scale``, are in pixels.
 
     Returns:
         (...,) from 0 to 1. Where the boxes are equal the value is 1 and the gradient 0, elsewhere the gradient points
@@ -31,12 +33,15 @@ def wasserstein_similarity(sides1: Tensor, sides2: Tensor, scale: float) -> Tens
 
 
 def wasserstein_similarities(boxes1: Tensor, boxes2: Tensor, scale: float) -> Tensor:
-    """NWD of all pairs of boxes, (..., M, 4) and (..., A, 4) in pixels: (..., M, A) from 0 to 1."""
+    """NWD of all pairs of boxes, (..., M, 4) and (..., A, 4), C (``scale``) and they in pixels: (..., M, A) in 0..1."""
     # The fast mode by matrix products loses the small differences of large coordinates.
     distance = torch.cdist(boxes1, boxes2, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.exp(-distance / (math.sqrt(2) * scale))
 
 
 def pairwise_nwd(boxes1: Boxes, boxes2: Boxes, scale: float) -> Tensor:
-    """NWD of all pairs, (M, A), in place of detectron2's ``pairwise_iou`` in front of a ``Matcher``."""
+    """NWD of all pairs, (M, A) in 0..1, in place of detectron2's ``pairwise_iou`` in front of a ``Matcher``.
+
+    ``scale`` is C in pixels.
+    """
     return wasserstein_similarities(boxes1.tensor, boxes2.tensor, scale)

@@ -49,9 +49,10 @@ def axis_distance(offset: Tensor, size: Tensor, field: float, kind: str) -> Tens
 
 
 def theoretical_fields(backbone: nn.Module, strides: Sequence[int]) -> list[int]:
-    """Width in pixels of what one cell of each level can see through the ResNet below it, on the standard stem.
+    """Width in pixels of what one cell of each level, given by its stride, can see through the ResNet below it.
 
-    A level beyond the last stage is reached by 3x3 convolutions of stride 2.
+    The backbone holds a ResNet of basic or bottleneck blocks on the standard stem; a level beyond its last stage is
+    reached by 3x3 convolutions of stride 2.
 
     Raises:
         ConfigError: for another backbone.
