@@ -49,7 +49,7 @@ def target_levels(boxes: Tensor, num_levels: int, smallest_anchor: float) -> Ten
 def central_region(boxes: Tensor, ratio: float, stride: float, size: tuple[int, int]) -> Tensor:
     """The central part of boxes on a feature grid, rounded to cells and clamped to its ``size`` (height, width).
 
-    ``ratio`` is the share of width and height that is kept.
+    ``boxes`` (..., 4) and the grid's ``stride`` are in pixels; ``ratio`` is the share of width and height that is kept.
 
     Returns:
         (..., 4) x1 y1 x2 y2 in cells, both ends included.

@@ -83,7 +83,10 @@ class ContextEncoder(nn.Module):
         return x, self.sky(x)
 
     def sampling(self, context: Context, features: Sequence[Tensor], strides: Sequence[int]) -> list[Sampling]:
-        """What reads the results of ``forward`` at the points of each level, features (N, C, h, w)."""
+        """What reads the results of ``forward`` at the points of each level, features (N, C, h, w).
+
+        ``strides`` are network pixels per point.
+        """
         return [
             sampling_of_level(context.view, x.shape[-2:], stride, self.size) for x, stride in zip(features, strides)
         ]
