@@ -257,8 +257,8 @@ class PlainAuxDet(Plain):
             "loss_box_reg": F.smooth_l1_loss(deltas[labels == 0], wanted, reduction="sum") / len(labels),
         }
 
-    def detect(self, x, metadata, sizes):
-        """Rows (D, 5) of boxes and scores per image, best first."""
+    def detect(self, x, metadata, sizes, score_thresh):
+        """Rows (D, 5) of boxes and scores, all above ``score_thresh``, per image, best first."""
         features = self.pyramid(x, metadata)
         images = self.proposal_stages(features, sizes)
         proposals = [self.proposals(image, size, 1000)[:, :4] for image, size in zip(images, sizes)]
@@ -268,7 +268,7 @@ class PlainAuxDet(Plain):
         results = []
         for rows, score, size in zip(boxes, scores, sizes):
             rows = clip(rows, size)
-            keep = score > 0.001
+            keep = score > score_thresh
             rows, score = rows[keep], score[keep]
             keep = nms(rows, score, 0.5)[:100]
             results.append(torch.cat([rows[keep], score[keep, None]], dim=1))

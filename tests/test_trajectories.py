@@ -47,7 +47,7 @@ TARGETS = {
         *([0, 0, 5, 5], [width - 4, height - 4, width, height], [0, 0, width, height]),
         *([20, 20, 21, 21], [20, 20, 21, 21], [31.5, 23.25, 47.5, 30], [31.5, 23.25, 47.5, 30]),
     ],
-    "below a pixel": lambda _, __: [[10.2, 10.3, 10.7, 10.9], [40, 41, 40.01, 60]],
+    "below a pixel": lambda _, __: [[10.2, 10.3, 10.7, 10.9], [40, 41, 40.01, 60], [11.7, 11.8, 12.2, 12.3]],
 }
 every_batch = pytest.mark.parametrize(
     "batch",
@@ -114,12 +114,12 @@ def samples_of(images, boxes, masks, known=METADATA):
 
 
 def train_both(model, samples, plain, plain_losses, lr):
-    """The largest relative difference of a loss in all steps."""
+    """The largest relative difference of a loss in all steps; NaN if any is."""
     optimizers = [
         torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
         for parameters in ([p for p in model.parameters() if p.requires_grad], plain.parameters())
     ]
-    largest, totals = 0.0, []
+    differences, totals = [], []
     for _ in range(STEPS):
         with EventStorage():
             ours = model(samples)
@@ -127,7 +127,7 @@ def train_both(model, samples, plain, plain_losses, lr):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             expected = theirs[name].item()
-            largest = max(largest, abs(value.item() - expected) / max(abs(expected), 1e-12))
+            differences.append(abs(value.item() - expected) / max(abs(expected), 1e-12))
         for optimizer, losses in zip(optimizers, (ours, theirs)):
             optimizer.zero_grad()
             sum(losses.values()).backward()
@@ -135,19 +135,19 @@ def train_both(model, samples, plain, plain_losses, lr):
         totals.append(sum(ours.values()).item())
     assert all(np.isfinite(totals))
     assert totals[-1] != pytest.approx(totals[0], rel=1e-3), "nothing was learnt, so nothing was tested"
-    return largest
+    return np.max(differences)  # unlike max, it keeps NaN
 
 
 def weights_apart(model, names, plain):
     """The largest difference of a tensor, statistics of norms included, relative to its largest magnitude."""
     state = names.to_published(skip_pixels(model)).values
-    largest = 0.0
+    differences = []
     for name, value in plain.w.items():
         if value.is_floating_point():
             value = value.detach()
             scale = max(float(value.abs().max()), 1e-12)
-            largest = max(largest, float((state[name] - value).abs().max()) / scale)
-    return largest
+            differences.append(float((state[name] - value).abs().max()) / scale)
+    return np.max(differences)
 
 
 def check(capsys, what, batch, model, names, plain, samples, losses, detect):
@@ -162,24 +162,21 @@ def check(capsys, what, batch, model, names, plain, samples, losses, detect):
     weights = weights_apart(model, names, plain)
     plain.training = False
     model.eval()
-    boxes = scores = count = 0.0
+    apart, counts = [], []
     with torch.no_grad():
-        for result, expected in zip(model(samples), detect()):
-            found = result["instances"]
-            count += len(expected)
-            apart = paired_differences(
-                found.pred_boxes.tensor.numpy(), found.scores.numpy(), expected.numpy(), 1e-7, 1e-10
-            )
-            boxes, scores = max(boxes, apart[0]), max(scores, apart[1])
-    # After ten steps on unusual targets a model may detect nothing at all.
-    assert count or batch in TARGETS
+        for result, expected in zip(model(samples), detect(), strict=True):
+            rows, found = result["instances"].pred_boxes.tensor.numpy(), result["instances"].scores.numpy()
+            counts.append(len(expected))
+            apart.append(paired_differences(rows, found, expected.numpy(), 1e-7, 1e-10))
+    boxes, scores = np.max(apart, axis=0)
+    assert all(counts)
     with capsys.disabled():
         print(
             f"\n{what}: in {STEPS} steps losses differ by {losses:.1e}, weights by {weights:.1e} (relative), "
-            f"boxes by {boxes:.1e} px, scores by {scores:.1e}"
+            f"{sum(counts)} boxes by {boxes:.1e} px, scores by {scores:.1e}"
         )
     # The norms of maps of a few cells divide by small deviations, which enlarges rounding.
-    limit = 1e-9 if max(map(max, SIZES["small"])) >= max(samples[0]["image"].shape) else 1e-10
+    limit = 1e-9 if batch == "small" else 1e-10
     assert losses < limit
     assert weights < limit
     assert boxes < 1e-7
@@ -205,7 +202,10 @@ def test_bafe_net(repo_root, capsys, batch):
 @every_batch
 def test_auxdet(repo_root, capsys, batch):
     config = repo_root / "configs/auxdet/auxdet_r50_fpn.yaml"
+    # Ten steps on unusual images may leave no score above the published threshold, and nothing to compare.
+    score_thresh = 0.001 if batch in ("mixed", "wide", "tall", "small") else 0.0
     opts = ["MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.AUXDET.ENCODER.DROPOUT", 0.0]
+    opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", score_thresh]
     model, weights = build(auxdet, "auxdet_r50.manifest.json", config, auxdet.AUXDET_NAMES, opts)
     sizes, images, boxes, masks = make_batch(batch)
     metadata = (ALL_UNKNOWN if batch == "small" else METADATA)[: len(sizes)]
@@ -214,5 +214,5 @@ def test_auxdet(repo_root, capsys, batch):
     x = pad_batch(images, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     with auxdet.first_samples(model):
         losses = train_both(model, samples, plain, lambda: plain.losses(x, metadata, sizes, boxes), lr=3e-4)
-    detect = partial(plain.detect, x, metadata, sizes)
+    detect = partial(plain.detect, x, metadata, sizes, score_thresh)
     check(capsys, f"AuxDet, {batch}", batch, model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)
