@@ -5,7 +5,15 @@ from irstd_d2 import System, Tap, register_system
 from . import data, modeling
 from .checkpoint import AUXDET_NAMES, CASCADE_RPN_NAMES
 from .config import add_auxdet_config
-from .metadata import ImagingMetadata, MetadataBatch, MetadataVocabulary, collate_metadata, remark_on_metadata
+from .metadata import (
+    ImagingMetadata,
+    MetadataBatch,
+    MetadataVocabulary,
+    NumericField,
+    Vocabulary,
+    collate_metadata,
+    remark_on_metadata,
+)
 
 register_system(
     System(
@@ -29,6 +37,8 @@ __all__ = [
     "ImagingMetadata",
     "MetadataBatch",
     "MetadataVocabulary",
+    "NumericField",
+    "Vocabulary",
     "add_auxdet_config",
     "collate_metadata",
     "data",
