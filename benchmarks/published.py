@@ -2,7 +2,7 @@
 """Time another implementation beside ours, in one run on one machine.
 
     python benchmarks/published.py --published ~/venvs/published --script time_bafe.py \
-        --config configs/bafe/bafe_r50_fpn.yaml --weights released.pth --size 512 --threads 2 [--training]
+        --config configs/bafe/bafe_r50_fpn.yaml --weights released.pth --size 512 --threads 2 [--training | --exported]
 
 The published code runs in an environment of its own, of which this project holds nothing: ``--published`` is its folder
 (with ``bin/python``) and ``--script`` a file of yours that it can run, with functions
@@ -18,7 +18,8 @@ The published code runs in an environment of its own, of which this project hold
 Both sides run in turn, with the same number of threads, and wait while the other works. The medians of the ratios of
 neighbouring runs are printed, of the time that passes and of the time that the processors worked, and how far their
 detections are apart. Ours is the model as ``irstd_d2.inference.Predictor`` runs it (``optimize``), and once more as it
-is built; in training with its weights as they are and channels-last.
+is built; in training with its weights as they are and channels-last. ``--exported`` adds our model as an ONNX file, in
+float32 and in 8 bits (ranges measured on the one image), run by onnxruntime and, where it is installed, OpenVINO.
 """
 
 from __future__ import annotations
@@ -149,6 +150,48 @@ def build_ours(config: str, weights: str, sample: dict[str, Any], training: bool
     return {"optimised": inference(optimize(model), [sample]), "as built": inference(model, [sample])}
 
 
+def build_exported(config: str, weights: str, sample: dict[str, Any], threads: int, folder: Path) -> dict[str, Work]:
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from export import OpenVinoEngine
+
+    from irstd_d2 import get_config
+    from irstd_d2.engine import IRSTDCheckpointer
+    from irstd_d2.export import ExportedDetector, FixedShape, export_model
+    from irstd_d2.export.precision import to_int8_static
+
+    torch.manual_seed(0)
+    size = sample["image"].shape[1]
+    cfg = get_config(config, ["MODEL.DEVICE", "cpu", "INPUT.RESIZE_MODE", "fixed", "INPUT.FIXED_SIZE", (size, size)])
+    model = build_model(cfg).eval()
+    if weights:
+        IRSTDCheckpointer(model).load(weights)
+    files = {"float32": folder / "float32.onnx", "8 bits": folder / "int8.onnx"}
+    image = sample["image"].permute(1, 2, 0).numpy()
+    export_model(cfg, model, files["float32"], fixed=FixedShape(1, (size, size)))
+    to_int8_static(files["float32"], files["8 bits"], [image], [sample["metadata"]])
+
+    def detection(file: Path, openvino: bool) -> Work:
+        detector = ExportedDetector(file, ["CPUExecutionProvider"], threads)
+        if openvino:
+            detector._engine = OpenVinoEngine(file, threads)
+
+        def detect() -> list[dict[str, Instances]]:
+            found = detector([image], sample["metadata"])[0]
+            boxes, scores = Boxes(torch.from_numpy(found.boxes)), torch.from_numpy(found.scores)
+            return [{"instances": Instances((size, size), pred_boxes=boxes, scores=scores)}]
+
+        return detect
+
+    engines = {"onnxruntime": False, **({"OpenVINO": True} if importlib.util.find_spec("openvino") else {})}
+    return {
+        f"{name}, {precision}": detection(file, openvino)
+        for name, openvino in engines.items()
+        for precision, file in files.items()
+    }
+
+
 def compare_detections(ours: dict[str, Work], folder: Path) -> str:
     """How far the detections of both are apart, each with its nearest partner."""
     from irstd_d2.equality.comparison import paired_differences
@@ -196,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--training", action="store_true", help="time training steps of two images, not detection")
+    parser.add_argument("--exported", action="store_true", help="time our model as an ONNX file as well")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -204,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not (args.published and args.script and args.config):
         parser.error("name --published, --script and --config")
+    if args.training and args.exported:
+        parser.error("--exported files do not train; leave --training out")
     python = args.published / "bin" / "python"
     if not python.exists():
         parser.error(f"{python} does not exist; --published is the folder of a virtual environment")
@@ -216,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         save_sample(sample, folder)
         ours = build_ours(args.config, args.weights, sample, args.training)
+        if args.exported:
+            ours |= build_exported(args.config, args.weights, sample, args.threads, folder)
         other = Other(python, args.script, folder, args.size, args.threads, args.training)
         try:
             if not args.training:

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import cv2
+import detectron2
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,8 @@ def wheel(tmp_path_factory, repo_root):
 
 
 def run(wheel, folder, *command):
-    environment = {**os.environ, "PYTHONPATH": str(wheel), "PYTHONWARNINGS": "ignore"}
+    path = f"{wheel}{os.pathsep}{Path(detectron2.__file__).parents[1]}"  # the detectron2 that these tests run on
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -4,8 +4,13 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2.modeling import build_model
 from programs import load_program
+
+from irstd_d2 import get_config
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = """
@@ -58,3 +63,29 @@ def test_what_cannot_be_timed_is_named(published, tmp_path, capsys):
     script.write_text("raise RuntimeError('no such model')")
     with pytest.raises(SystemExit, match="did not start"):
         published.Other(Path(sys.executable), script, tmp_path, 64, 1, False)
+
+
+def test_exported_files_detect_as_the_model(published, tmp_path):
+    pytest.importorskip("onnxruntime")
+    sample, config = published.make_sample(64), str(BENCHMARKS.parent / "configs/bafe/tiny/fcos_tiny.yaml")
+    torch.manual_seed(1)
+    model = build_model(get_config(config, ["MODEL.DEVICE", "cpu"]))
+    torch.nn.init.constant_(model.head.cls_logits.bias, 0.5)  # random weights find something
+    weights = str(tmp_path / "model.pth")
+    torch.save({"model": model.state_dict()}, weights)
+    expected = published.build_ours(config, weights, sample, False)["as built"]()[0]["instances"]
+    ways = published.build_exported(config, weights, sample, 1, tmp_path)
+    assert [name for name in ways if "onnxruntime" in name] == ["onnxruntime, float32", "onnxruntime, 8 bits"]
+    for name, work in ways.items():
+        found, tolerance = work()[0]["instances"], 1e-4 if "float32" in name else 0.05
+        assert len(found) == len(expected) > 0
+        np.testing.assert_allclose(found.scores, expected.scores, atol=tolerance)
+        if "float32" in name:
+            np.testing.assert_allclose(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=0.02)
+
+
+def test_exported_files_do_not_train(published, tmp_path, capsys):
+    options = ["--published", str(tmp_path), "--script", "x.py", "--config", "y.yaml", "--training", "--exported"]
+    with pytest.raises(SystemExit):
+        published.main(options)
+    assert "leave --training out" in capsys.readouterr().err

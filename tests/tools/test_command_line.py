@@ -1,5 +1,6 @@
 """The console script and the doors to it: what --help costs, how errors end, names that the options repeat."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_other_missing_modules_keep_their_traceback(monkeypatch):
 
 def test_without_detectron2_one_line_says_how_to_get_it(repo_root, tmp_path):
     run = "from irstd_d2.cli import main; raise SystemExit(main(['check', 'x']))"
-    done = subprocess.run([sys.executable, "-S", "-c", run], cwd=repo_root, capture_output=True, text=True)
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # may hold detectron2's source
+    done = subprocess.run([sys.executable, "-S", "-c", run], cwd=repo_root, env=bare, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install" in done.stderr
