@@ -34,6 +34,7 @@ _ORIGINS = {
     "IRSTD-1K": "download it from https://github.com/RuiZhang97/ISNet and convert it (datasets/README.md)",
     "NUDT-SIRST": "download it from https://github.com/YeRen123455/Infrared-Small-Target-Detection and convert it "
     "(datasets/README.md)",
+    "NUAA-SIRST": "download it from https://github.com/YimianDai/sirst and convert it (datasets/README.md)",
     "synthetic_dense/SIRSTdevkit": "make it with tools/make_synthetic.py --layout densesirst",
 }
 _OWN_OPTIONS = {"voc": {"layout", "class_names", "box_convention", "sidecar"}, "coco": {"class_names"}}
@@ -349,6 +350,7 @@ def _register_builtin() -> None:
         ("synthetic_dense", "synthetic_dense/SIRSTdevkit", "densesirst", four, "_v2"),
         ("irstd1k", "IRSTD-1K", "wideirstd", four, ""),
         ("nudtsirst", "NUDT-SIRST", "wideirstd", four, ""),
+        ("nuaasirst", "NUAA-SIRST", "wideirstd", four, ""),
         ("wideirstd", "WideIRSTD-Full", "wideirstd", two, ""),
         ("wideirstd_matched", "WideIRSTD-matched", "wideirstd", two, ""),
         ("spaceir", "SpaceIR-sen2ships", "wideirstd", two, ""),

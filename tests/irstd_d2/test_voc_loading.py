@@ -192,7 +192,8 @@ def test_the_configuration_chooses_skipping(registered, tmp_path):  # `registere
 def test_builtin_names():
     names = DatasetCatalog.list()
     splits = ("train", "val", "trainval", "test")
-    for version in ("densesirst_v1", "densesirst_v2", "sirstv2", "synthetic_dense", "irstd1k", "nudtsirst"):
+    sets = ("densesirst_v1", "densesirst_v2", "sirstv2", "synthetic_dense", "irstd1k", "nudtsirst", "nuaasirst")
+    for version in sets:
         assert {f"{version}_{split}" for split in splits} <= set(names)
     assert {"wideirstd_train", "wideirstd_val", "synthetic_omni_train", "synthetic_omni_val"} <= set(names)
     assert MetadataCatalog.get("densesirst_v2_test_paper").box_convention == "paper"
