@@ -79,12 +79,10 @@ class Breakdown:
         """Return what counts in one class: detections, targets, and the pixels of each of its images."""
         pixels = self.pixels[index]
         images = pixels > 0
-        judged = select_images(
-            replace(detections, outside=self.detections != index),
-            replace(targets, ignored=targets.ignored | (self.targets != index)),
-            images,
-        )
-        return (*judged, pixels[images])
+        number = np.cumsum(images) - 1  # of the images that are left
+        found = replace(detections, outside=self.detections != index).rows(images[detections.image])
+        wanted = replace(targets, ignored=targets.ignored | (self.targets != index)).rows(images[targets.image])
+        return replace(found, image=number[found.image]), replace(wanted, image=number[wanted.image]), pixels[images]
 
 
 def image_breakdown(
@@ -94,19 +92,6 @@ def image_breakdown(
     masks = np.array(list(groups.values()), bool).reshape(len(groups), len(image_pixels))
     label = masks.argmax(0) if len(groups) else np.zeros(len(image_pixels), int)
     return Breakdown(tuple(groups), label[targets.image], label[detections.image], masks * image_pixels)
-
-
-def select_images(
-    detections: DetectionTable, targets: TargetTable, images: np.ndarray
-) -> tuple[DetectionTable, TargetTable]:
-    """Keep the rows of some images, (I,) bool, and renumber them."""
-    index = np.cumsum(images) - 1
-    kept_detections = detections.rows(images[detections.image])
-    kept_targets = targets.rows(images[targets.image])
-    return (
-        replace(kept_detections, image=index[kept_detections.image]),
-        replace(kept_targets, image=index[kept_targets.image]),
-    )
 
 
 def _class_of(values: np.ndarray, bounds: Sequence[tuple[float, float]]) -> np.ndarray:

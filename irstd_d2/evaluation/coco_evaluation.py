@@ -164,12 +164,7 @@ def _annotations(table: DetectionTable | TargetTable, area: np.ndarray) -> list[
 
 
 class IRSTDCOCOEvaluator(TableEvaluator):
-    """COCO box metrics of a registered data set (``coco_metrics``), in ``bbox`` of the results.
-
-    Args:
-        max_detections, use_faster: see ``coco_metrics``.
-        group_by, distributed: see ``TableEvaluator``.
-    """
+    """COCO box metrics of a registered data set (``coco_metrics``, for the options too), in ``bbox`` of the results."""
 
     name = "bbox"
 
@@ -180,10 +175,9 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         max_detections: int = 100,
         group_by: Sequence[str] = (),
         use_faster: bool | None = None,
-        distributed: bool = True,
     ):
         truth = GroundTruth.from_dataset(dataset_name)
-        super().__init__(truth, group_by=group_by, distributed=distributed)
+        super().__init__(truth, group_by=group_by)
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,

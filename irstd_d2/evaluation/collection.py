@@ -38,15 +38,10 @@ class ImageColumns:
 
 
 class DetectionCollector:
-    """Small columns per image, in the order of the data set.
+    """Small columns per image, in the order of the data set; the main process reports what all have collected."""
 
-    Args:
-        ground_truth: of the data set, in its order.
-        distributed: gather the detections of all processes; the main one reports.
-    """
-
-    def __init__(self, ground_truth: GroundTruth, *, distributed: bool = True):
-        self.ground_truth, self._distributed = ground_truth, distributed
+    def __init__(self, ground_truth: GroundTruth):
+        self.ground_truth = ground_truth
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
@@ -90,7 +85,7 @@ class DetectionCollector:
 
     def _gather(self) -> list[ImageColumns] | None:
         """Return the columns of all images on the main process, ``None`` on the others."""
-        columns = gather(self._columns, self._distributed)
+        columns = gather(self._columns)
         if columns is None:
             return None
         missing = len(self._index) - len(columns)
@@ -117,9 +112,9 @@ def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:
     )
 
 
-def gather(by_image: dict[Any, Any], distributed: bool = True) -> dict[Any, Any] | None:
+def gather(by_image: dict[Any, Any]) -> dict[Any, Any] | None:
     """Put together what all processes know of their images, on the main one; ``None`` on the others."""
-    if not distributed or comm.get_world_size() == 1:
+    if comm.get_world_size() == 1:
         return by_image
     comm.synchronize()
     parts = comm.gather(by_image, dst=0)
@@ -127,16 +122,10 @@ def gather(by_image: dict[Any, Any], distributed: bool = True) -> dict[Any, Any]
 
 
 class PredictionsWriter(DetectionCollector, DatasetEvaluator):
-    """Save all detections as ``PREDICTIONS_FILE``: COCO results with the data set's own image and category ids.
+    """Save all detections in a folder, as ``PREDICTIONS_FILE``: COCO results with the data set's own ids."""
 
-    Args:
-        ground_truth: of the data set.
-        folder: to write into.
-        distributed: gather the detections of all processes; the main one writes.
-    """
-
-    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike, *, distributed: bool = True):
-        super().__init__(ground_truth, distributed=distributed)
+    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike):
+        super().__init__(ground_truth)
         self._path = Path(folder) / PREDICTIONS_FILE
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -146,7 +135,7 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the file, unless the model gives no detections at all; there are no metrics."""
-        if not any(comm.all_gather(bool(self._columns)) if self._distributed else [self._columns]):
+        if not any(comm.all_gather(bool(self._columns))):
             logger.info("The model gives no detections: %s is not written", self._path)
             return OrderedDict()
         columns = self._gather()

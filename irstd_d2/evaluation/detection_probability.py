@@ -109,52 +109,14 @@ class OperatingCurve:
         return np.concatenate([[0.0], self.pd])[index]
 
 
-@dataclass(frozen=True)
-class CentrePairs:
-    """Detections and targets of the same image and class whose centres are close.
-
-    Attributes:
-        detection, target: (P,) indices, ascending.
-        distance: (P,) pixels.
-    """
-
-    detection: np.ndarray
-    target: np.ndarray
-    distance: np.ndarray
-
-    @classmethod
-    def of(cls, detections: DetectionTable, targets: TargetTable, reach: float) -> CentrePairs:
-        """List the pairs at most ``reach`` pixels apart."""
-        detection, target, closeness = close_pairs(
-            detections, targets, lambda a, b: -pair_centre_distance(a, b), -reach
-        )
-        return cls(detection, target, -closeness)
+# Detection and target indices, (P,) each and ascending, and distances of centres, (P,) pixels.
+CentrePairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def match_by_centre(
-    detections: DetectionTable,
-    targets: TargetTable,
-    max_distance: float = CENTRE_DISTANCE,
-    pairs: CentrePairs | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections, sorted by score, to targets by the distance of box centres.
-
-    Args:
-        max_distance: pixels; a detection exactly this far still matches.
-        pairs: of these tables, with at least this reach, where they are at hand.
-
-    Returns:
-        (D,) target index or ``NO_TARGET``, and (D,) bool: the detection lies on an ignored target only, so it is
-        neither right nor wrong.
-    """
-    pairs = pairs or CentrePairs.of(detections, targets, max_distance)
-    near = pairs.distance <= max_distance
-    ignored = targets.ignored[pairs.target]
-    use = near & ~ignored
-    matched = match_greedy(pairs.detection[use], pairs.target[use], -pairs.distance[use], len(detections), len(targets))
-    on_ignored = np.zeros(len(detections), bool)
-    on_ignored[pairs.detection[near & ignored]] = True
-    return matched, on_ignored & (matched == NO_TARGET)
+def centre_pairs(detections: DetectionTable, targets: TargetTable, reach: float) -> CentrePairs:
+    """List the detections and targets of the same image and class that are at most ``reach`` pixels apart."""
+    detection, target, closeness = close_pairs(detections, targets, lambda a, b: -pair_centre_distance(a, b), -reach)
+    return detection, target, -closeness
 
 
 def centre_verdicts(
@@ -163,13 +125,25 @@ def centre_verdicts(
     max_distance: float = CENTRE_DISTANCE,
     pairs: CentrePairs | None = None,
 ) -> Verdicts:
-    """Judge every detection by ``match_by_centre``; arguments as there."""
-    matched, excused = match_by_centre(detections, targets, max_distance, pairs)
+    """Judge every detection by the distance of box centres; ``detections`` are sorted by score.
+
+    One that finds no target is excused by an ignored target within reach.
+
+    Args:
+        max_distance: pixels; a detection exactly this far still finds its target.
+        pairs: of these tables, with at least this reach, where they are at hand.
+    """
+    detection, target, distance = pairs or centre_pairs(detections, targets, max_distance)
+    near = distance <= max_distance
+    ignored = targets.ignored[target]
+    use = near & ~ignored
+    matched = match_greedy(detection[use], target[use], -distance[use], len(detections), len(targets))
     true = matched != NO_TARGET
-    false = ~true & ~excused
+    excused = np.zeros(len(detections), bool)
+    excused[detection[near & ignored]] = True
     if detections.outside is not None:
-        false &= ~detections.outside
-    return Verdicts(true=true, false=false, target=matched)
+        excused |= detections.outside
+    return Verdicts(true=true, false=~true & ~excused, target=matched)
 
 
 def points_within(false_alarms: np.ndarray, rate: float, num_images: int) -> int:
@@ -185,7 +159,7 @@ def operating_curve(
 ) -> OperatingCurve:
     """Count found targets and false alarms at every score threshold, of detections that are sorted by score.
 
-    ``image_pixels`` are height times width of each image, ``max_distance`` pixels as in ``match_by_centre``.
+    ``image_pixels`` are height times width of each image, ``max_distance`` pixels as in ``centre_verdicts``.
     """
     verdicts = centre_verdicts(detections, targets, max_distance)
     true, false = verdicts.true, verdicts.false

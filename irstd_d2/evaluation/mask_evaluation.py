@@ -33,13 +33,6 @@ RESAMPLED = ("IoU", "nIoU", "F1", "Pd", "Fa", "hIoU")
 
 
 @dataclass(frozen=True)
-class _ImageCounts:
-    counts: np.ndarray
-    true_at: np.ndarray
-    false_at: np.ndarray
-
-
-@dataclass(frozen=True)
 class MaskTable:
     """Counts of all images, in the data set's order.
 
@@ -153,11 +146,8 @@ class MaskEvaluator(DatasetEvaluator):
     Boxes become masks by the rule of ``masks_and_boxes``.
 
     Args:
-        ground_truth: of the data set.
-        targets: its masks.
         threshold: a pixel above it is predicted.
         group_by: keys of the metadata of images; keys of targets do not concern pixels and are passed over.
-        distributed: gather from all processes; the main one reports.
     """
 
     name = "mask"
@@ -169,16 +159,14 @@ class MaskEvaluator(DatasetEvaluator):
         *,
         threshold: float = 0.5,
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
         self.ground_truth, self._targets, self.threshold = ground_truth, targets, threshold
         self.group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
-        self._distributed = distributed
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
     def reset(self) -> None:
-        self._images: dict[int, _ImageCounts] = {}
+        self._images: dict[int, tuple[np.ndarray, ...]] = {}  # the columns of ``MaskTable``
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count what a detector found on a batch."""
@@ -211,11 +199,11 @@ class MaskEvaluator(DatasetEvaluator):
         threshold = self.threshold * (255 if probability.dtype == np.uint8 else 1)
         row = vars(count_masks(probability > threshold, target))
         counts = np.array([row[name] for name in COLUMNS], float)
-        self._images[index] = _ImageCounts(counts, *level_counts(probability, target, LEVELS))
+        self._images[index] = counts, *level_counts(probability, target, LEVELS)
 
     def table(self) -> MaskTable | None:
         """Counts of all processes' images on the main process, ``None`` on the others; absent images are empty."""
-        images = gather(self._images, self._distributed)
+        images = gather(self._images)
         if images is None:
             return None
         for index, image_id in enumerate(self.ground_truth.image_ids):
@@ -224,11 +212,8 @@ class MaskEvaluator(DatasetEvaluator):
                 self.add_map(image_id, np.zeros((files.height, files.width), np.uint8))
                 images[index] = self._images[index]
         ordered = [images[index] for index in range(len(self._index))]
-        return MaskTable(
-            np.array([image.counts for image in ordered]).reshape(-1, len(COLUMNS)),
-            np.array([image.true_at for image in ordered]).reshape(-1, LEVELS - 1),
-            np.array([image.false_at for image in ordered]).reshape(-1, LEVELS - 1),
-        )
+        widths = len(COLUMNS), LEVELS - 1, LEVELS - 1
+        return MaskTable(*(np.array([image[i] for image in ordered]).reshape(-1, n) for i, n in enumerate(widths)))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         table = self.table()
@@ -243,15 +228,13 @@ class MaskEvaluator(DatasetEvaluator):
         return metrics
 
 
-def mask_intervals(masks: MaskTable, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
+def mask_intervals(masks: MaskTable, *, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """``bootstrap.metric_interval`` of the metrics in ``RESAMPLED``, by ``mask/METRIC``."""
     values = masks.metrics(draws_with_data_set(len(masks.counts), draws, seed))
-    return {f"mask/{name}": Interval.of(values[name], level) for name in RESAMPLED}
+    return {f"mask/{name}": Interval.of(values[name]) for name in RESAMPLED}
 
 
-def compare_masks(
-    first: MaskTable, second: MaskTable, *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, Comparison]:
+def compare_masks(first: MaskTable, second: MaskTable, *, draws: int = 1000, seed: int = 0) -> dict[str, Comparison]:
     """``bootstrap.compare_metric`` of the metrics in ``RESAMPLED``, by ``mask/METRIC``."""
     num_images = len(first.counts)
     weights = draws_with_data_set(num_images, draws, seed)
@@ -262,6 +245,6 @@ def compare_masks(
     mixed, other = both.metrics(images), both.metrics(1 - images)
     found = {}
     for name in RESAMPLED:
-        difference = Interval.of(values[1][name] - values[0][name], level)
+        difference = Interval.of(values[1][name] - values[0][name])
         found[f"mask/{name}"] = Comparison(difference, p_value(other[name] - mixed[name], difference.value))
     return found

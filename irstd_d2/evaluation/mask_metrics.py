@@ -117,11 +117,7 @@ COLUMNS = tuple(field.name for field in fields(MaskCounts))
 
 
 def count_masks(predicted: np.ndarray, target: np.ndarray) -> MaskCounts:
-    """Compare the masks of one image.
-
-    Args:
-        predicted, target: (H, W) bool.
-    """
+    """Compare the masks of one image, (H, W) bool."""
     found, truth = Regions.of(predicted), Regions.of(target)
     shared = _shared_pixels(found, truth, target.shape)
     true_pixels = int(shared.sum())

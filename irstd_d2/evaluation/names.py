@@ -13,9 +13,7 @@ from .ground_truth import GroundTruth
 class ImageNames:
     """The images of a data set by everything they may be called: id, path, file name, with and without suffix.
 
-    Args:
-        truth: of the data set.
-        ids_first: whether a name is an id before it is a file's name.
+    With ``ids_first`` a name is an id before it is a file's name.
 
     Attributes:
         by_number: names that were found only as the number that a file's name stands for, as 7 for ``00007``.
@@ -63,12 +61,7 @@ class ImageNames:
 
 
 class ClassNames:
-    """Class indices of a data set by name or by number.
-
-    Args:
-        truth: of the data set.
-        aliases: a tool's class name -> the set's.
-    """
+    """Class indices of a data set by name or by number; ``aliases`` lead from a tool's class name to the set's."""
 
     def __init__(self, truth: GroundTruth, aliases: Mapping[str, str] | None = None):
         self._truth = truth

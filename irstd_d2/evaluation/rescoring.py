@@ -174,7 +174,7 @@ def score_predictions(
         ValueError: for predictions that do not belong to the data set.
     """
     evaluators = list(evaluators)
-    collector = DetectionCollector(truth, distributed=False)
+    collector = DetectionCollector(truth)
     if predictions.masks:
         _add_masks(predictions, truth, [collector, *evaluators])
     else:
@@ -363,14 +363,19 @@ def errors_to_markdown(runs: Sequence[Rescored]) -> str:
     """What went wrong in each run (``error_analysis``), one table per run."""
     parts = []
     for run in runs:
-        rows = [
-            [row.name, str(row.false_alarms), str(row.misses), format_number(row.ap_gain, signed=True)]
-            for row in run.errors.rows
-        ]
         ap = format_number(run.errors.average_precision)
         title = f"{run.name}: AP50 {ap}, errors from score {run.threshold:.2f} on"
-        parts.append(f"{title}\n\n{format_table(rows, ['error', 'false alarms', 'misses', 'AP50 if mended'])}")
+        parts.append(f"{title}\n\n{error_table(run)}")
     return "\n\n".join(parts)
+
+
+def error_table(run: Rescored, *, most: int | None = None, decimals: int = 2) -> str:
+    """The classes of errors of a run as Markdown, the ``most`` costly ones first."""
+    rows = [
+        [row.name, str(row.false_alarms), str(row.misses), format_number(row.ap_gain, signed=True, decimals=decimals)]
+        for row in run.errors.rows[:most]
+    ]
+    return format_table(rows, ["error", "false alarms", "misses", "AP50 if mended"])
 
 
 # What a matrix of models and data sets shows unless told otherwise.

@@ -20,14 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def confusion(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Count pixels by true and predicted label.
+    """Count pixels by true and predicted label: (2, 2) int64, rows are the true one.
 
-    Args:
-        predicted: (H, W) bool, whether a pixel is sky.
-        truth: (H, W) 0 other, 1 sky, 255 for pixels that do not count.
-
-    Returns:
-        (2, 2) int64: rows are the true label, columns the predicted one.
+    ``predicted`` is (H, W) bool, whether a pixel is sky; ``truth`` (H, W) 0 other, 1 sky, 255 what does not count.
     """
     rows = []
     for label in (OTHER, SKY):
@@ -60,16 +55,15 @@ class SkyEvaluator(DatasetEvaluator):
     Args:
         group_by: keys of the metadata; metrics are repeated for the images of each group as ``KEY/GROUP/METRIC``.
             Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
-        distributed: gather from all processes; the main one reports.
     """
 
-    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = (), distributed: bool = True):
+    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = ()):
         dicts = DatasetCatalog.get(dataset_name)
         self._ground_truth = GroundTruth.from_dicts(dicts)
         self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
         if not any(self._masks.values()):
             logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
-        self._group_by, self._distributed = tuple(key for key in group_by if key not in TARGET_KEYS), distributed
+        self._group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
         self.reset()
 
     def reset(self) -> None:
@@ -102,7 +96,7 @@ class SkyEvaluator(DatasetEvaluator):
             self._confusion[image_id] = confusion(predicted, truth)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        matrices = gather(self._confusion, self._distributed)
+        matrices = gather(self._confusion)
         if matrices is None:
             return None
         none = np.zeros((2, 2), np.int64)

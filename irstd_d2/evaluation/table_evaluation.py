@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from .average_precision import EXACT, VOCProtocol, average_precision, precision_recall, voc_verdicts
 from .breakdown import TARGET_KEYS, Breakdown, image_breakdown
 from .collection import DetectionCollector, ImageColumns, detections_of
-from .detection_probability import CENTRE_DISTANCE, CentrePairs, centre_verdicts, operating_curve
+from .detection_probability import CENTRE_DISTANCE, centre_pairs, centre_verdicts, operating_curve
 from .ground_truth import GroundTruth
 from .matching import DetectionTable, TargetTable, rows_by_image, select_class
 
@@ -29,16 +29,15 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
         ground_truth: of the data set, in its order.
         group_by: what metrics are repeated for, named ``KEY/GROUP/METRIC``: ``size``, ``contrast``, ``sky`` of targets
             (``breakdown``), ``resolution`` or keys of the metadata of images.
-        distributed: gather the detections of all processes; the main one reports.
     """
 
     name = "table"
 
-    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
+    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = ()):
         self.group_by = tuple(group_by)
         targets = ground_truth.targets
         self._target_boxes = [targets.boxes[rows] for rows in rows_by_image(targets, len(ground_truth.image_ids))]
-        super().__init__(ground_truth, distributed=distributed)
+        super().__init__(ground_truth)
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
@@ -101,10 +100,8 @@ class VOCDetectionEvaluator(TableEvaluator):
     ``precision50`` (both over all kept detections), for each IoU threshold, in percent.
 
     Args:
-        ground_truth: of the data set.
         iou_thresholds: a detection that reaches the threshold is true.
         protocol: ``EXACT`` or ``PAPER`` (old +1 widths, float32); it becomes part of the result's name.
-        group_by, distributed: see ``TableEvaluator``.
     """
 
     def __init__(
@@ -114,9 +111,8 @@ class VOCDetectionEvaluator(TableEvaluator):
         iou_thresholds: Sequence[float] = (0.5,),
         protocol: VOCProtocol = EXACT,
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        super().__init__(ground_truth, group_by=group_by)
         self.iou_thresholds, self.protocol = tuple(iou_thresholds), protocol
         self.name = f"voc_{protocol.name}"
 
@@ -169,11 +165,9 @@ class DetectionProbabilityEvaluator(TableEvaluator):
     but Fa are NaN.
 
     Args:
-        ground_truth: of the data set.
         score_threshold: of detections that count for Pd and Fa.
         max_distance: pixels of the original image between centres; a detection exactly this far is right.
         froc_recalls, fa_rates, false_alarms_per_image: where ``FAPI@``, ``Pd@Fa`` and ``Pd@FAPI`` are read.
-        group_by, distributed: see ``TableEvaluator``.
     """
 
     name = "pd_fa"
@@ -188,9 +182,8 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         fa_rates: Sequence[float] = (10, 100),
         false_alarms_per_image: float = 1,
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        super().__init__(ground_truth, group_by=group_by)
         self.score_threshold, self.max_distance = score_threshold, max_distance
         self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
         self.false_alarms_per_image = false_alarms_per_image
@@ -224,9 +217,7 @@ class CentreDistanceEvaluator(TableEvaluator):
     Metrics, in percent: ``AP@1px`` and so on for each distance, and ``AP``, their mean.
 
     Args:
-        ground_truth: of the data set.
         distances: pixels of the original image; a detection exactly this far is right.
-        group_by, distributed: see ``TableEvaluator``.
     """
 
     name = "centre"
@@ -237,9 +228,8 @@ class CentreDistanceEvaluator(TableEvaluator):
         *,
         distances: Sequence[float] = (1, 2, 3, 5),
         group_by: Sequence[str] = (),
-        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
+        super().__init__(ground_truth, group_by=group_by)
         self.distances = tuple(distances)
 
     def compute(
@@ -253,7 +243,7 @@ class CentreDistanceEvaluator(TableEvaluator):
             of_class, truth = select_class(detections, targets, category)
             num_targets = int((~truth.ignored).sum())
             if num_targets:
-                pairs = CentrePairs.of(of_class, truth, max(self.distances))
+                pairs = centre_pairs(of_class, truth, max(self.distances))
                 verdicts = [centre_verdicts(of_class, truth, distance, pairs) for distance in self.distances]
                 curves = [precision_recall(verdict, of_class.scores, num_targets) for verdict in verdicts]
                 by_class.append([100 * average_precision(curve) for curve in curves])

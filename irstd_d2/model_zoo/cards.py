@@ -21,7 +21,7 @@ from ..evaluation.bootstrap import Interval, Outcome, draws_with_data_set, resam
 from ..evaluation.detection_probability import points_within
 from ..evaluation.ground_truth import UNKNOWN
 from ..evaluation.matching import last_of_each_score
-from ..evaluation.rescoring import Rescored, find_predictions, rescore
+from ..evaluation.rescoring import Rescored, error_table, find_predictions, rescore
 from ..evaluation.results import format_number, format_table
 from ..files import write_atomically
 from . import Entry
@@ -251,15 +251,7 @@ def render(
     judged: Mapping[str, Judged],
     metrics: Mapping[str, Mapping[str, Interval]],
 ) -> str:
-    """The whole card.
-
-    Args:
-        entry: with its threshold.
-        cfg: of the model.
-        own: the sets that its training was validated on.
-        judged: data set -> the model on it.
-        metrics: data set -> metric -> value in percent.
-    """
+    """The whole card; ``own`` are the sets that its training was validated on, ``metrics`` in percent."""
     ordered = [*own, *(name for name in judged if name not in own)]
     columns = {name: metrics[name] for name in ordered}
     for name in own:
@@ -301,10 +293,6 @@ def _point_row(name: str, judged: Judged, threshold: float, chosen_on: bool) -> 
 
 
 def _errors(name: str, run: Rescored) -> str:
-    rows = [
-        [row.name, str(row.false_alarms), str(row.misses), format_number(row.ap_gain, signed=True, decimals=1)]
-        for row in run.errors.rows[:MOST_ERRORS]
-    ]
-    table = format_table(rows, ["error", "false alarms", "misses", "AP50 if mended"])
+    table = error_table(run, most=MOST_ERRORS, decimals=1)
     targets = int((~run.truth.targets.ignored).sum())
     return f"{name}, {targets} targets, errors from score {run.threshold:.2f} (best F1) on:\n\n{table}"

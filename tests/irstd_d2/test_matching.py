@@ -16,7 +16,7 @@ from irstd_d2.evaluation.average_precision import (
 )
 from irstd_d2.evaluation.bootstrap import resampled_metrics
 from irstd_d2.evaluation.coco_evaluation import coco_metrics
-from irstd_d2.evaluation.detection_probability import match_by_centre, operating_curve
+from irstd_d2.evaluation.detection_probability import centre_verdicts, operating_curve
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import (
     NO_TARGET,
@@ -165,9 +165,9 @@ def check_pd_fa_equals_a_plain_version_at_every_threshold(seed):
 def test_pd_fa_by_hand():
     targets = target_table([[[10, 10, 13, 13], [20, 20, 23, 23]], [[5, 5, 8, 8]]])
     detections = detection_table([[[13, 10, 16, 13], [10, 10, 13, 13]], [[40, 40, 42, 45]]], [[0.9, 0.8], [0.7]])
-    matched, excused = match_by_centre(detections, targets)
-    assert matched.tolist() == [0, NO_TARGET, NO_TARGET]  # exactly three pixels away still counts
-    assert not excused.any()
+    verdicts = centre_verdicts(detections, targets)
+    assert verdicts.target.tolist() == [0, NO_TARGET, NO_TARGET]  # exactly three pixels away still counts
+    assert verdicts.false.tolist() == [False, True, True]
     curve = operating_curve(detections, targets, [100, 100])
     np.testing.assert_allclose(curve.pd, [1 / 3, 1 / 3, 1 / 3])
     np.testing.assert_allclose(curve.fa_pixels, [0, 9 / 200, 19 / 200])

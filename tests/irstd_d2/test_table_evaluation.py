@@ -88,9 +88,7 @@ def test_pd_fa_counts_pixels_of_false_detections(truth):
 
 def test_pd_fa_at_other_distances_and_rates(truth):
     """The second detection of image a is 1 pixel off its target: within half a pixel only the first is right."""
-    strict = DetectionProbabilityEvaluator(
-        truth, max_distance=0.5, froc_recalls=(0.3,), fa_rates=(50,), distributed=False
-    )
+    strict = DetectionProbabilityEvaluator(truth, max_distance=0.5, froc_recalls=(0.3,), fa_rates=(50,))
     results = run(strict)["pd_fa"]
     assert results["Pd"] == pytest.approx(100 / 3)
     assert results["Fa"] == pytest.approx((9 + 16) / (5000 + 1024 * 740 + 5000) * 1e6)
