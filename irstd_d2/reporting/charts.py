@@ -105,13 +105,7 @@ def _chart(title: str, text: str, figure: Figure, runs: Iterable[int]) -> Chart:
 
 
 def write_pdf(chart: Chart, path: Path, names: Mapping[int, str]) -> None:
-    """Write a chart as PDF for a paper, with its title and a key.
-
-    Args:
-        chart: to write.
-        path: of the file.
-        names: of the runs by number.
-    """
+    """Write a chart as PDF for a paper, with its title and a key; ``names`` are those of the runs by number."""
     lines = [Line2D([], [], **_line_style(run)) for run in chart.runs]
     figure = chart.figure
     figure.suptitle(chart.title.replace("$", r"\$"), fontsize=10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EDGE = INSETS * (INSET_ZOOM * INSET_PIXELS + 4)  # width of a picture in pixels
 SKY_EDGE = 320
 MAP_EDGE = 176
 MARK = (255, 255, 255)
+_draw = partial(draw_detections, edge=EDGE, inset_zoom=INSET_ZOOM, below=True)
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class MapRow:
-    """Heat maps of one tap, finest first."""
-
-    title: str
-    maps: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class RunMaps:
-    """The feature maps of one run on one image."""
-
-    run: str
-    rows: tuple[MapRow, ...]
-
-
-@dataclass(frozen=True)
 class Example:
     """One image.
 
@@ -60,17 +46,17 @@ class Example:
         name: of the file.
         detections: the image with its targets, then one picture per run.
         sky: the true mask, then the predicted one of each run; empty where no model that was run predicts one.
-        maps: per run with feature maps.
+        maps: of the runs with feature maps, name and: title of the tap -> heat maps, finest first.
         surfaces: the first enlarged part as a surface, of the image and of the runs that gave probability maps.
         notes: what could not be shown.
     """
 
     name: str
-    detections: tuple[Picture, ...]
-    sky: tuple[Picture, ...]
-    maps: tuple[RunMaps, ...]
-    surfaces: tuple[Picture, ...]
-    notes: tuple[str, ...]
+    detections: Sequence[Picture] = ()
+    sky: Sequence[Picture] = ()
+    maps: Sequence[tuple[str, Mapping[str, Sequence[Picture]]]] = ()
+    surfaces: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
 
 
 def spread_over_targets(truth: GroundTruth, count: int) -> list[int]:
@@ -88,22 +74,14 @@ def make_example(
     runs: Sequence[RunOnSet],
     lenses: Mapping[int, Lens],
 ) -> Example:
-    """Show one image.
-
-    Args:
-        index: of the image.
-        dicts: the data set, in the order of ``truth``.
-        truth: its ground truth.
-        runs: their detections are drawn.
-        lenses: run number -> its model, for sky masks and feature maps.
-    """
+    """Show the image ``index`` of a data set; ``lenses`` are models by run number, for sky masks and feature maps."""
     record = dicts[index]
     name = Path(record["file_name"]).name
     try:
         image = read_image(record["file_name"])
         mask = read_sky_mask(record["sem_seg_file_name"]) if record.get("sem_seg_file_name") else None
     except (OSError, ValueError) as error:
-        return Example(name, (), (), (), (), (f"The image cannot be shown: {error}",))
+        return Example(name, notes=[f"The image cannot be shown: {error}"])
     targets = truth.targets.boxes[truth.targets.image == index]
     notes: list[str] = []
     insights: dict[int, Insight] = {}
@@ -114,16 +92,21 @@ def make_example(
             except (RuntimeError, ValueError) as error:
                 notes.append(f"{run.name} could not be run on this image: {error}")
     insets = _insets(image, targets, index, runs)
+    maps = [
+        (run.name, {title: [_map(image, title, x, targets) for x in maps] for title, maps in found.rows.items()})
+        for run in runs
+        if (found := insights.get(run.number))
+    ]
     return Example(
         name,
-        (
+        [
             _truth_picture(image, targets, insets, name),
             *(_detections(image, targets, insets, index, run, truth) for run in runs),
-        ),
-        tuple(_sky(image, mask, runs, insights)),
-        tuple(RunMaps(run.name, _maps(image, insights[run.number], targets)) for run in runs if run.number in insights),
-        tuple(_surfaces(image, insets, record["image_id"], runs)),
-        tuple(notes),
+        ],
+        _sky(image, mask, runs, insights),
+        maps,
+        _surfaces(image, insets, record["image_id"], runs),
+        notes,
     )
 
 
@@ -158,34 +141,20 @@ def _insets(image: np.ndarray, targets: np.ndarray, index: int, runs: Sequence[R
 
 def _truth_picture(image: np.ndarray, targets: np.ndarray, insets: Sequence[Part], name: str) -> Picture:
     text = f"{len(targets)} target{'s' if len(targets) != 1 else ''}"
-    picture = draw_detections(image, targets=targets, edge=EDGE, insets=insets, inset_zoom=INSET_ZOOM, below=True)
+    picture = _draw(image, targets=targets, insets=insets)
     return Picture(f"Ground truth: {text}", f"Image {name} with {text} in green brackets", data_uri(picture))
 
 
 def _detections(
-    image: np.ndarray,
-    targets: np.ndarray,
-    insets: Sequence[Part],
-    index: int,
-    run: RunOnSet,
-    truth: GroundTruth,
+    image: np.ndarray, targets: np.ndarray, insets: Sequence[Part], index: int, run: RunOnSet, truth: GroundTruth
 ) -> Picture:
     table, verdicts = run.rescored.detections, run.rescored.verdicts
     mine = np.flatnonzero((table.image == index) & (table.scores >= run.threshold))
     hits, false = int(verdicts.true[mine].sum()), int(verdicts.false[mine].sum())
     missed = int((~truth.targets.ignored[truth.targets.image == index]).sum()) - hits
     text = f"{hits} found, {missed} missed, {false} false"
-    picture = draw_detections(
-        image,
-        targets=targets,
-        boxes=table.boxes[mine],
-        scores=table.scores[mine],
-        correct=verdicts.true[mine],
-        edge=EDGE,
-        insets=insets,
-        inset_zoom=INSET_ZOOM,
-        below=True,
-    )
+    boxes, scores, correct = table.boxes[mine], table.scores[mine], verdicts.true[mine]
+    picture = _draw(image, targets=targets, boxes=boxes, scores=scores, correct=correct, insets=insets)
     return Picture(
         f"{run.name}: {text}",
         f"Detections of {run.name} with scores from {run.threshold:.2f}: {text}",
@@ -221,13 +190,6 @@ def _sky(
         picture = sky_picture(image, insight.sky, size, mask if usable else None)
         pictures.append(Picture(text, f"{text}, tinted blue, errors orange", data_uri(picture)))
     return pictures
-
-
-def _maps(image: np.ndarray, insight: Insight, targets: np.ndarray) -> tuple[MapRow, ...]:
-    return tuple(
-        MapRow(title, tuple(_map(image, title, feature_map, targets) for feature_map in maps))
-        for title, maps in insight.rows.items()
-    )
 
 
 def _map(image: np.ndarray, title: str, feature_map: FeatureMap, targets: np.ndarray) -> Picture:

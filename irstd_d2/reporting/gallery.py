@@ -59,11 +59,7 @@ class Gallery:
 def worst_cases(run: RunOnSet, dicts: Sequence[dict[str, Any]], truth: GroundTruth, *, count: int = 12) -> Gallery:
     """Draw the false alarms with the highest scores and the largest targets that were missed, at the best F1.
 
-    Args:
-        run: on the data set.
-        dicts: the data set, in the order of ``truth``.
-        truth: its ground truth.
-        count: pictures of each kind; at most one of a kind per image, so that a bad image does not fill the gallery.
+    ``count`` pictures of each kind; at most one of a kind per image, so that a bad image does not fill the gallery.
     """
     # The table is sorted by score, and matching gives the best score its choice, so a cut changes no match above it.
     detections, verdicts = run.rescored.detections, run.rescored.verdicts
@@ -87,15 +83,10 @@ def worst_cases(run: RunOnSet, dicts: Sequence[dict[str, Any]], truth: GroundTru
         )
 
     errors = run.rescored.errors
-    cases = [
-        case(
-            "false alarm",
-            kept.image[i],
-            kept.boxes[i],
-            f"False alarm{_in_brackets(errors.detections[i])}, score {kept.scores[i]:.2f}",
-        )
-        for i in _one_per_image(false, kept.image, count)
-    ]
+    cases = []
+    for i in _one_per_image(false, kept.image, count):
+        text = f"False alarm{_in_brackets(errors.detections[i])}, score {kept.scores[i]:.2f}"
+        cases.append(case("false alarm", kept.image[i], kept.boxes[i], text))
     for i in _one_per_image(missed, truth.targets.image, count):
         x1, y1, x2, y2 = truth.targets.boxes[i]
         text = f"Missed target of {x2 - x1:.0f}\u00d7{y2 - y1:.0f} pixels{_in_brackets(errors.targets[i])}"

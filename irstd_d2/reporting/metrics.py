@@ -122,14 +122,10 @@ def rescore_run(
     group_by: Sequence[str] = GROUP_KEYS,
     more_evaluators: tuple[str, ...] = (),
 ) -> RunOnSet:
-    """Evaluate the saved detections of a run.
+    """Evaluate the saved detections of a run on a registered set by the protocol of ``cfg``.
 
     Args:
         number: of the run in the report.
-        run: it has predictions on ``data_set``.
-        data_set: registered name.
-        truth: its ground truth.
-        cfg: the protocol.
         group_by: what metrics are broken down by, see ``TableEvaluator``.
         more_evaluators: whose metrics are not broken down.
 
@@ -167,38 +163,31 @@ class Cell:
     verdict: str = ""
 
 
-@dataclass(frozen=True)
-class MetricTable:
-    """One evaluator's metrics, one column per run."""
-
-    name: str
-    text: str
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+# Name of an evaluator, what its metrics are, and metric -> a cell per run.
+MetricTable = tuple[str, str, dict[str, tuple[Cell, ...]]]
 
 
 def metric_tables(runs: Sequence[RunOnSet], resampled: Resampled | None = None) -> list[MetricTable]:
-    """The metrics over all images, by evaluator; the first run is the baseline.
+    """The metrics of runs on one data set over all images, by evaluator; the first run is the baseline.
 
-    Args:
-        runs: on one data set.
-        resampled: from ``resample_runs``; without it nothing is called better or worse.
+    ``resampled`` is from ``resample_runs``; without it nothing is called better or worse.
     """
     tables = []
     for evaluator in dict.fromkeys(name for run in runs for name in run.rescored.results):
         metrics = dict.fromkeys(
             metric for run in runs for metric in run.rescored.results.get(evaluator, {}) if "/" not in metric
         )
-        rows = []
+        rows = {}
         for metric in metrics:
             values = [run.rescored.results.get(evaluator, {}).get(metric, math.nan) for run in runs]
             verdicts = [_verdict(f"{evaluator}/{metric}", run, resampled) for run in runs]
-            rows.append((metric, difference_cells(values, verdicts)))
+            rows[metric] = difference_cells(values, verdicts)
         text = _EVALUATORS.get(evaluator, "")
         if logged := [
             f"{run.name} at iteration {run.logged_at[evaluator]}" for run in runs if evaluator in run.logged_at
         ]:
             text += f"{'; ' if text else ''}as logged by the training: {', '.join(logged)}"
-        tables.append(MetricTable(evaluator, text, tuple(rows)))
+        tables.append((evaluator, text, rows))
     return tables
 
 
@@ -219,30 +208,18 @@ def _verdict(metric: str, run: RunOnSet, resampled: Resampled | None) -> str:
     comparisons = {} if resampled is None else resampled.comparisons.get(str(run.number), {})
     if metric not in comparisons:
         return ""
-    interval = comparisons[metric].difference
-    sign = -1 if metric.endswith("/Fa") else 1
-    return (
-        "better"
-        if min(sign * interval.low, sign * interval.high) > 0
-        else ("worse" if max(sign * interval.low, sign * interval.high) < 0 else "")
-    )
+    low, high = comparisons[metric].difference.low, comparisons[metric].difference.high
+    if not (low > 0 or high < 0):
+        return ""
+    return "better" if (low > 0) != metric.endswith("/Fa") else "worse"
 
 
-@dataclass(frozen=True)
-class GroupTable:
-    """Metrics by one key.
-
-    Attributes:
-        key: e.g. ``platform``.
-        metrics: ``EVALUATOR METRIC`` -> group -> run number -> value.
-    """
-
-    key: str
-    metrics: dict[str, dict[str, dict[int, float]]]
+# ``EVALUATOR METRIC`` -> group -> run number -> value.
+GroupTable = dict[str, dict[str, dict[int, float]]]
 
 
-def group_tables(runs: Sequence[RunOnSet]) -> list[GroupTable]:
-    """All metrics of groups, sorted by the key that makes the groups; groups in which nothing is measured are left out.
+def group_tables(runs: Sequence[RunOnSet]) -> dict[str, GroupTable]:
+    """All metrics of groups, by the key that makes the groups; groups in which nothing is measured are left out.
 
     A key that puts everything into one group says nothing and is left out too.
     """
@@ -252,22 +229,9 @@ def group_tables(runs: Sequence[RunOnSet]) -> list[GroupTable]:
             for name, value in metrics.items():
                 key, group, metric = split_metric_name(name)
                 if key and math.isfinite(value):
-                    rows = by_key.setdefault(key, GroupTable(key, {})).metrics.setdefault(f"{evaluator} {metric}", {})
+                    rows = by_key.setdefault(key, {}).setdefault(f"{evaluator} {metric}", {})
                     rows.setdefault(group, {})[run.number] = value
-    return [found for found in by_key.values() if len({g for rows in found.metrics.values() for g in rows}) > 1]
-
-
-@dataclass(frozen=True)
-class IntervalRow:
-    """A metric of every run with its interval over images.
-
-    Attributes:
-        metric: ``EVALUATOR METRIC``.
-        cells: per run the value with its interval; for all but the first run also the difference, p and the verdict.
-    """
-
-    metric: str
-    cells: tuple[tuple[str, str, str, str], ...]
+    return {key: table for key, table in by_key.items() if len({g for rows in table.values() for g in rows}) > 1}
 
 
 def resample_runs(runs: Sequence[RunOnSet], cfg: CfgNode, draws: int) -> Resampled | None:
@@ -278,11 +242,16 @@ def resample_runs(runs: Sequence[RunOnSet], cfg: CfgNode, draws: int) -> Resampl
     return resample(numbered, draws=draws, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
-def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> list[IntervalRow]:
-    """The table of intervals and paired differences."""
+def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> dict[str, list[tuple[str, str, str, str]]]:
+    """The table of intervals and paired differences.
+
+    Returns:
+        ``EVALUATOR METRIC`` -> per run the value with its interval; for all but the first run also the difference, p
+        and the verdict.
+    """
     if resampled is None:
-        return []
-    rows = []
+        return {}
+    rows = {}
     for metric in resampled.intervals[str(runs[0].number)]:
         cells = []
         for run in runs:
@@ -297,23 +266,12 @@ def interval_rows(runs: Sequence[RunOnSet], resampled: Resampled | None) -> list
                 )
                 p_value = format_number(comparison.p_value, decimals=3)
             cells.append((value, difference, p_value, _verdict(metric, run, resampled)))
-        rows.append(IntervalRow(metric.replace("/", " "), tuple(cells)))
+        rows[metric.replace("/", " ")] = cells
     return rows
 
 
-@dataclass(frozen=True)
-class ImageRow:
-    """One image of the table of images.
-
-    Attributes:
-        name: of the file.
-        targets: that count.
-        cells: per run found, missed and false at its threshold of the best F1.
-    """
-
-    name: str
-    targets: int
-    cells: tuple[tuple[int, int, int], ...]
+# Name of an image's file, its targets that count, and per run found, missed and false at its threshold of best F1.
+ImageRow = tuple[str, int, list[tuple[int, int, int]]]
 
 
 def image_rows(runs: Sequence[RunOnSet]) -> list[ImageRow]:
@@ -331,22 +289,17 @@ def image_rows(runs: Sequence[RunOnSet]) -> list[ImageRow]:
         columns.append((found, wanted - found, false))
     errors = sum(missed + false for _, missed, false in columns)
     return [
-        ImageRow(
+        (
             Path(str(truth.files[i].image or truth.image_ids[i])).name,
             int(wanted[i]),
-            tuple((int(found[i]), int(missed[i]), int(false[i])) for found, missed, false in columns),
+            [(int(found[i]), int(missed[i]), int(false[i])) for found, missed, false in columns],
         )
         for i in np.argsort(-errors, kind="stable")
     ]
 
 
 def setting_differences(runs: Sequence[Run]) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:
-    """Compare the configurations of the runs that have one.
-
-    Returns:
-        Keys with different values, with each run's value; and the keys that only some of the runs have, as with
-        different versions.
-    """
+    """Keys that differ in the runs' configurations, with each run's value; and keys that only some of them have."""
     flat = [dict(_flatten(run.settings)) for run in runs]
     known = [values for values in flat if values]
     everywhere = set.intersection(*map(set, known)) if known else set()

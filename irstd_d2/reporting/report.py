@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -24,15 +24,11 @@ from ..evaluation.results import format_number
 from ..files import write_atomically
 from . import charts
 from .charts import Chart
-from .examples import Example, make_example, spread_over_targets
+from .examples import make_example, spread_over_targets
 from .features import BACKBONE, Lens, Tap
-from .gallery import Gallery, worst_cases
+from .gallery import worst_cases
 from .metrics import (
     GROUP_KEYS,
-    GroupTable,
-    ImageRow,
-    IntervalRow,
-    MetricTable,
     RunOnSet,
     group_tables,
     image_rows,
@@ -55,35 +51,6 @@ IMAGES = 100
 
 # Metrics of a breakdown that get a chart, with its title.
 _CHARTED = {"voc_exact AP50_area": "AP50 by {}, percent (exact boxes)", "pd_fa F1": "Best F1 by {}, percent"}
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the report says of one data set; the template reads the fields by name.
-
-    Attributes:
-        data_set: its name.
-        text: how much it holds.
-        notes: what could not be shown.
-        runs: those that were judged.
-        tables, intervals, charts, group_tables, group_charts, error_chart, images, examples, galleries: the parts.
-        num_images: of which ``images`` are those with the most errors.
-    """
-
-    data_set: str
-    text: str = ""
-    notes: tuple[str, ...] = ()
-    runs: tuple[RunOnSet, ...] = ()
-    tables: tuple[MetricTable, ...] = ()
-    intervals: tuple[IntervalRow, ...] = ()
-    charts: tuple[Chart, ...] = ()
-    group_tables: tuple[GroupTable, ...] = ()
-    group_charts: tuple[Chart, ...] = ()
-    error_chart: Chart | None = None
-    images: tuple[ImageRow, ...] = ()
-    num_images: int = 0
-    examples: tuple[Example, ...] = ()
-    galleries: tuple[Gallery, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,8 @@ def write_report(
         OSError: the file cannot be written.
     """
     options = options or Options()
-    runs = _with_unique_names([load_run(folder) for folder in folders])
+    runs = [load_run(folder) for folder in folders]
+    runs = [replace(run, name=name) for run, name in zip(runs, unique_names([run.name for run in runs]))]
     numbered = dict(enumerate(runs))
     lenses, notes = _lenses(numbered, options)
     notes = [(run.name, note) for run in runs for note in (*run.notes, *_register_own_sets(run))] + notes
@@ -146,8 +114,8 @@ def write_report(
     if options.figures is not None:
         names = {i: run.name for i, run in numbered.items()}
         for section in sections:
-            shown = [*section.charts, *section.group_charts, *([section.error_chart] if section.error_chart else [])]
-            _write_figures(options.figures / section.data_set, shown, names)
+            shown = [chart for part in ("charts", "group_charts", "error_charts") for chart in section.get(part, ())]
+            _write_figures(options.figures / section["data_set"], shown, names)
         _write_figures(options.figures / "training", history, names)
     different, partial = setting_differences(runs)
     template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -198,11 +166,6 @@ def _register_own_sets(run: Run) -> list[str]:
     return []
 
 
-def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
-    names = unique_names([run.name for run in runs])
-    return [Run(**{**vars(run), "name": name}) for run, name in zip(runs, names)]
-
-
 def _lenses(runs: Mapping[int, Run], options: Options) -> tuple[dict[int, Lens], list[tuple[str, str]]]:
     lenses, notes = {}, []
     for i, run in runs.items() if options.features else ():
@@ -214,13 +177,15 @@ def _lenses(runs: Mapping[int, Run], options: Options) -> tuple[dict[int, Lens],
     return lenses, notes
 
 
-def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens], options: Options) -> Section:
+def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens], options: Options) -> dict[str, Any]:
+    """What the report says of one data set, by the names that the template has for it."""
     try:
         dicts = DatasetCatalog.get(data_set)
     except (KeyError, OSError, ValueError) as error:
         # A KeyError is about the registered name and quotes its own message.
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        return Section(data_set, notes=(f"The data set cannot be loaded, so nothing is evaluated: {reason}",))
+        notes = [f"The data set cannot be loaded, so nothing is evaluated: {reason}"]
+        return {"data_set": data_set, "notes": notes, "runs": []}
     truth = GroundTruth.from_dataset(data_set)
     keys, notes = _group_keys(dicts)
     judged: list[RunOnSet] = []
@@ -234,55 +199,52 @@ def _section(data_set: str, runs: Mapping[int, Run], lenses: Mapping[int, Lens],
         except (KeyError, OSError, ValueError) as error:
             notes.append(f"{run.name} is left out: {error}")
     text = f"{len(dicts)} images, {int((~truth.targets.ignored).sum())} targets"
+    section = {"data_set": data_set, "text": text, "notes": notes, "runs": judged}
     logger.info("%s: %d runs on %d images", data_set, len(judged), len(dicts))
     if not judged:
-        return Section(data_set, text, tuple(notes))
+        return section
     parts = group_tables(judged)
     resampled = resample_runs(judged, cfg, options.draws)
     chosen = spread_over_targets(truth, max(options.examples, options.features))
-    return Section(
-        data_set=data_set,
-        text=text,
-        notes=tuple(notes),
-        runs=tuple(judged),
-        tables=tuple(metric_tables(judged, resampled)),
-        intervals=tuple(interval_rows(judged, resampled)),
-        charts=tuple(_curves(judged, truth)),
-        group_tables=tuple(parts),
-        group_charts=tuple(
-            charts.group_chart(part.metrics[metric], heading.format(part.key))
-            for part in parts
+    return section | {
+        "tables": metric_tables(judged, resampled),
+        "intervals": interval_rows(judged, resampled),
+        "charts": _curves(judged, truth),
+        "group_tables": parts,
+        "group_charts": [
+            charts.group_chart(part[metric], heading.format(key))
+            for key, part in parts.items()
             for metric, heading in _CHARTED.items()
-            if metric in part.metrics
-        ),
-        error_chart=_error_chart(judged),
-        images=tuple(image_rows(judged)[:IMAGES]),
-        num_images=len(truth.image_ids),
-        examples=tuple(
+            if metric in part
+        ],
+        "error_charts": _error_charts(judged),
+        "images": image_rows(judged)[:IMAGES],
+        "num_images": len(truth.image_ids),
+        "examples": [
             make_example(index, dicts, truth, judged, lenses if i < options.features else {})
             for i, index in enumerate(chosen)
-        ),
-        galleries=tuple(
+        ],
+        "galleries": [
             worst_cases(run, dicts, truth, count=options.gallery) for run in (judged if options.gallery else ())
-        ),
-    )
+        ],
+    }
 
 
-def _error_chart(runs: Sequence[RunOnSet]) -> Chart | None:
+def _error_charts(runs: Sequence[RunOnSet]) -> list[Chart]:
     """What mending each class of errors would give, the costliest of all runs first."""
     gains: dict[str, dict[int, float]] = {}
     for run in runs:
         for row in run.rescored.errors.rows:
             gains.setdefault(row.name, {})[run.number] = row.ap_gain
     ordered = dict(sorted(gains.items(), key=lambda item: -max(item[1].values())))
-    return charts.group_chart(ordered, "AP50 that mending each class of errors would add") if ordered else None
+    return [charts.group_chart(ordered, "AP50 that mending each class of errors would add")] if ordered else []
 
 
 def _group_keys(dicts: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """The keys that metrics can be broken down by, and a note on those that need files which are gone."""
     keys, notes = list(GROUP_KEYS), []
-    for key, field in (("contrast", "file_name"), ("sky", "sem_seg_file_name")):
-        files = [record[field] for record in dicts if record.get(field)]
+    for key, file in (("contrast", "file_name"), ("sky", "sem_seg_file_name")):
+        files = [record[file] for record in dicts if record.get(file)]
         absent = [path for path in files if not Path(path).is_file()]
         if not files or absent:
             keys.remove(key)

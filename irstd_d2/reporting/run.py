@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -120,7 +120,7 @@ def load_run(folder: str | PathLike) -> Run:
         predictions,
         tuple(notes),
     )
-    return Run(**{**vars(run), "notes": (*notes, *_unfinished(run))})
+    return replace(run, notes=(*notes, *_unfinished(run)))
 
 
 def _text(path: Path) -> str:
@@ -147,7 +147,10 @@ def _history(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
     broken = []
     for number, line in lines:
-        row = _json(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
         if isinstance(row, dict) and isinstance(row.get("iteration"), int):
             # A resumed run logs some iterations twice; the later line is the one that counts.
             rows[row["iteration"]] = row
@@ -160,13 +163,6 @@ def _history(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
         numbers = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
         notes.append(f"Lines of metrics.json that are not log entries are left out: {numbers}.")
     return tuple(rows[key] for key in sorted(rows))
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _unfinished(run: Run) -> list[str]:
