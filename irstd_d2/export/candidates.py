@@ -51,12 +51,7 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, threshold:
 
 
 def keep_best(scores: Tensor, kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Take the best of what is kept.
-
-    Args:
-        scores: (N, T)
-        kept: (N, T) bool
-        count: D
+    """Take the best D = ``count`` of the scores (N, T) that are kept (N, T).
 
     Returns:
         Scores (N, D) in descending order, ``INVALID`` behind the last; positions (N, D) among the T.

@@ -69,23 +69,17 @@ class Suppression(NamedTuple):
 def extract_features(model: nn.Module, images: Tensor, image_size: Tensor) -> Features:
     """What ``candidates`` gets: the features of the backbone, and what else a model takes from its input.
 
-    Args:
-        model: chooses the function.
-        images: (N, 3, H, W), normalised and padded.
-        image_size: (N, 2)
+    ``images`` are (N, 3, H, W), normalised and padded, ``image_size`` is (N, 2).
     """
     return cast(nn.Module, model.backbone)(images)
 
 
 @singledispatch
 def candidates(model: nn.Module, features: Features, image_size: Tensor, suppress: NMS) -> Candidates:
-    """The candidates of a batch.
+    """The candidates of a batch, from what ``extract_features`` gave.
 
-    Args:
-        model: chooses the function.
-        features: of ``extract_features``.
-        image_size: (N, 2) height and width of each image in the batch, without padding.
-        suppress: runs a non-maximum suppression inside the model (proposals); see ``nms_mask``.
+    ``image_size`` (N, 2) is height and width of each image without padding; ``suppress`` runs a non-maximum suppression
+    inside the model (proposals), see ``nms_mask``.
     """
     raise _unknown(model)
 
@@ -199,13 +193,7 @@ def input_names(graph: DetectionGraph) -> list[str]:
 
 
 def example_inputs(graph: DetectionGraph, size: tuple[int, int], num_images: int = 2) -> tuple[Tensor, ...]:
-    """Random inputs of a graph, for tracing.
-
-    Args:
-        graph: decides which inputs.
-        size: (height, width)
-        num_images: N
-    """
+    """Random inputs of a graph, for tracing: ``num_images`` of ``size`` (height, width)."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(num_images, 3, *size, generator=generator) * 255
     sizes = torch.tensor([size] * num_images, dtype=torch.float32)
@@ -313,14 +301,10 @@ def best_proposals(
 
     Args:
         levels: per level boxes (N, T, 4) and scores (N, T).
-        image_size: (N, 2)
-        suppress: see ``nms_mask``.
+        image_size, suppress: see ``proposals``.
         threshold: IoU, within a level.
-        count: R
+        count: R, the boxes (N, R, 4) and scores (N, R) that are returned.
         min_size: sides must be longer, in pixels.
-
-    Returns:
-        (N, R, 4), (N, R)
     """
     groups = torch.cat([torch.full_like(s, i, dtype=torch.int64) for i, (_, s) in enumerate(levels)], dim=1)
     boxes, scores = (torch.cat(column, dim=1) for column in zip(*levels))
@@ -377,18 +361,10 @@ def _(heads: StandardROIHeads) -> Suppression:
 
 
 def pool(pooler: ROIPooler, levels: list[Tensor], boxes: Tensor, present: Tensor) -> Tensor:
-    """Pool regions from the level that fits their size.
+    """Pool ``boxes`` (N, R, 4) from the level (N, C, H, W) that fits their size: (N R, C, S, S).
 
-    Every level pools every region, but as an empty one where it does not fit: the shapes do not depend on the boxes.
-
-    Args:
-        pooler: detectron2's.
-        levels: its feature maps (N, C, H, W).
-        boxes: (N, R, 4)
-        present: (N, R) bool, the others are pooled as empty.
-
-    Returns:
-        (N R, C, S, S)
+    Every level pools every region, but as an empty one where it does not fit, or is not ``present`` (N, R): the shapes
+    do not depend on the boxes.
     """
     num_images, per_image = present.shape
     flat = boxes.flatten(0, 1)

@@ -257,17 +257,15 @@ def read_image(path: str | PathLike, high_bit_depth: str = "full_range") -> np.n
         with Path(path).open("rb") as data, Image.open(data, formats=("PNG", "TIFF", "BMP", "JPEG")) as file:
             image = ImageOps.exif_transpose(file) if file.format == "JPEG" else file
             deep = image.mode[0] == "I"
-            array = np.array(image if deep or image.mode in ("L", "RGB") else image.convert(_plain_mode(image.mode)))
+            if not deep and image.mode not in ("L", "RGB"):
+                image = image.convert("L" if image.mode == "1" else "RGB")
+            array = np.array(image)
             array = array.astype(np.uint16) if deep else array  # some versions of Pillow widen it
     if array.dtype != np.uint8:
         array = _to_byte_range(array, high_bit_depth, path)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _plain_mode(mode: str) -> str:
-    return "L" if mode == "1" else "RGB"
 
 
 def _read_deep_tiff(path: str | PathLike) -> np.ndarray | None:
@@ -404,16 +402,9 @@ def _key(name: str) -> str:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Non-maximum suppression within each class.
+    """Non-maximum suppression within each class, of boxes (T, 4), scores (T,) and classes (T,).
 
-    Args:
-        boxes: (T, 4)
-        scores: (T,)
-        classes: (T,)
-        threshold: IoU above which the weaker box goes.
-
-    Returns:
-        Positions of what stays, best first.
+    ``threshold`` is the IoU above which the weaker box goes. Returns the positions of what stays, best first.
     """
     order = np.argsort(-scores, kind="stable")
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -81,13 +81,6 @@ class LevelTowers(nn.ModuleList):
         return self[level](x)
 
 
-def _split_level_norms(model: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, ConvTower) and all(isinstance(conv.norm, nn.ModuleList) for conv in child):
-                setattr(parent, name, LevelTowers(child))
-
-
 def fold_batch_norms(model: nn.Module) -> int:
     """Fold the batch norms of a model in evaluation mode into the convolutions before them, in place.
 
@@ -97,7 +90,10 @@ def fold_batch_norms(model: nn.Module) -> int:
     Returns:
         the number of batch norms that are gone.
     """
-    _split_level_norms(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ConvTower) and all(isinstance(conv.norm, nn.ModuleList) for conv in child):
+                setattr(parent, name, LevelTowers(child))
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     folded = 0
     for module in model.modules():
