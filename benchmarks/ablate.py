@@ -160,7 +160,7 @@ def run(args: argparse.Namespace, known: dict[str, Table]) -> int:
         for job in jobs:
             path = args.write_configs / f"{job.table.name}_{job.row.name}_{job.seed}.yaml"
             job.cfg.OUTPUT_DIR = f"./output/{path.stem}"
-            write_atomically(path, lambda file, job=job: file.write(job.cfg.dump().encode()))
+            write_atomically(path, job.cfg.dump())
             logger.info("%s", path)
         return 0
     root, *_ = [prepare_data(table.scales[args.scale], args.output) for table in tables]  # the same for all
@@ -190,7 +190,7 @@ def report(table: Table, args: argparse.Namespace, results: Sequence[tuple[Job, 
     about = facts(table.scales[args.scale], jobs, outcomes)
     text = markdown(table, figures, facts=about, parameters=count_parameters(table), unfinished=unfinished)
     draw(table, figures, args.output / f"{name}.png")
-    write_atomically(args.output / f"{name}.md", lambda file: file.write(text.encode()))
+    write_atomically(args.output / f"{name}.md", text)
     logger.info("%s\n%s", args.output / f"{name}.md", text)
 
 

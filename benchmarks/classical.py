@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -34,9 +32,9 @@ from irstd_d2.files import write_atomically
 MPCM_SIZES = (3, 5, 7, 9)
 
 
-def top_hat(image: np.ndarray, size: int = 9) -> np.ndarray:
+def top_hat(image: np.ndarray) -> np.ndarray:
     """What is bright and smaller than the structuring element; (H, W) float32."""
-    return cv2.morphologyEx(image, cv2.MORPH_TOPHAT, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
+    return cv2.morphologyEx(image, cv2.MORPH_TOPHAT, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (9, 9)))
 
 
 def _neighbours(means: np.ndarray, size: int) -> list[np.ndarray]:
@@ -69,11 +67,7 @@ def patch_contrast(image: np.ndarray, sizes: tuple[int, ...] = MPCM_SIZES) -> np
     return np.sqrt(np.maximum.reduce(scales)).astype(np.float32)
 
 
-FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "top_hat": top_hat,
-    "lcm": local_contrast,
-    "mpcm": patch_contrast,
-}
+FILTERS = {"top_hat": top_hat, "lcm": local_contrast, "mpcm": patch_contrast}
 
 
 def components(filtered: np.ndarray, k: float, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,11 +93,10 @@ def main() -> None:
     check_registered("--dataset", args.dataset)
     for name in args.dataset:
         dicts, (category, *_) = DatasetCatalog.get(name), GroundTruth.from_dataset(name).category_ids
-        gray = partial(read_image, format="BGR")
         rows: dict[str, list[dict]] = {key: [] for key in FILTERS}
         seconds = dict.fromkeys(FILTERS, 0.0)
         for record in tqdm(dicts, desc=name, unit="image"):
-            image = np.ascontiguousarray(gray(record["file_name"]).mean(axis=2))
+            image = np.ascontiguousarray(read_image(record["file_name"], format="BGR").mean(axis=2))
             for key, apply in FILTERS.items():
                 started = time.process_time()
                 found = components(apply(image), args.k, args.most)
@@ -113,9 +106,7 @@ def main() -> None:
                     for box, score in zip(found[0].tolist(), found[1].tolist())
                 ]
         for key, found in rows.items():
-            data = json.dumps(found).encode()
-            path = args.output / key / "inference" / name / PREDICTIONS_FILE
-            write_atomically(path, lambda file, data=data: file.write(data))
+            write_atomically(args.output / key / "inference" / name / PREDICTIONS_FILE, json.dumps(found))
             print(f"{name} {key}: {len(found)} detections, {seconds[key] / len(dicts):.4f} s of processor per image")
 
 

@@ -25,19 +25,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
 from harness import resident_bytes
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
-from irstd_d2.evaluation import build_evaluator
+from irstd_d2.evaluation import GroundTruth
+from irstd_d2.evaluation.coco_evaluation import coco_metrics
+from irstd_d2.evaluation.matching import detection_table
 from irstd_d2.export import Detections, ExportedDetector, build_graph, compare_detections, export_model
 from irstd_d2.export.candidates import nms_mask_op
 from irstd_d2.export.precision import to_half, to_int8_dynamic, to_int8_static
 from irstd_d2.inference import Predictor
 
-SUBSET = "export_benchmark"
 ROUND = 8  # images that a variant has before the next one's turn
 
 
@@ -94,13 +94,6 @@ def above(found: Detections, score: float) -> Detections:
     return Detections(found.boxes[keep], found.scores[keep], found.classes[keep])
 
 
-def to_instances(found: Detections, record: dict) -> Instances:
-    instances = Instances((record["height"], record["width"]))
-    instances.pred_boxes, instances.scores = Boxes(torch.from_numpy(found.boxes)), torch.from_numpy(found.scores)
-    instances.pred_classes = torch.from_numpy(found.classes)
-    return instances
-
-
 def main() -> None:
     args = parse()
     logging.disable(logging.WARNING)
@@ -108,11 +101,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     cfg = get_config(args.config_file, ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", "cpu", *args.opts])
-    cfg.TEST.EVALUATORS, cfg.TEST.GROUP_BY = ("coco",), ()
     name = cfg.DATASETS.TEST[0]
     records = spread(DatasetCatalog.get(name), args.images)
-    DatasetCatalog.register(SUBSET, lambda: records)
-    MetadataCatalog.get(SUBSET).set(thing_classes=MetadataCatalog.get(name).thing_classes)
+    truth = GroundTruth.from_dicts(records, MetadataCatalog.get(name).thing_classes)
     calibration = spread(DatasetCatalog.get(cfg.DATASETS.TRAIN[0]), args.calibration)
 
     predictor = Predictor(cfg, tile=0)  # whole images, as the files take them
@@ -169,7 +160,6 @@ def main() -> None:
                     found[key].append(run(record))
                     seconds[key].append(clock() - begin)
 
-    evaluator = build_evaluator(cfg, SUBSET)
     print(f"{len(records)} images of {name}, {len(calibration)} for calibration, {args.threads} thread(s).\n")
     print(
         f"| | file, MB | ms per image | of PyTorch's | start with first image, s | memory, MB | AP25 | AP50 "
@@ -179,10 +169,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     reference = statistics.median(seconds["PyTorch"])
     for key in variants:
-        evaluator.reset()
-        for record, result in zip(records, found[key]):
-            evaluator.process([record], [{"instances": to_instances(result, record)}])
-        metrics = evaluator.evaluate()["bbox"]
+        columns = ([getattr(result, column) for result in found[key]] for column in ("boxes", "scores", "classes"))
+        metrics = coco_metrics(
+            detection_table(*columns),
+            truth.targets,
+            len(records),
+            num_classes=len(truth.class_names),
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
         pairs = [
             compare_detections(above(a, args.score), above(b, args.score)) for a, b in zip(found["PyTorch"], found[key])
         ]

@@ -30,11 +30,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cases.scenes import sample
 from complexity import analyze, build_on_cpu
 from harness import matrix_rate
 from model_zoo import configurations
@@ -62,20 +62,10 @@ TRAININGS = (
 
 
 def make_batch(count: int, edge: int, device: torch.device) -> list[dict[str, Any]]:
-    """Images of noise with two targets of four pixels each, as a mapper gives them."""
-    batch = []
-    for number in range(count):
-        image = torch.rand(3, edge, edge, generator=torch.Generator().manual_seed(number)) * 60
-        boxes = torch.tensor([[8.0, 8.0, 12.0, 12.0], [edge / 2, edge / 2, edge / 2 + 4, edge / 2 + 4]])
-        for x1, y1, x2, y2 in boxes.int().tolist():
-            image[:, y1:y2, x1:x2] += 150
-        instances = Instances((edge, edge), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(2, dtype=torch.long))
-        sky = torch.zeros(edge, edge, dtype=torch.long)
-        sky[: edge // 2] = 1
-        facts = {"platform": "Air", "band": "LWIR", "width": edge, "height": edge}
-        sample = {"image": image.to(device), "height": edge, "width": edge, "metadata": facts}
-        batch.append(sample | {"instances": instances.to(device), "sem_seg": sky.to(device)})
-    return batch
+    """Images of noise with two targets each, as a mapper gives them, on the device."""
+    torch.manual_seed(0)
+    samples = [sample(edge, num_targets=2) for _ in range(count)]
+    return [{k: v.to(device) if hasattr(v, "to") else v for k, v in values.items()} for values in samples]
 
 
 def configure(name: str, device: torch.device, mode: str) -> CfgNode:
@@ -179,13 +169,8 @@ def page(rows: dict[str, dict[str, Any]], device: torch.device, command: Sequenc
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     lines = [f"| {name} | {', '.join(f'{key} {value}' for key, value in row.items())} |" for name, row in rows.items()]
     top = f"{card}, torch {torch.__version__}, commit {commit.strip() or 'unknown'}."
-    return "\n".join(
-        [
-            f"# On a GPU\n\n    python benchmarks/gpu.py {' '.join(command)}\n\n{top}\n\n| row | result |\n|---|---|",
-            *lines,
-            "",
-        ]
-    )
+    head = f"# On a GPU\n\n    python benchmarks/gpu.py {' '.join(command)}\n\n{top}\n\n| row | result |\n|---|---|"
+    return "\n".join([head, *lines, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,8 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows[name] = measure(work)
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps([name, rows[name]]) + "\n")
-        text = page(rows, device, sys.argv[1:] if argv is None else argv)
-        write_atomically(args.output / "gpu.md", lambda file, text=text: file.write(text.encode()))
+        write_atomically(args.output / "gpu.md", page(rows, device, sys.argv[1:] if argv is None else argv))
         if device.type == "cuda":
             torch.cuda.empty_cache()
     bad = [name for name, row in rows.items() if "failed" in row or row.get("finite") is False]
@@ -220,20 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = not left
     for tables in () if args.quick or left else TRAININGS:
         minutes = (end - time.monotonic()) / 60
-        command = [
-            sys.executable,
-            str(ROOT / "benchmarks" / "ablate.py"),
-            *tables.split(),
-            "--minutes",
-            f"{minutes:.2f}",
-        ]
-        command += [
-            "--minutes",
-            f"{minutes:.2f}",
-            "--output",
-            str(args.output / "ablation"),
-            *(["--weights", args.weights] if args.weights else []),
-        ]
+        command = [sys.executable, str(ROOT / "benchmarks" / "ablate.py"), *tables.split()]
+        command += ["--minutes", f"{minutes:.2f}", "--output", str(args.output / "ablation")]
+        command += ["--weights", args.weights] if args.weights else []
         if minutes < 0.5 or subprocess.run(command, cwd=ROOT).returncode:
             done = False
             break

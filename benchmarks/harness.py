@@ -91,7 +91,6 @@ class Bench:
         case: str,
         ours: tuple[str, Work],
         *others: tuple[str, Work, float | None],
-        other_seldom: int = 1,
         per_second: str = "",
         rounds: int = 3,
     ) -> None:
@@ -101,41 +100,28 @@ class Bench:
             case: what is compared.
             ours: a name and the work.
             others: each a name, the work, and the target for the ratio ours / other or ``None``.
-            other_seldom: slow others run once for so many runs of ours, whose median is their counterpart.
             per_second: see ``Row``.
             rounds: least number of rounds.
         """
         if not self.wants(case):
             return
-        works = [work for _, work, _ in others]
-        my_calls = self._calls(ours[1])
+        works = [ours[1], *(work for _, work, _ in others)]
         calls = [self._calls(work) for work in works]
         mine: list[float] = []
         times: list[list[float]] = [[] for _ in others]
         ratios: list[list[float]] = [[] for _ in others]
         start = time.perf_counter()
         while self._goes_on(len(ratios[0]), start, rounds):
-            own = [timed(ours[1], self.device, my_calls) for _ in range(other_seldom)]
-            mine += own
-            for number, work in enumerate(works):
-                times[number].append(timed(work, self.device, calls[number]))
-                ratios[number].append(statistics.median(own) / times[number][-1])
+            mine_now, *others_now = (timed(work, self.device, count) for work, count in zip(works, calls))
+            mine.append(mine_now)
+            for number, seconds in enumerate(others_now):
+                times[number].append(seconds)
+                ratios[number].append(mine_now / seconds)
         for (name, _, at_most), seconds, ratio in zip(others, times, ratios):
             low, high = np.quantile(ratio, [0.1, 0.9])
-            self._keep(
-                Row(
-                    case,
-                    ours[0],
-                    name,
-                    statistics.median(mine),
-                    statistics.median(seconds),
-                    statistics.median(ratio),
-                    float(low),
-                    float(high),
-                    None if self.quick else at_most,
-                    per_second,
-                )
-            )
+            medians = map(statistics.median, (mine, seconds, ratio))
+            target = None if self.quick else at_most
+            self._keep(Row(case, ours[0], name, *medians, float(low), float(high), target, per_second))
 
     def wants(self, case: str) -> bool:
         """Whether a case is among those asked for."""

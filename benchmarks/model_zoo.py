@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.all:
             page = render(lines(tqdm(configurations(), desc="configurations")))
             if args.output:
-                write_atomically(args.output, lambda file: file.write(page.encode()))
+                write_atomically(args.output, page)
             else:
                 print(page, end="")
             return 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from irstd_d2.evaluation.results import format_number
 from irstd_d2.files import write_atomically
 
 from .compare import MIN_SEEDS, Figures, difference, judge_claims
@@ -64,15 +66,15 @@ def _rows(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
     for row in table.rows.values():
         cells = [row.label]
         for metric in table.metrics:
-            printed = [_number(row.figures.get(metric, math.nan))] if table.printed else []
+            printed = [format_number(row.figures.get(metric, math.nan), decimals=1)] if table.printed else []
             cells += [*printed, _cell(figures.get(row.name, {}).get(metric, {}))]
         ours = difference(*(figures.get(name, {}).get(leading, {}) for name in (row.name, table.reference)))
         theirs = row.figures.get(leading, math.nan) - table.rows[table.reference].figures.get(leading, math.nan)
-        printed = f"{_number(theirs, '+.1f')} / " if table.printed else ""
-        cells.append(printed + _number(ours.mean, "+.1f"))
+        printed = f"{_signed(theirs)} / " if table.printed else ""
+        cells.append(printed + _signed(ours.mean))
         if parameters:
             count = parameters.get(row.name, math.nan) / 1e6
-            cells.append(f"{_number(row.parameters, '.3f')} / {_number(count, '.3f')}")
+            cells.append(" / ".join(format_number(value, decimals=3) for value in (row.parameters, count)))
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -83,8 +85,8 @@ def _claims(table: Table, figures: Figures) -> str:
     for claim in judge_claims(table, figures):
         ours = claim.ours
         interval = f" ± {ours.half:.1f}" if math.isfinite(ours.half) else ""
-        cells = [claim.better, claim.worse, claim.metric, _number(claim.published, "+.1f")]
-        lines.append(_line([*cells, _number(ours.mean, "+.1f") + interval, str(ours.count), claim.verdict]))
+        cells = [claim.better, claim.worse, claim.metric, _signed(claim.published)]
+        lines.append(_line([*cells, _signed(ours.mean) + interval, str(ours.count), claim.verdict]))
     return "\n".join(lines)
 
 
@@ -111,12 +113,11 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
     write_atomically(path, lambda file: canvas.savefig(file, format="png", dpi=110, metadata={"Software": None}))
 
 
+_signed = partial(format_number, signed=True, decimals=1)
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _number(value: float, form: str = ".1f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
 
 
 def _cell(values: Mapping[int, float]) -> str:

@@ -121,7 +121,7 @@ def run_jobs(jobs: Sequence[Job], train: Callable[[Job, float], None], limit: fl
 
 def _run(job: Job, train: Callable[[Job, float], None], seconds: float) -> Outcome:
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(job.folder / CONFIG, lambda file: file.write(job.cfg.dump().encode()))
+    write_atomically(job.folder / CONFIG, job.cfg.dump())
     clock = job.folder / "seconds.txt"
     before, start = float(clock.read_text()) if clock.exists() else 0.0, time.monotonic()
     try:
@@ -134,12 +134,11 @@ def _run(job: Job, train: Callable[[Job, float], None], seconds: float) -> Outco
         return Outcome("failed", {}, reason=f"exit status {error.returncode}: {last}; see {job.folder / LOG}")
     finally:
         spent = before + time.monotonic() - start
-        write_atomically(clock, lambda file: file.write(f"{spent:.1f}".encode()))
+        write_atomically(clock, f"{spent:.1f}")
     metrics = last_evaluation(job)
     if metrics is None:
         return Outcome("failed", {}, reason=f"{job.folder / 'metrics.json'} holds no evaluation")
-    record = json.dumps({"metrics": metrics, "seconds": spent}, indent=1)
-    write_atomically(job.folder / RESULT, lambda file: file.write(record.encode()))
+    write_atomically(job.folder / RESULT, json.dumps({"metrics": metrics, "seconds": spent}, indent=1))
     return Outcome("finished", metrics, spent)
 
 

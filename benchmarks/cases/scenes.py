@@ -9,10 +9,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 
-def small_boxes(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+def small_boxes(count: int, size: int) -> Tensor:
     """(count, 4) targets of 3 to 15 pixels anywhere in a square image."""
-    corner = torch.rand(count, 2, generator=generator) * (size - 16)
-    return torch.cat([corner, corner + 3 + torch.rand(count, 2, generator=generator) * 12], dim=1)
+    corner = torch.rand(count, 2) * (size - 16)
+    return torch.cat([corner, corner + 3 + torch.rand(count, 2) * 12], dim=1)
 
 
 def sample(size: int, num_targets: int = 13) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def sample(size: int, num_targets: int = 13) -> dict[str, Any]:
     }
 
 
-def sample_with_context(size: int, image_size: tuple[int, int] = (512, 640)) -> dict[str, Any]:
+def sample_with_context(size: int) -> dict[str, Any]:
     """The same as a crop of a whole image that is enlarged twice, for BAFE-Net with context."""
     sky = torch.zeros(128, 160)
     sky[:64] = 1
-    context = {"context": torch.rand(128, 160) * 255, "context_sem_seg": sky, "context_size": image_size}
+    context = {"context": torch.rand(128, 160) * 255, "context_sem_seg": sky, "context_size": (512, 640)}
     return {**sample(size), **context, "context_window": torch.tensor([8.0, 8, 8 + size / 2, 8 + size / 2])}
