@@ -98,9 +98,7 @@ class Bench:
 
         Args:
             case: what is compared.
-            ours: a name and the work.
             others: each a name, the work, and the target for the ratio ours / other or ``None``.
-            per_second: see ``Row``.
             rounds: least number of rounds.
         """
         if not self.wants(case):

@@ -27,7 +27,6 @@ def markdown(
     """Write the report of one table.
 
     Args:
-        table: the table.
         figures: of what is finished.
         facts: how the figures were made (command, data, hardware, limits), one paragraph each.
         parameters: row -> number of parameters at the published scale.

@@ -144,9 +144,7 @@ def resolve(
     """Return the configuration of one training.
 
     Args:
-        table, row: what is trained.
         scale: a name of ``table.scales``.
-        seed: of the training.
         iterations: in place of the scale's; the steps of a schedule keep their places.
         options: keys and values on top of everything, as on the command line; ``{depth}`` becomes the backbone's.
 

@@ -156,7 +156,6 @@ class Comparison:
         """Compare sums of gradients, and sums of their magnitudes, relative to the latter.
 
         Args:
-            what: see ``add``.
             gradients: published name of every parameter that exists in our model -> gradient, ``None`` for none.
             reference: has ``grad_names``, ``grad_is_none`` and ``grad_sum_abssum``.
             tolerance: of all parameters but those in ``tolerances``, by published name.

@@ -24,7 +24,6 @@ def tensor_values(name: str, shape: Sequence[int], rule: str) -> np.ndarray:
 
     Args:
         name: published name, the seed.
-        shape: of the tensor.
         rule: "int_zero" and "const=C": without chance; "running_var" uniform in 0.5..1.5; "running_mean" normal of
             deviation 0.1; "norm" and "scalar" the same around 1; "bias*G+C" normal of deviation 0.02 G around C;
             "he*G+C" that of deviation G sqrt(2 / inputs) around C. G is 1 and C is 0 where they are not written.

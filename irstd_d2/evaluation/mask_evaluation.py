@@ -85,7 +85,6 @@ class TargetMasks:
 
     Args:
         files: by image, in the data set's order; ``None`` for an image without targets.
-        truth: of the data set.
 
     Raises:
         DatasetError: an image with targets has no mask.

@@ -221,7 +221,6 @@ def match_best(
 
     Args:
         pair_detection, pair_target, quality: (P,) from ``close_pairs``; higher is better.
-        targets: the table behind ``pair_target``.
         num_detections: D.
 
     Returns:

@@ -87,7 +87,6 @@ def read_any_predictions(
         path: a JSON file (COCO results, or supervision's ``JSONSink``), a CSV file (with a header; supervision's
             ``CSVSink`` or ``irstd demo``), or a folder: of YOLO text files (class, centre, size, score; also below
             ``labels``), of VOC XML files with ``<score>``, or of masks or probability maps (PNG, TIFF, NPY).
-        truth: of the data set.
         aliases: a tool's class name -> the set's.
 
     Returns:

@@ -95,7 +95,6 @@ def to_int8_static(
 
     Args:
         source: an exported ONNX file.
-        target: the file to write.
         images: some tens of images like those to come.
         metadata: of each image.
 

@@ -25,7 +25,6 @@ def draw_result(
 
     Args:
         raw: gray (H, W) or BGR (H, W, 3) in its own number type; may be memory-mapped.
-        path: of the file, for messages.
         high_bit_depth: see :func:`irstd_d2.data.read_image`.
         insets: number of zoomed parts.
     """

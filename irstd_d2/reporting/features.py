@@ -172,7 +172,6 @@ def target_ratio(feature_map: FeatureMap, boxes: np.ndarray, image_size: tuple[i
     """Mean activation of the cells at the targets' centres over the mean of all other cells on the image.
 
     Args:
-        feature_map: of the image.
         boxes: (G, 4) x1 y1 x2 y2 of the targets in pixels of the original image.
         image_size: (height, width) of the original image.
 

@@ -51,7 +51,6 @@ class RunOnSet:
 
     Attributes:
         number: of the run in the report, from 0.
-        run: the run.
         rescored: its detections, judged again, with the results that only the training could compute.
         logged_at: evaluator -> iteration, for those results.
     """

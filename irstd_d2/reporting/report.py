@@ -90,7 +90,6 @@ def write_report(
     Args:
         folders: run folders, as ``tools/train_net.py`` leaves them; the first is the one others are compared with.
         output: file to write; replaced at once when complete.
-        title: of the page.
         options: how much to show.
 
     Returns:
