@@ -99,10 +99,7 @@ def voc_verdicts(
     true = np.zeros(len(detections), bool)
     true[candidates[first]] = True
     target[~true] = NO_TARGET
-    false = ~true & ~on_ignored
-    if detections.outside is not None:
-        false &= ~detections.outside
-    return Verdicts(true=true, false=false, target=target)
+    return Verdicts(true=true, false=~(true | on_ignored | detections.outside), target=target)
 
 
 def coco_verdicts(
@@ -126,10 +123,8 @@ def coco_verdicts(
     matched[true] = numbers[1] - 1 - matched[true]
     crowds = targets.rows(targets.ignored)
     covered, _, _ = close_pairs(detections, crowds, _covered_part, limit)
-    excused = ~kept
+    excused = ~kept | detections.outside
     excused[covered] = True
-    if detections.outside is not None:
-        excused |= detections.outside
     return Verdicts(true=true, false=~true & ~excused, target=matched)
 
 

@@ -139,10 +139,8 @@ def centre_verdicts(
     use = near & ~ignored
     matched = match_greedy(detection[use], target[use], -distance[use], len(detections), len(targets))
     true = matched != NO_TARGET
-    excused = np.zeros(len(detections), bool)
+    excused = detections.outside.copy()
     excused[detection[near & ignored]] = True
-    if detections.outside is not None:
-        excused |= detections.outside
     return Verdicts(true=true, false=~true & ~excused, target=matched)
 
 

@@ -9,7 +9,7 @@ Letters in shapes: D detections, G targets, P candidate pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class TargetTable:
 
     def rows(self, keep: np.ndarray) -> TargetTable:
         """Return the rows that a (G,) bool or an index array names."""
-        return TargetTable(self.boxes[keep], self.image[keep], self.category[keep], self.ignored[keep])
+        return TargetTable(*(getattr(self, column.name)[keep] for column in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,20 @@ class DetectionTable:
         category: (D,) class index.
         scores: (D,)
         outside: (D,) bool; a detection outside the part that is judged is no false alarm when it finds nothing.
-            ``None``: none is outside.
     """
 
     boxes: np.ndarray
     image: np.ndarray
     category: np.ndarray
     scores: np.ndarray
-    outside: np.ndarray | None = None
+    outside: np.ndarray
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def rows(self, keep: np.ndarray) -> DetectionTable:
         """Return the rows that a (D,) bool or an ascending index array names."""
-        outside = None if self.outside is None else self.outside[keep]
-        return DetectionTable(self.boxes[keep], self.image[keep], self.category[keep], self.scores[keep], outside)
+        return DetectionTable(*(getattr(self, column.name)[keep] for column in fields(self)))
 
 
 def _columns(rows: Sequence[np.ndarray], width: int | None, dtype: type) -> np.ndarray:
@@ -133,7 +131,8 @@ def detection_table(
         raise ValueError(f"{count} detections have a score or box that is not finite, first in image {image}")
     order = np.argsort(-score, kind="stable")
     category = np.zeros(len(table), int) if categories is None else _columns(categories, None, int)
-    return DetectionTable(table[order], _image_index(boxes)[order], category[order], score[order])
+    inside = np.zeros(len(table), bool)
+    return DetectionTable(table[order], _image_index(boxes)[order], category[order], score[order], outside=inside)
 
 
 def close_pairs(

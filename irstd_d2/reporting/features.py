@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -67,7 +66,8 @@ class Lens:
         taps: what to watch, in the order of the rows.
 
     Raises:
-        DatasetError: the run has no configuration or no weights, or they do not fit.
+        DatasetError: the run has no configuration or no weights.
+        ConfigError: the configuration does not fit this version.
     """
 
     def __init__(self, run: Run, taps: Sequence[Tap]):
@@ -78,7 +78,9 @@ class Lens:
             )
         if weights is None:
             raise DatasetError(run.folder, "run", "the folder has no checkpoint", "train or copy one there")
-        cfg = _configuration(run)
+        cfg = get_config(run.folder / "config.yaml", ["MODEL.WEIGHTS", ""])
+        if not torch.cuda.is_available():
+            cfg.MODEL.DEVICE = "cpu"
         self.model = build_model(cfg).eval()
         IRSTDCheckpointer(self.model).load(str(weights))
         self.weights: Path = weights
@@ -104,24 +106,6 @@ class Lens:
                 ]
         sky = result.get("sem_seg")
         return Insight(rows, None if sky is None else (sky.argmax(0) == 1).cpu().numpy())
-
-
-def _configuration(run: Run) -> CfgNode:
-    cfg = get_config()
-    try:
-        # Parsed as plain data, unlike merge_from_file, which runs what a hostile file asks for.
-        cfg.merge_from_other_cfg(CfgNode(run.settings))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise DatasetError(
-            run.folder / "config.yaml",
-            "file",
-            f"the configuration does not fit this version ({error})",
-            "train or evaluate the run anew",
-        ) from error
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = ""
-    return cfg
 
 
 @contextmanager

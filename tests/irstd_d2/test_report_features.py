@@ -13,7 +13,7 @@ from torch import nn
 from irstd_d2 import get_config
 from irstd_d2.data.image_io import IGNORE
 from irstd_d2.engine.checkpoint import IRSTDCheckpointer
-from irstd_d2.errors import DatasetError
+from irstd_d2.errors import ConfigError, DatasetError
 from irstd_d2.reporting.features import BACKBONE, FeatureMap, Lens, Tap, target_ratio, watch
 from irstd_d2.reporting.pictures import data_uri, heat_map, sky_picture
 from irstd_d2.reporting.run import load_run
@@ -103,7 +103,7 @@ def test_what_a_lens_needs(repo_root, tmp_path):
     save_run(tmp_path / "run", str(repo_root / CONFIG))
     config = (tmp_path / "run" / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(config + "NO_SUCH_KEY: 1\n")
-    with pytest.raises(DatasetError, match="does not fit this version"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: Non-existent config key: NO_SUCH_KEY"):
         Lens(load_run(tmp_path / "run"), ())
     (tmp_path / "run" / "model_final.pth").unlink()
     with pytest.raises(DatasetError, match="no checkpoint"):
