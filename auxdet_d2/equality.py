@@ -24,7 +24,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from irstd_d2 import get_config
-from irstd_d2.equality import Comparison, Manifest, Reference, image, our_names, read_manifest
+from irstd_d2.equality import Comparison, Manifest, Reference, compare_sizes, image, our_names, read_manifest
 from irstd_d2.model_zoo import find_config
 
 from .checkpoint import AUXDET_NAMES
@@ -70,6 +70,8 @@ def compare(folder: Path | None = None) -> Comparison:
     compare_neck(comparison, manifest, Reference(folder / "auxdet_neck.npz"))
     compare_evaluation(comparison, manifest, Reference(folder / "auxdet_full_eval.npz"))
     compare_training(comparison, manifest, Reference(folder / "auxdet_train_losses.npz"))
+    # Has no whole form.
+    compare_sizes(comparison, build_published(manifest), Reference(FOLDER / "auxdet_sizes.npz"))
     return comparison
 
 

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from irstd_d2 import get_config
 from irstd_d2.checkpoint import NameMap
-from irstd_d2.equality import Comparison, Manifest, Reference, image, our_names, read_manifest, tensor_values
+from irstd_d2.equality import (
+    Comparison,
+    Manifest,
+    Reference,
+    compare_sizes,
+    image,
+    our_names,
+    read_manifest,
+    tensor_values,
+)
 from irstd_d2.model_zoo import find_config
 from irstd_d2.modeling.fcos_targets import assign_targets, pad_instances
 
@@ -54,6 +63,8 @@ def compare(folder: Path | None = None) -> Comparison:
     compare_modules(comparison, Reference(folder / "bafe_modules.npz"))
     compare_evaluation(comparison, manifest, Reference(folder / "bafe_full_eval.npz"))
     compare_training(comparison, manifest, Reference(folder / "bafe_train_losses.npz"))
+    # Has no whole form.
+    compare_sizes(comparison, build_published(manifest), Reference(FOLDER / "bafe_sizes.npz"))
     return comparison
 
 

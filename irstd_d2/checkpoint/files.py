@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
@@ -29,16 +30,44 @@ class _Inert:
         """Nothing is kept."""
 
 
-# What mmengine writes beside the weights: curves of its message hub, with numpy arrays and the names of their methods.
-# Each name gives an inert object; none of the functions is called.
-_STAND_INS = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "builtins.getattr",
-    "_codecs.encode",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-)
+def _as_dict(*_args: object) -> dict[object, object]:
+    """Stands for the type of a dict that is filled item by item."""
+    return {}
+
+
+def _as_list(*_args: object) -> list[object]:
+    """Stands for the type of a list that is filled item by item."""
+    return []
+
+
+_PATHS = "Path PosixPath PurePosixPath PureWindowsPath WindowsPath"
+# What mmengine and its users write beside the weights: curves of the message hub, schedules, configurations, times,
+# paths. Each name gives an inert object; nothing of these modules is called, getattr included.
+_HARMLESS = {
+    "argparse": "Namespace",
+    "builtins": "Ellipsis bool bytes dict float frozenset getattr int list range slice str tuple",
+    "datetime": "date datetime time timedelta timezone",
+    "mmengine.config.config": "Config ConfigDict",
+    "mmengine.config.lazy": "LazyAttr LazyObject",
+    "mmengine.logging.history_buffer": "HistoryBuffer",
+    "mmengine.logging.message_hub": "MessageHub",
+    "mmengine.optim.scheduler.param_scheduler": "OneCycleParamScheduler",
+    "numpy": "bool dtype float16 float32 float64 int16 int32 int64 int8 ndarray uint16 uint32 uint64 uint8",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.multiarray": "_reconstruct scalar",  # of numpy 1
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,  # of Python 3.13
+}
+_STAND_INS: list[tuple[Callable[..., object], str]] = [
+    *((_Inert, f"{module}.{name}") for module, names in _HARMLESS.items() for name in names.split()),
+    (_as_dict, "collections.defaultdict"),
+    (_as_list, "collections.deque"),
+]
+
+# Modules that are put around others, for several processes, compilation or an average of the weights, and the counts
+# of such averages.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_COUNTS = {"steps", "n_averaged"}
 
 
 def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = False) -> Any:
@@ -53,12 +82,13 @@ def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = Fa
     if fspath(path).endswith(SUFFIX):
         return read_safetensors(path)
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS] if stand_ins else []):
+        with torch.serialization.safe_globals(_STAND_INS if stand_ins else []):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         problem = f"cannot be read, for it is damaged or holds objects that are not plain tensors ({_refused(error)})"
         fix = "fetch or train it again; if you trust its author, load it once elsewhere and save its state dict alone "
-        raise DatasetError(path, "file", problem, f"{fix}with torch.save") from error
+        fix += "with torch.save" + ("" if stand_ins else "; irstd convert-checkpoint reads what mmengine saves")
+        raise DatasetError(path, "file", problem, fix) from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         problem = f"cannot be opened ({error.strerror})"
         raise DatasetError(path, "file", problem, "check its path and rights") from error
@@ -68,9 +98,9 @@ def load_plain(path: str | PathLike, *, mmap: bool = False, stand_ins: bool = Fa
 
 
 def _refused(error: Exception) -> str:
-    """The name of the object at which reading stopped."""
-    named = re.search(r"GLOBAL `?([\w.]+)", str(error))
-    return named[1] if named else _reason(error)
+    """The name of the object at which reading stopped, or why else it did."""
+    found = re.search(r"GLOBAL `?([\w.]+)", str(error)) or re.search(r"WeightsUnpickler error:\s+(.+)", str(error))
+    return found[1] if found else _reason(error)
 
 
 def _reason(error: Exception) -> str:
@@ -80,8 +110,11 @@ def _reason(error: Exception) -> str:
 def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, from ``{"state_dict": ...}``, ``{"model": ...}`` or a plain dict.
 
+    Names are those of the model itself, without wrappers around it or around a part.
+
     Raises:
-        DatasetError: for a file that :func:`load_plain` refuses, that holds no tensors, or other things among them.
+        DatasetError: for a file that :func:`load_plain` refuses, that holds no tensors, other things among them,
+            or two of one name.
     """
     content = load_plain(path, stand_ins=True)
     for key in ("state_dict", "model"):
@@ -95,7 +128,31 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise DatasetError(path, "file", "holds no tensors", "give a checkpoint with a state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise DatasetError(path, "file", f"{name!r} is no name of a tensor", "save the state dict of a model")
+        *modules, last = name.split(".")
+        new = ".".join([module for module in modules if module not in _WRAPPERS] + [last])
+        if new in result:
+            problem = f"two tensors are called {new}, the second as {name}"
+            raise DatasetError(path, "file", problem, "save the state dict of one model")
+        result[new] = tensor
+    return result if result.keys() == tensors.keys() else {k: v for k, v in result.items() if k not in _COUNTS}
+
+
+def with_versions(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The state with the versions of its modules, as ``Module.state_dict`` gives it.
+
+    Without them mmdet's heads take it for one of an old version, and rename what ends in ``cls``.
+    """
+    result: OrderedDict[str, Tensor] = OrderedDict(state)
+    parts = [name.split(".")[:-1] for name in state]
+    modules = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(len(part) + 1))
+    # Those of torch: batch norms that count batches have a 2.
+    versions = {name: {"version": 2 if f"{name}.num_batches_tracked" in state else 1} for name in modules}
+    result._metadata = versions  # type: ignore[attr-defined]
+    return result
 
 
 def write_checkpoint(content: Mapping[str, object], path: str | PathLike) -> None:

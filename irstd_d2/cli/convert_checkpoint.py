@@ -40,7 +40,7 @@ def convert(model: str, source: str, target: str, *, reverse: bool = False) -> N
 
     It becomes ``{"model": ...}`` for detectron2, or with ``reverse`` ``{"state_dict": ...}`` of published names.
     """
-    from ..checkpoint import read_state_dict, write_checkpoint
+    from ..checkpoint import read_state_dict, with_versions, write_checkpoint
     from ..checkpoint.safe import SUFFIX
 
     if Path(source).resolve() == Path(target).resolve():
@@ -55,7 +55,7 @@ def convert(model: str, source: str, target: str, *, reverse: bool = False) -> N
         # Not weights: the constants of pixel normalisation live in the configuration.
         state = {name: tensor for name, tensor in state.items() if not name.startswith("pixel_")}
         renamed = names.to_published(state)
-        write_checkpoint({"state_dict": renamed.values, "meta": {}}, target)
+        write_checkpoint({"state_dict": with_versions(renamed.values), "meta": {}}, target)
         if added := len(renamed.values) - len(state):
             logger.info("added %d tensors that never run, which the published code asks for", added)
     else:

@@ -8,6 +8,7 @@ from names and seeds alone. A system compares its model with its numbers in the 
 from .comparison import Comparison, Row, our_names
 from .generator import image, published_state, tensor_values
 from .reference import Manifest, Reference, compact_arrays, read_manifest
+from .sizes import compare_sizes
 
 __all__ = [
     "Comparison",
@@ -15,6 +16,7 @@ __all__ = [
     "Reference",
     "Row",
     "compact_arrays",
+    "compare_sizes",
     "image",
     "our_names",
     "published_state",
