@@ -2,7 +2,8 @@
 """Time another implementation beside ours, in one run on one machine.
 
     python benchmarks/published.py --published ~/venvs/published --script time_bafe.py \
-        --config configs/bafe/bafe_r50_fpn.yaml --weights released.pth --size 512 --threads 2 [--training | --exported]
+        --config configs/bafe/bafe_r50_fpn.yaml --weights released.pth --size 512 --threads 2 \
+        [--training | --exported onnxruntime openvino]
 
 The published code runs in an environment of its own, of which this project holds nothing: ``--published`` is its folder
 (with ``bin/python``) and ``--script`` a file of yours that it can run, with functions
@@ -18,8 +19,8 @@ The published code runs in an environment of its own, of which this project hold
 Both sides run in turn, with the same number of threads, and wait while the other works. The medians of the ratios of
 neighbouring runs are printed, of the time that passes and of the time that the processors worked, and how far their
 detections are apart. Ours is the model as ``irstd_d2.inference.Predictor`` runs it (``optimize``), and once more as it
-is built; in training with its weights as they are and channels-last. ``--exported`` adds our model as an ONNX file, in
-float32 and in 8 bits (ranges measured on the one image), run by onnxruntime and, where it is installed, OpenVINO.
+is built; in training with its weights as they are and channels-last. ``--exported onnxruntime openvino`` adds our model
+as an ONNX file, in float32 and in 8 bits (ranges measured on the one image), run by these.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def build_ours(config: str, weights: str, sample: dict[str, Any], training: bool
     return {"optimised": inference(optimize(model), [sample]), "as built": inference(model, [sample])}
 
 
-def build_exported(config: str, weights: str, sample: dict[str, Any], threads: int, folder: Path) -> dict[str, Work]:
+def build_exported(
+    config: str, weights: str, sample: dict[str, Any], threads: int, folder: Path, engines: Sequence[str]
+) -> dict[str, Work]:
     import torch
     from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
@@ -184,29 +187,28 @@ def build_exported(config: str, weights: str, sample: dict[str, Any], threads: i
 
         return detect
 
-    engines = {"onnxruntime": False, **({"OpenVINO": True} if importlib.util.find_spec("openvino") else {})}
     return {
-        f"{name}, {precision}": detection(file, openvino)
-        for name, openvino in engines.items()
+        f"{engine}, {precision}": detection(file, engine == "openvino")
+        for engine in engines
         for precision, file in files.items()
     }
 
 
-def compare_detections(ours: dict[str, Work], folder: Path) -> str:
+def describe_detections(ours: dict[str, Work], folder: Path) -> str:
     """How far the detections of both are apart, each with its nearest partner."""
-    from irstd_d2.equality.comparison import paired_differences
-    from irstd_d2.inference.optimization import BOX_TOLERANCE, SCORE_TOLERANCE
+    from irstd_d2.export import Detections, compare_detections
+
+    def table(boxes: np.ndarray, scores: np.ndarray) -> Detections:
+        return Detections(np.asarray(boxes), np.asarray(scores), np.zeros(len(scores), np.int64))
 
     theirs = np.load(folder / DETECTIONS)
-    expected = np.column_stack([theirs["boxes"], theirs["scores"]])
-    lines = []
+    expected, lines = table(theirs["boxes"], theirs["scores"]), []
     for name, work in ours.items():
         found = work()[0]["instances"]
-        boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
-        pixels, score = paired_differences(boxes, scores, expected, BOX_TOLERANCE, SCORE_TOLERANCE)
+        apart = compare_detections(expected, table(found.pred_boxes.tensor, found.scores))
         lines.append(
-            f"{name}: {len(boxes)} detections, the other {len(expected)}; boxes within {pixels:.2g} pixels and scores "
-            f"within {score:.2g}"
+            f"{name}: {len(found)} detections, the other {len(expected.scores)}, {apart.pairs} pairs: boxes within "
+            f"{apart.boxes:.2g} pixels and scores within {apart.scores:.2g}"
         )
     return "\n".join(lines)
 
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--training", action="store_true", help="time training steps of two images, not detection")
-    parser.add_argument("--exported", action="store_true", help="time our model as an ONNX file as well")
+    parser.add_argument("--exported", nargs="+", choices=["onnxruntime", "openvino"], metavar="ENGINE", default=[])
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -263,11 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save_sample(sample, folder)
         ours = build_ours(args.config, args.weights, sample, args.training)
         if args.exported:
-            ours |= build_exported(args.config, args.weights, sample, args.threads, folder)
+            ours |= build_exported(args.config, args.weights, sample, args.threads, folder, args.exported)
         other = Other(python, args.script, folder, args.size, args.threads, args.training)
         try:
             if not args.training:
-                equal = "\n\n" + compare_detections(ours, folder)
+                equal = "\n\n" + describe_detections(ours, folder)
             table = compare(ours, other, args.rounds)
         finally:
             other.close()
