@@ -175,9 +175,10 @@ class IRSTDCOCOEvaluator(TableEvaluator):
         max_detections: int = 100,
         group_by: Sequence[str] = (),
         use_faster: bool | None = None,
+        distributed: bool = True,
     ):
         truth = GroundTruth.from_dataset(dataset_name)
-        super().__init__(truth, group_by=group_by)
+        super().__init__(truth, group_by=group_by, distributed=distributed)
         self._options: dict[str, Any] = {
             "num_classes": len(truth.class_names),
             "max_detections": max_detections,

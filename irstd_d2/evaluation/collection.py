@@ -38,10 +38,13 @@ class ImageColumns:
 
 
 class DetectionCollector:
-    """Small columns per image, in the order of the data set; the main process reports what all have collected."""
+    """Small columns per image, in the order of the data set.
 
-    def __init__(self, ground_truth: GroundTruth):
-        self.ground_truth = ground_truth
+    With ``distributed`` the main process reports what all have collected, otherwise each process what it has.
+    """
+
+    def __init__(self, ground_truth: GroundTruth, *, distributed: bool = True):
+        self.ground_truth, self._distributed = ground_truth, distributed
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
@@ -85,7 +88,7 @@ class DetectionCollector:
 
     def _gather(self) -> list[ImageColumns] | None:
         """Return the columns of all images on the main process, ``None`` on the others."""
-        columns = gather(self._columns)
+        columns = gather(self._columns, self._distributed)
         if columns is None:
             return None
         missing = len(self._index) - len(columns)
@@ -112,9 +115,9 @@ def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:
     )
 
 
-def gather(by_image: dict[Any, Any]) -> dict[Any, Any] | None:
+def gather(by_image: dict[Any, Any], distributed: bool = True) -> dict[Any, Any] | None:
     """Put together what all processes know of their images, on the main one; ``None`` on the others."""
-    if comm.get_world_size() == 1:
+    if not distributed or comm.get_world_size() == 1:
         return by_image
     comm.synchronize()
     parts = comm.gather(by_image, dst=0)
@@ -124,8 +127,8 @@ def gather(by_image: dict[Any, Any]) -> dict[Any, Any] | None:
 class PredictionsWriter(DetectionCollector, DatasetEvaluator):
     """Save all detections in a folder, as ``PREDICTIONS_FILE``: COCO results with the data set's own ids."""
 
-    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike):
-        super().__init__(ground_truth)
+    def __init__(self, ground_truth: GroundTruth, folder: str | PathLike, *, distributed: bool = True):
+        super().__init__(ground_truth, distributed=distributed)
         self._path = Path(folder) / PREDICTIONS_FILE
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -135,7 +138,7 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Write the file, unless the model gives no detections at all; there are no metrics."""
-        if not any(comm.all_gather(bool(self._columns))):
+        if not any(comm.all_gather(bool(self._columns)) if self._distributed else [self._columns]):
             logger.info("The model gives no detections: %s is not written", self._path)
             return OrderedDict()
         columns = self._gather()

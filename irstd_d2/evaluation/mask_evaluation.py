@@ -158,8 +158,10 @@ class MaskEvaluator(DatasetEvaluator):
         *,
         threshold: float = 0.5,
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
         self.ground_truth, self._targets, self.threshold = ground_truth, targets, threshold
+        self._distributed = distributed
         self.group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
         self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
@@ -202,7 +204,7 @@ class MaskEvaluator(DatasetEvaluator):
 
     def table(self) -> MaskTable | None:
         """Counts of all processes' images on the main process, ``None`` on the others; absent images are empty."""
-        images = gather(self._images)
+        images = gather(self._images, self._distributed)
         if images is None:
             return None
         for index, image_id in enumerate(self.ground_truth.image_ids):

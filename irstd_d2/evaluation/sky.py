@@ -57,12 +57,13 @@ class SkyEvaluator(DatasetEvaluator):
             Keys of targets (``breakdown.TARGET_KEYS``) do not concern the background and are passed over.
     """
 
-    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = ()):
+    def __init__(self, dataset_name: str, *, group_by: Sequence[str] = (), distributed: bool = True):
         dicts = DatasetCatalog.get(dataset_name)
         self._ground_truth = GroundTruth.from_dicts(dicts)
         self._masks = {record["image_id"]: record.get("sem_seg_file_name") for record in dicts}
         if not any(self._masks.values()):
             logger.warning("%s has no sky masks, so there are no sky metrics", dataset_name)
+        self._distributed = distributed
         self._group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
         self.reset()
 
@@ -96,7 +97,7 @@ class SkyEvaluator(DatasetEvaluator):
             self._confusion[image_id] = confusion(predicted, truth)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        matrices = gather(self._confusion)
+        matrices = gather(self._confusion, self._distributed)
         if matrices is None:
             return None
         none = np.zeros((2, 2), np.int64)

@@ -29,15 +29,16 @@ class TableEvaluator(DetectionCollector, DatasetEvaluator, ABC):
         ground_truth: of the data set, in its order.
         group_by: what metrics are repeated for, named ``KEY/GROUP/METRIC``: ``size``, ``contrast``, ``sky`` of targets
             (``breakdown``), ``resolution`` or keys of the metadata of images.
+        distributed: gather the detections of all processes; the main one reports.
     """
 
     name = "table"
 
-    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = ()):
+    def __init__(self, ground_truth: GroundTruth, *, group_by: Sequence[str] = (), distributed: bool = True):
         self.group_by = tuple(group_by)
         targets = ground_truth.targets
         self._target_boxes = [targets.boxes[rows] for rows in rows_by_image(targets, len(ground_truth.image_ids))]
-        super().__init__(ground_truth)
+        super().__init__(ground_truth, distributed=distributed)
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         keys = [key for key in self.group_by if key in TARGET_KEYS]
@@ -111,8 +112,9 @@ class VOCDetectionEvaluator(TableEvaluator):
         iou_thresholds: Sequence[float] = (0.5,),
         protocol: VOCProtocol = EXACT,
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by)
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.iou_thresholds, self.protocol = tuple(iou_thresholds), protocol
         self.name = f"voc_{protocol.name}"
 
@@ -182,8 +184,9 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         fa_rates: Sequence[float] = (10, 100),
         false_alarms_per_image: float = 1,
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by)
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.score_threshold, self.max_distance = score_threshold, max_distance
         self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
         self.false_alarms_per_image = false_alarms_per_image
@@ -228,8 +231,9 @@ class CentreDistanceEvaluator(TableEvaluator):
         *,
         distances: Sequence[float] = (1, 2, 3, 5),
         group_by: Sequence[str] = (),
+        distributed: bool = True,
     ):
-        super().__init__(ground_truth, group_by=group_by)
+        super().__init__(ground_truth, group_by=group_by, distributed=distributed)
         self.distances = tuple(distances)
 
     def compute(

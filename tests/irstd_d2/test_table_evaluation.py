@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 from loops import for_every
 
 from irstd_d2.errors import DatasetError
@@ -14,7 +15,12 @@ from irstd_d2.evaluation.average_precision import EXACT, PAPER, VOCProtocol, pre
 from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.matching import detection_table, target_table
-from irstd_d2.evaluation.table_evaluation import DetectionProbabilityEvaluator, TableEvaluator, VOCDetectionEvaluator
+from irstd_d2.evaluation.table_evaluation import (
+    CentreDistanceEvaluator,
+    DetectionProbabilityEvaluator,
+    TableEvaluator,
+    VOCDetectionEvaluator,
+)
 
 
 def record(image_id, boxes, *, width=100, height=50, difficult=(), **metadata):
@@ -95,6 +101,15 @@ def test_pd_fa_at_other_distances_and_rates(truth):
     assert results["FAPI@30"] == 0
     assert results["Pd@Fa50"] == pytest.approx(100 / 3)
     assert not {"FAPI@80", "Pd@Fa10"} & set(results)
+
+
+@pytest.mark.parametrize("kind", [VOCDetectionEvaluator, DetectionProbabilityEvaluator, CentreDistanceEvaluator])
+def test_one_process_of_several_can_judge_by_itself(truth, monkeypatch, kind):
+    alone = run(kind(truth))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "gather", lambda *_, **__: pytest.fail("asked the other process"))
+    monkeypatch.setattr(comm, "synchronize", lambda: pytest.fail("waits for the other process"))
+    np.testing.assert_equal(run(kind(truth, distributed=False)), alone)
 
 
 def test_difficult_targets_count_neither_way():
