@@ -58,7 +58,7 @@ _HARMLESS = {
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,  # of Python 3.13
 }
-_STAND_INS: list[tuple[Callable[..., object], str]] = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_Inert, f"{module}.{name}") for module, names in _HARMLESS.items() for name in names.split()),
     (_as_dict, "collections.defaultdict"),
     (_as_list, "collections.deque"),
