@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from importlib import import_module
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ class Entry:
     Attributes:
         name: of the model.
         sha256: of its weights.
-        requires: packages of the detection systems that it is made of.
+        requires: names of the detection systems that it is made of, as they register themselves.
         description: one line.
         data: that it was trained on.
         license: of the weights, with that of the data.
@@ -125,7 +124,7 @@ def get_config(name: str) -> CfgNode:
     from ..config import get_config as read_config
 
     chosen = entry(name)
-    _import_systems(chosen)
+    _load_systems(chosen)
     if hashlib.sha256(chosen.weights_file.read_bytes()).hexdigest() != chosen.sha256:
         raise DatasetError(chosen.weights_file, "sha256", "not that of the index", "install the package again")
     return read_config(chosen.config_file, ["MODEL.WEIGHTS", str(chosen.weights_file)])
@@ -183,7 +182,7 @@ def config_of(weights: str | PathLike) -> str:
     """
     known = read_index().get(fspath(weights))
     if known is not None and not Path(weights).is_file():
-        _import_systems(known)
+        _load_systems(known)
         return str(known.config_file)
     beside = Path(weights).with_name("config.yaml")
     for chosen in read_index().values():
@@ -216,18 +215,20 @@ def configs_folder() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
-def _import_systems(chosen: Entry) -> None:
-    """Import what registers the parts of a model; the packages are data of the index."""
-    for package in chosen.requires:
-        try:
-            import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise ConfigError(
-                f"{chosen.name} needs the detection system {package}, which is not installed; install the package that "
-                "has it"
-            ) from None
+def _load_systems(chosen: Entry) -> None:
+    """Import the installed systems unless those that a model is made of are registered already."""
+    from ..systems import load_systems, registered_systems
+
+    def missing() -> set[str]:
+        return set(chosen.requires) - {system.name for system in registered_systems()}
+
+    if missing():
+        load_systems()
+    if missing():
+        raise ConfigError(
+            f"{chosen.name} needs the detection system {', '.join(sorted(missing()))}, which is not installed; install "
+            "the package that has it"
+        )
 
 
 __all__ = ["Entry", "config_of", "configs_folder", "entry", "find_config", "get", "get_config", "names", "read_index",
