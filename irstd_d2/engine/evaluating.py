@@ -34,7 +34,7 @@ def save_detections(cfg: CfgNode, data_sets: Sequence[str], folder: Path) -> Non
 
     The sets become ``DATASETS.TEST``; ``folder`` gets ``config.yaml`` and
     ``inference/SET/coco_instances_results.json``. The model is made fast first (:func:`irstd_d2.inference.optimize`),
-    which changes no detection.
+    which moves boxes and scores by rounding.
 
     Raises:
         ConfigError: a set is not registered, or weights, model and sets contradict each other.

@@ -1,4 +1,4 @@
-"""A detector made fast for inference, with the same detections.
+"""A detector made fast for inference, with the same detections up to rounding.
 
 Batch norm that keeps its statistics is one multiplication and one addition per channel: it goes into the weights of the
 convolution before it. Convolutions and everything element by element are then faster with the channels innermost, and

@@ -130,7 +130,7 @@ def test_only_the_distance_moves_an_anchor_that_misses_its_target():
         assert (gradient.abs().max() > 0) == learns
 
 
-def test_cascade_rpn_by_distance_trains_and_bears_images_without_targets():
+def test_cascade_rpn_by_distance_trains_and_takes_images_without_targets():
     images, features = inputs()
     for boxes in (targets((4, 4, 5, 5)), targets()):
         stds = (0.1,) * 4

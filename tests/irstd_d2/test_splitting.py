@@ -1,4 +1,4 @@
-"""Splits by lot, and merged metadata tables."""
+"""Splits at random, and merged metadata tables."""
 
 from collections import Counter
 
