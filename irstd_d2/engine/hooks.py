@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import hooks
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import EventWriter
 
 from ..files import write_atomically
 from .checkpoint import IRSTDCheckpointer, iteration_of
@@ -65,7 +63,7 @@ def weights_are_finite(checkpointer: IRSTDCheckpointer) -> bool:
     return bool(torch.stack([torch.isfinite(v).all() for v in values]).all()) if values else True
 
 
-class RunLog(hooks.PeriodicWriter):
+class RunLog(HookBase):
     """The writers of a run, whose files go on after a resume as if the run had not been interrupted.
 
     The checkpoint holds the values that smoothing looks back on and how far the files were written; lines of
@@ -74,38 +72,44 @@ class RunLog(hooks.PeriodicWriter):
     """
 
     def __init__(self, folder: str, period: int = WINDOW):
-        super().__init__([], period)
-        self.folder = Path(folder)
+        self.folder, self.period = Path(folder), period
+        self._writers: list[EventWriter] = []
         self._restored: dict[str, Any] = {"scalars": {}, "written": -1}
+        self._written = -1
 
     def before_train(self) -> None:
-        storage, written = self.trainer.storage, self._restored["written"]
+        storage, self._written = self.trainer.storage, self._restored["written"]
         for name, scalar in self._restored["scalars"].items():
+            storage.smoothing_hints()[name] = scalar["smooth"]
             for value, iteration in scalar["values"]:
-                storage.put_scalar(name, value, smoothing_hint=scalar["smooth"], cur_iter=iteration)
+                if iteration > self._written:  # the writers take the latest value of each scalar
+                    storage.put_scalar(name, value, smoothing_hint=scalar["smooth"], cur_iter=iteration)
+                else:
+                    storage.histories()[name].update(value, iteration)
         path = self.folder / "metrics.json"
         if self.trainer.start_iter:
-            cut_metrics(path, written)
+            cut_metrics(path, self._written)
         elif path.exists():
             aside = path.with_name("metrics_before.json")
             logger.warning("%s is from an earlier run; it is put aside as %s", path, aside.name)
             path.replace(aside)
         self._writers = self.trainer.build_writers()
-        for writer in self._file_writers():
-            writer._last_write = written
 
     def after_step(self) -> None:
-        with self._named_errors():
-            super().after_step()
+        last = self.trainer.iter == self.trainer.max_iter - 1
+        if last or (self.trainer.iter + 1) % self.period == 0:
+            self._write()
 
     def after_train(self) -> None:
-        with self._named_errors():
-            super().after_train()
+        self._write(close=True)  # what others measured at the end
 
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _write(self, close: bool = False) -> None:
         try:
-            yield
+            for writer in self._writers:
+                writer.write()
+                if close:
+                    writer.close()
+            self._written = max((at for _, at in self.trainer.storage.latest().values()), default=self._written)
         except OSError as error:
             raise OSError(f"the logs in {self.folder} could not be written: {error}. Free space and resume") from error
 
@@ -121,14 +125,10 @@ class RunLog(hooks.PeriodicWriter):
             }
             for name, history in storage.histories().items()
         }
-        written = max((writer._last_write for writer in self._file_writers()), default=-1)
-        return {"scalars": scalars, "written": written}
+        return {"scalars": scalars, "written": self._written}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
-
-    def _file_writers(self) -> list[JSONWriter | TensorboardXWriter]:
-        return [writer for writer in self._writers if isinstance(writer, JSONWriter | TensorboardXWriter)]
 
 
 def cut_metrics(path: Path, last: int) -> None:
