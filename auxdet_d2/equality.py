@@ -6,12 +6,10 @@ unknown band. Dropout was off, the samplers took the first anchors and boxes, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -230,22 +228,19 @@ class FirstOverlaps(OverlapAssigner):
         return Selection(positive, negative, (positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
 
 
-@contextmanager
-def first_samples(model: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Within the block, anchors and boxes are the first and not random ones; gives those of the box head, per image."""
+def sample_first(model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Let a model train on the first anchors and boxes and not random ones; gives those of the box head, per image."""
     drawn: list[tuple[Tensor, Tensor]] = []
-    heads, assigners = model.roi_heads, model.proposal_generator.assigners
 
-    def sample_labels(labels: Tensor, num_samples: int, fraction: float, background: int) -> tuple[Tensor, Tensor]:
+    def first_labels(labels: Tensor, num_samples: int, fraction: float, background: int) -> tuple[Tensor, Tensor]:
         positive = torch.nonzero((labels != -1) & (labels != background))[: int(num_samples * fraction), 0]
         negative = torch.nonzero(labels == background)[: num_samples - len(positive), 0]
         drawn.append((positive, negative))
         return drawn[-1]
 
-    first = [FirstOverlaps(**vars(a)) if isinstance(a, OverlapAssigner) else a for a in assigners]
-    name = f"{type(heads)._sample_proposals.__module__}.subsample_labels"
-    with mock.patch(name, sample_labels), mock.patch.object(model.proposal_generator, "assigners", first):
-        yield drawn
+    model.roi_heads.sampler, rpn = first_labels, model.proposal_generator
+    rpn.assigners = [FirstOverlaps(**vars(a)) if isinstance(a, OverlapAssigner) else a for a in rpn.assigners]
+    return drawn
 
 
 def compare_training(comparison: Comparison, manifest: Manifest, reference: Reference) -> None:
@@ -256,7 +251,8 @@ def compare_training(comparison: Comparison, manifest: Manifest, reference: Refe
     for rows, size in zip(manifest.gt_boxes, images.image_sizes):
         boxes = Boxes(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4))
         targets.append(Instances(size, gt_boxes=boxes, gt_classes=torch.zeros(len(rows), dtype=torch.long)))
-    with first_samples(model) as drawn, EventStorage() as storage:
+    drawn = sample_first(model)
+    with EventStorage() as storage:
         features = model.backbone(images.tensor, metadata)
         proposals, losses = model.proposal_generator(images, features, targets)
         _, box_losses = model.roi_heads(images, features, proposals, targets)

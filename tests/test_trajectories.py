@@ -212,7 +212,7 @@ def test_auxdet(repo_root, capsys, batch):
     samples = samples_of(images, boxes, masks, metadata)
     plain = PlainAuxDet(weights)
     x = pad_batch(images, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-    with auxdet.first_samples(model):
-        losses = train_both(model, samples, plain, lambda: plain.losses(x, metadata, sizes, boxes), lr=3e-4)
+    auxdet.sample_first(model)
+    losses = train_both(model, samples, plain, lambda: plain.losses(x, metadata, sizes, boxes), lr=3e-4)
     detect = partial(plain.detect, x, metadata, sizes, score_thresh)
     check(capsys, f"AuxDet, {batch}", batch, model, auxdet.AUXDET_NAMES, plain, samples, losses, detect)

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
@@ -28,13 +29,19 @@ class AuxDetROIHeads(StandardROIHeads):
 
     ``MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT`` weighs the classification loss. The ground-truth boxes stand before the
     proposals, not behind them; this matters only to a sampler that is not random. For the matcher, ``similarity`` is of
-    M targets and A proposals, (M, A), 0 or above.
+    M targets and A proposals, (M, A), 0 or above; ``sampler`` draws from labels as detectron2's ``subsample_labels``.
     """
 
     @configurable
-    def __init__(self, *, similarity: Callable[[Boxes, Boxes], Tensor] = pairwise_iou, **roi_heads: Any):
+    def __init__(
+        self,
+        *,
+        similarity: Callable[[Boxes, Boxes], Tensor] = pairwise_iou,
+        sampler: Callable[[Tensor, int, float, int], tuple[Tensor, Tensor]] = subsample_labels,
+        **roi_heads: Any,
+    ):
         super().__init__(**roi_heads)
-        self.similarity = similarity
+        self.similarity, self.sampler = similarity, sampler
         # Here, and not once more by detectron2.
         self.targets_first: bool = self.proposal_append_gt
         self.proposal_append_gt: bool = False
@@ -47,11 +54,6 @@ class AuxDetROIHeads(StandardROIHeads):
             raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
         result = super().from_config(cfg, input_shape)
         result["similarity"] = pairwise_iou if match_by == "iou" else partial(pairwise_nwd, scale=scale)
-        return result
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        result = super()._init_box_head(cfg, input_shape)
         predictor = result["box_predictor"]
         predictor.box2box_transform = BoundedBox2BoxTransform(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS)
         predictor.loss_weight["loss_cls"] = cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS_WEIGHT
@@ -76,8 +78,6 @@ class AuxDetROIHeads(StandardROIHeads):
         """Label and sample the ground-truth boxes and proposals of each image; see detectron2's ``ROIHeads``."""
         if self.targets_first:
             proposals = [_targets_first(t, p) for t, p in zip(targets, proposals)]
-        if self.similarity is pairwise_iou:
-            return super().label_and_sample_proposals(proposals, targets)
         sampled = [self._label_and_sample(p, t) for p, t in zip(proposals, targets)]
         classes = torch.cat([instances.gt_classes for instances in sampled])
         background = int((classes == self.num_classes).sum())
@@ -87,11 +87,15 @@ class AuxDetROIHeads(StandardROIHeads):
         return sampled
 
     def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
-        """One image of ``label_and_sample_proposals``, with a similarity of our own where detectron2 has IoU."""
+        """One image of ``label_and_sample_proposals``."""
         matches, labels = self.proposal_matcher(self.similarity(targets.gt_boxes, proposals.proposal_boxes))
-        drawn, classes = self._sample_proposals(matches, labels, targets.gt_classes)
+        classes = torch.full_like(matches, self.num_classes)
+        if len(targets):
+            classes = targets.gt_classes[matches].where(labels == 1, classes)
+            classes[labels == -1] = -1
+        drawn = torch.cat(self.sampler(classes, self.batch_size_per_image, self.positive_fraction, self.num_classes))
         sampled = proposals[drawn]
-        sampled.gt_classes = classes
+        sampled.gt_classes = classes[drawn]
         if len(targets):
             for name, value in targets.get_fields().items():
                 if name.startswith("gt_") and not sampled.has(name):
