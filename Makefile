@@ -1,5 +1,5 @@
 # make demo   set up, train both systems on a small data set, evaluate, write pictures and a report
-# make test   set up, run the test suite
+# make test   set up, run the fast tests
 PYTHON_BIN := .venv/bin/python
 export PYTHONWARNINGS := ignore::FutureWarning,ignore::UserWarning
 .PHONY: setup demo test test-slow lint format typecheck coverage clean

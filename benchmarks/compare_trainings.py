@@ -32,7 +32,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
-from tabulate import tabulate
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
@@ -40,6 +39,7 @@ from irstd_d2.evaluation.bootstrap import ResampledMetric, image_draws, resample
 from irstd_d2.evaluation.collection import DetectionCollector, add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.rescoring import find_predictions
+from irstd_d2.evaluation.results import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {
@@ -116,7 +116,7 @@ def compare(metric: ResampledMetric, first: Sequence, second: Sequence, draws: i
 
     Args:
         metric: from ``resampled_metrics``.
-        first, second: per seed, what ``metric.judge`` made of the run.
+        first, second: per seed, what ``metric.outcomes`` made of the run.
         draws: number of resamplings.
     """
     images = len(first[0][0].targets)
@@ -139,7 +139,7 @@ def outcomes_of(folders: Sequence[Path], dataset: str, metric: ResampledMetric) 
     for folder in folders:
         collector = DetectionCollector(truth)
         add_predictions_file(collector, find_predictions(folder, dataset))
-        found.append(metric.judge(collector.detections(), truth.targets, truth.pixels, len(truth.class_names)))
+        found.append(metric.outcomes(collector.detections(), truth.targets, truth.pixels, len(truth.class_names)))
     return found
 
 
@@ -200,7 +200,7 @@ def differences(rows: Sequence[Row], folders: dict[str, list[Path]], dataset: st
             interval = "too few seeds" if few else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}, p {d.p_value:.3f}"
             cells.append(f"{100 * d.value:+.1f} ({interval})")
         table.append([f"{row.name} - {rows[0].name}", *cells])
-    return tabulate(table, ["difference", *COMPARED], tablefmt="github", disable_numparse=True) if table else ""
+    return format_table(table, ["difference", *COMPARED]) if table else ""
 
 
 def parse_rows(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Row], list[str]]:
@@ -258,7 +258,7 @@ def main() -> None:
             ]
             for name, row in values.items()
         ]
-        lines.append(tabulate(table, [dataset, *shown, "processor minutes"], tablefmt="github", disable_numparse=True))
+        lines.append(format_table(table, [dataset, *shown, "processor minutes"]))
         lines.append(differences(rows, folders, dataset))
         if args.figure and dataset == args.dataset[0]:
             draw(values, args.figure)

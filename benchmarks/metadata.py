@@ -23,7 +23,6 @@ import torch
 from compare_trainings import compare, mean_and_std, outcomes_of
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from tabulate import tabulate
 from tqdm import tqdm
 
 import auxdet_d2  # noqa: F401  registers
@@ -33,6 +32,7 @@ from irstd_d2.engine import IRSTDCheckpointer
 from irstd_d2.evaluation.bootstrap import resampled_metrics
 from irstd_d2.evaluation.collection import PredictionsWriter
 from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.results import format_table
 
 SIZE = ("width", "height")
 METRICS = {"AP50": "bbox/AP50", "best F1": "pd_fa/F1"}
@@ -123,7 +123,7 @@ def table(folders: Sequence[dict[str, Path]], dataset: str) -> str:
             cells.append(f"{100 * d.value:+.1f} ({interval})")
         rows.append([name, *cells])
     columns = [column for name in METRICS for column in (name, "difference")]
-    return tabulate(rows, [f"metadata, {dataset}", *columns], tablefmt="github", disable_numparse=True)
+    return format_table(rows, [f"metadata, {dataset}", *columns])
 
 
 def main() -> None:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances, pairwise_iou
-from tabulate import tabulate
 from tqdm import tqdm
 
 import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.results import format_table
 from irstd_d2.evaluation.table_evaluation import VOCDetectionEvaluator
 from irstd_d2.inference import Predictor
 
@@ -70,7 +70,7 @@ def main() -> None:
     for way, evaluator in evaluators.items():
         result = evaluator.evaluate()["voc_exact"]
         rows.append([way, *(f"{result[key]:.1f}" for key in ("AP50_area", "recall50", "precision50"))])
-    print(tabulate(rows, headers=[f"{len(dicts)} images of {name}", "AP50", "recall", "precision"], tablefmt="github"))
+    print(format_table(rows, [f"{len(dicts)} images of {name}", "AP50", "recall", "precision"]))
     shift = np.abs(changes)
     print(
         f"\nOf {total} detections with a score of {args.threshold} or more on whole images, {len(changes)} are found "

@@ -220,7 +220,7 @@ def conditioned_parts(model: nn.Module) -> list[MetadataConditionedBackbone]:
 class AuxDetFPN(MetadataConditionedBackbone, SelectiveFPN):
     """Feature pyramid whose lateral features pass M2DM and LEEM before the top-down sum: AuxDet's neck.
 
-    ``refinement`` acts on laterals, which bear the names of ``in_features``; other arguments as of ``SelectiveFPN``.
+    ``refinement`` acts on laterals, which have the names of ``in_features``; other arguments as of ``SelectiveFPN``.
 
     Raises:
         ConfigError: if a refined stage is finer than every level that leaves the neck.

@@ -96,7 +96,7 @@ class AuxDet(GeneralizedRCNN):
 class MetadataConditionedModel(nn.Module):
     """Any meta-architecture, which need not know of metadata, on a backbone that takes it.
 
-    It wraps the model, takes over its attributes, and its weights bear the same names as without the wrapper. From a
+    It wraps the model, takes over its attributes, and its weights have the same names as without the wrapper. From a
     configuration the model is ``MODEL.METADATA.META_ARCHITECTURE``, any registered name. The ``vocabulary`` turns names
     into indices, by default platforms and bands of WideIRSTD.
 

@@ -152,7 +152,7 @@ def generate_densesirst(
         library = TargetLibrary.from_dicts(source.dicts, fill=config.fill, progress=progress)
     library = library.scaled(config.gain)
     folder = Path(output) / FOLDER
-    wanted = {"generator_version": GENERATOR_VERSION, "config": _describe(config, library, source)}
+    wanted = {"generator_version": GENERATOR_VERSION, "config": _parameters(config, library, source)}
     claim_folder(folder, MANIFEST, wanted, overwrite=overwrite, kind="generated set")
     missing = [sample for sample in source.dicts if not _is_written(folder, sample["image_id"])]
     logger.info("%s: %d of %d images are there", folder, len(source.dicts) - len(missing), len(source.dicts))
@@ -252,7 +252,7 @@ def _is_written(folder: Path, name: str) -> bool:
     return (folder / f"SIRST/BBox/{name}.xml").exists() and (folder / f"PNGImages/{name}.png").exists()
 
 
-def _describe(config: GeneratorConfig, library: TargetLibrary, source: Collection) -> dict[str, Any]:
+def _parameters(config: GeneratorConfig, library: TargetLibrary, source: Collection) -> dict[str, Any]:
     """Everything that the set depends on, without paths and times, which differ between machines."""
     targets = hashlib.sha256(library.patches.tobytes() + library.sizes.astype("<i8").tobytes())
     images = hashlib.sha256()

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from irstd_d2.evaluation.results import format_number
+from irstd_d2.evaluation.results import format_number, format_table
 from irstd_d2.files import write_atomically
 
 from .compare import MIN_SEEDS, Figures, difference, judge_claims
@@ -61,7 +61,7 @@ def _rows(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
     for metric in table.metrics:
         header += [f"{metric}, paper", "ours"] if table.printed else [metric]
     header += ["difference", *(["parameters at full scale, M"] if parameters else [])]
-    lines = [_line(header), "|" + "---|" * len(header)]
+    lines = []
     for row in table.rows.values():
         cells = [row.label]
         for metric in table.metrics:
@@ -74,19 +74,19 @@ def _rows(table: Table, figures: Figures, parameters: Mapping[str, int]) -> str:
         if parameters:
             count = parameters.get(row.name, math.nan) / 1e6
             cells.append(" / ".join(format_number(value, decimals=3) for value in (row.parameters, count)))
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return format_table(lines, header)
 
 
 def _claims(table: Table, figures: Figures) -> str:
     header = ["better", "than", "metric", "paper", "ours, 95 % interval", "seeds", "verdict"]
-    lines = [_line(header), "|" + "---|" * len(header)]
+    lines = []
     for claim in judge_claims(table, figures):
         ours = claim.ours
         interval = f" ± {ours.half:.1f}" if math.isfinite(ours.half) else ""
         cells = [claim.better, claim.worse, claim.metric, _signed(claim.published)]
-        lines.append(_line([*cells, _signed(ours.mean) + interval, str(ours.count), claim.verdict]))
-    return "\n".join(lines)
+        lines.append([*cells, _signed(ours.mean) + interval, str(ours.count), claim.verdict])
+    return format_table(lines, header)
 
 
 def draw(table: Table, figures: Figures, path: Path) -> None:
@@ -113,10 +113,6 @@ def draw(table: Table, figures: Figures, path: Path) -> None:
 
 
 _signed = partial(format_number, signed=True, decimals=1)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(values: Mapping[int, float]) -> str:

@@ -132,7 +132,7 @@ def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[R
     if not paths:
         raise ConfigError(f"no run has predictions on {name}; run irstd train --eval-only on it first")
     aliases = dict(pair.split("=", 1) for pair in args.rename)
-    runs = rescore(paths, name, cfg, aliases=aliases, score_thresholds=thresholds)
+    runs = rescore(paths, name, cfg, aliases=aliases, score_thresh=thresholds)
     if not (args.compare or args.bootstrap):
         return runs, None
     return runs, resample(

@@ -88,19 +88,19 @@ class ResampledMetric:
         rules: that detections are judged by; the metric is averaged over them.
         value: an outcome and (B, I) weights -> (B,); NaN for a draw that has nothing to measure.
         by_class: whether it is averaged over the classes as well, each judged by itself.
-        score_threshold: detections below it do not count.
+        score_thresh: detections below it do not count.
     """
 
     rules: Sequence[Rule]
     value: Measure
     by_class: bool = True
-    score_threshold: float = -np.inf
+    score_thresh: float = -np.inf
 
-    def judge(
+    def outcomes(
         self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray, num_classes: int
     ) -> list[Outcome]:
         """The outcomes that the metric is averaged over; ``image_pixels`` (I,)."""
-        kept = detections.rows(detections.scores >= self.score_threshold)
+        kept = detections.rows(detections.scores >= self.score_thresh)
         parts = [(kept, targets)]
         if self.by_class:
             parts = [select_class(kept, targets, category) for category in range(num_classes)]
@@ -179,10 +179,10 @@ def _false_alarm_rate(outcome: Outcome, weights: np.ndarray) -> np.ndarray:
     return _rate(weights @ area, weights @ outcome.pixels)
 
 
-def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -> dict[str, ResampledMetric]:
+def resampled_metrics(score_thresh: float = 0.5, max_detections: int = 100) -> dict[str, ResampledMetric]:
     """The metrics that can be resampled, by the names that the evaluators give them, as fractions of one.
 
-    ``score_threshold`` is for Pd and Fa, ``max_detections`` per image and class for COCO's metrics.
+    ``score_thresh`` is for Pd and Fa, ``max_detections`` per image and class for COCO's metrics.
     """
     coco = [partial(coco_verdicts, iou_threshold=t, max_detections=max_detections) for t in _COCO_THRESHOLDS]
     interpolated, area, f1, pd_at_rate = (
@@ -196,8 +196,8 @@ def resampled_metrics(score_threshold: float = 0.5, max_detections: int = 100) -
         "voc_exact/AP50_area": ResampledMetric([partial(voc_verdicts, protocol=EXACT)], area),
         "voc_paper/AP50_area": ResampledMetric([partial(voc_verdicts, protocol=PAPER)], area),
         "centre/AP@3px": centre(area),
-        "pd_fa/Pd": centre(_detection_probability, by_class=False, score_threshold=score_threshold),
-        "pd_fa/Fa": centre(_false_alarm_rate, by_class=False, score_threshold=score_threshold),
+        "pd_fa/Pd": centre(_detection_probability, by_class=False, score_thresh=score_thresh),
+        "pd_fa/Fa": centre(_false_alarm_rate, by_class=False, score_thresh=score_thresh),
         "pd_fa/F1": centre(f1, by_class=False),
         "pd_fa/Pd@FAPI1": centre(pd_at_rate, by_class=False),
     }
@@ -250,7 +250,7 @@ def metric_interval(
 ) -> Interval:
     """A metric with its bootstrap percentile interval over images, which covers with probability ``level``.
 
-    ``outcomes`` are what ``metric.judge`` made of a run.
+    ``outcomes`` are what ``metric.outcomes`` made of a run.
     """
     return Interval.of(metric.values(outcomes, draws_with_data_set(len(outcomes[0].targets), draws, seed)), level)
 
@@ -266,8 +266,8 @@ def compare_metric(
 ) -> Comparison:
     """Compare a metric of two runs on the same images by a paired bootstrap and a permutation test over images.
 
-    ``first`` and ``second`` are what ``metric.judge`` made of the runs; ``draws`` is the number of resamplings and of
-    permutations, ``level`` the probability that the interval covers.
+    ``first`` and ``second`` are what ``metric.outcomes`` made of the runs; ``draws`` is the number of resamplings and
+    of permutations, ``level`` the probability that the interval covers.
     """
     num_images = len(first[0].targets)
     weights = draws_with_data_set(num_images, draws, seed)

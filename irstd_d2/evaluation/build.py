@@ -52,7 +52,7 @@ def voc_paper(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> Da
 @EVALUATOR_REGISTRY.register()
 def pd_fa(cfg: CfgNode, dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
     return DetectionProbabilityEvaluator(
-        GroundTruth.from_dataset(dataset_name), score_threshold=cfg.TEST.SCORE_THRESHOLD, group_by=cfg.TEST.GROUP_BY
+        GroundTruth.from_dataset(dataset_name), score_thresh=cfg.TEST.SCORE_THRESHOLD, group_by=cfg.TEST.GROUP_BY
     )
 
 

@@ -50,7 +50,7 @@ class Rescored:
         truth: of the data set.
         results: evaluator -> metric -> value.
         masks: counts of masks, where masks were judged.
-        score_threshold: of Pd, Fa and masks.
+        score_thresh: of Pd, Fa and masks.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Rescored:
     detections: DetectionTable
     results: Mapping[str, Mapping[str, float]]
     masks: MaskTable | None = None
-    score_threshold: float = 0.5
+    score_thresh: float = 0.5
 
     @property
     def notes(self) -> list[str]:
@@ -162,12 +162,12 @@ def score_predictions(
     truth: GroundTruth,
     evaluators: Iterable[TableEvaluator | MaskEvaluator],
     *,
-    score_threshold: float | None = None,
+    score_thresh: float | None = None,
 ) -> Rescored:
     """Judge predictions on a data set; evaluators of the same name add to one result.
 
     Masks become boxes for the evaluators of boxes, and boxes masks for those of masks (``masks_and_boxes``).
-    ``score_threshold`` is of Pd and Fa where they are resampled; by default that of the evaluators, else 0.5.
+    ``score_thresh`` is of Pd and Fa where they are resampled; by default that of the evaluators, else 0.5.
 
     Raises:
         DatasetError: masks of a data set with several classes.
@@ -189,10 +189,10 @@ def score_predictions(
             results.setdefault(key, {}).update(metrics)
         if isinstance(evaluator, MaskEvaluator):
             masks = evaluator.table()
-    if score_threshold is None:
-        own = (e.score_threshold for e in evaluators if isinstance(e, DetectionProbabilityEvaluator))
-        score_threshold = next(own, 0.5)
-    return Rescored(name, predictions, truth, detections, results, masks, score_threshold)
+    if score_thresh is None:
+        own = (e.score_thresh for e in evaluators if isinstance(e, DetectionProbabilityEvaluator))
+        score_thresh = next(own, 0.5)
+    return Rescored(name, predictions, truth, detections, results, masks, score_thresh)
 
 
 def _add_masks(
@@ -224,7 +224,7 @@ def rescore(
     cfg: CfgNode,
     *,
     aliases: Mapping[str, str] | None = None,
-    score_thresholds: Sequence[float] = (),
+    score_thresh: Sequence[float] = (),
 ) -> list[Rescored]:
     """Judge saved predictions by the evaluators of a configuration.
 
@@ -232,28 +232,28 @@ def rescore(
         paths: run folders, or predictions in any format of ``predictions.read_any_predictions``.
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
         aliases: a tool's class name -> the data set's.
-        score_thresholds: one for each path, in place of the configuration's.
+        score_thresh: one for each path, in place of the configuration's.
 
     Raises:
         ConfigError: for an evaluator that is unknown or needs a model, or another number of thresholds than of paths.
         DatasetError: for a file that cannot be read.
         ValueError: for predictions that do not belong to the data set.
     """
-    if score_thresholds and len(score_thresholds) != len(paths):
-        raise ConfigError(f"{len(score_thresholds)} score thresholds for {len(paths)} runs; give one for each, or none")
+    if score_thresh and len(score_thresh) != len(paths):
+        raise ConfigError(f"{len(score_thresh)} score thresholds for {len(paths)} runs; give one for each, or none")
     check_evaluators(cfg.TEST.EVALUATORS)
     files = [find_predictions(path, dataset_name) for path in paths]
     truth = GroundTruth.from_dataset(dataset_name)
     runs = []
     names = unique_names([run_name(file, dataset_name) for file in files])
-    for name, file, threshold in zip(names, files, score_thresholds or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
+    for name, file, threshold in zip(names, files, score_thresh or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
         predictions = read_any_predictions(file, truth, aliases=aliases)
         if predictions.surplus:
             logger.warning("%s: %s", name, predictions.coverage)
         own = cfg.clone()
         own.TEST.SCORE_THRESHOLD = threshold
         evaluators = saved_evaluators(own, dataset_name)
-        runs.append(score_predictions(name, predictions, truth, evaluators, score_threshold=threshold))
+        runs.append(score_predictions(name, predictions, truth, evaluators, score_thresh=threshold))
     return runs
 
 
@@ -295,15 +295,15 @@ def resample(
     """Bootstrap over images (``bootstrap``) of runs on the same data set, of which the first is the baseline.
 
     ``compare`` says whether the others are compared with it; ``max_detections`` per image and class is for COCO's
-    metrics, ``seed`` of the draws. Pd and Fa are those at each run's ``score_threshold``.
+    metrics, ``seed`` of the draws. Pd and Fa are those at each run's ``score_thresh``.
     """
     truth = runs[0].truth
     intervals: dict[str, dict[str, Interval]] = {run.name: {} for run in runs}
     comparisons: dict[str, dict[str, Comparison]] = {run.name: {} for run in runs[1:]} if compare else {}
-    metrics = [resampled_metrics(run.score_threshold, max_detections) for run in runs]
+    metrics = [resampled_metrics(run.score_thresh, max_detections) for run in runs]
     for name, metric in metrics[0].items():
         judged = [
-            own[name].judge(run.detections, truth.targets, truth.pixels, len(truth.class_names))
+            own[name].outcomes(run.detections, truth.targets, truth.pixels, len(truth.class_names))
             for own, run in zip(metrics, runs)
         ]
         scale = 1e6 if name.endswith("/Fa") else 100.0
@@ -329,8 +329,8 @@ def to_markdown(runs: Sequence[Rescored], resampled: Resampled | None = None) ->
     results = {run.name: run.results for run in runs}
     parts = [format_results(runs[0].results) if len(runs) == 1 else format_runs(results)]
     notes = [f"- {run.name}: {note}." for run in runs for note in run.notes]
-    if len({run.score_threshold for run in runs}) > 1:
-        notes += [f"- {run.name}: Pd, Fa and masks from score {run.score_threshold:g} on." for run in runs]
+    if len({run.score_thresh for run in runs}) > 1:
+        notes += [f"- {run.name}: Pd, Fa and masks from score {run.score_thresh:g} on." for run in runs]
     if notes:
         parts.append("\n".join(notes))
     if resampled is None:
@@ -418,7 +418,7 @@ def to_json(dataset_name: str, runs: Sequence[Rescored], resampled: Resampled | 
                 "format": run.predictions.format,
                 "missing_images": run.predictions.missing,
                 "surplus_images": len(run.predictions.surplus),
-                "score_threshold": run.score_threshold,
+                "score_threshold": run.score_thresh,
                 "results": run.results,
             }
             for run in runs

@@ -158,7 +158,7 @@ class VOCDetectionEvaluator(TableEvaluator):
 class DetectionProbabilityEvaluator(TableEvaluator):
     """Pd, Fa, best F1 and FROC by centre distance (``detection_probability``).
 
-    Metrics at ``score_threshold``: ``Pd`` (percent), ``Fa`` (pixels in false detections per million image pixels),
+    Metrics at ``score_thresh``: ``Pd`` (percent), ``Fa`` (pixels in false detections per million image pixels),
     ``Fa_boxes`` (false detections per million image pixels), ``precision`` (percent). Over all thresholds: the best
     ``F1`` (percent) and the score threshold that gives it, ``F1_threshold``; ``FAPI@80``, false alarms per image at
     80 % recall (infinite where that recall is not reached); ``Pd@Fa10``, the highest Pd with an Fa of at most 10;
@@ -167,7 +167,7 @@ class DetectionProbabilityEvaluator(TableEvaluator):
     but Fa are NaN.
 
     Args:
-        score_threshold: of detections that count for Pd and Fa.
+        score_thresh: of detections that count for Pd and Fa.
         max_distance: pixels of the original image between centres; a detection exactly this far is right.
         froc_recalls, fa_rates, false_alarms_per_image: where ``FAPI@``, ``Pd@Fa`` and ``Pd@FAPI`` are read.
     """
@@ -178,7 +178,7 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         self,
         ground_truth: GroundTruth,
         *,
-        score_threshold: float = 0.5,
+        score_thresh: float = 0.5,
         max_distance: float = CENTRE_DISTANCE,
         froc_recalls: Sequence[float] = (0.5, 0.8),
         fa_rates: Sequence[float] = (10, 100),
@@ -187,13 +187,13 @@ class DetectionProbabilityEvaluator(TableEvaluator):
         distributed: bool = True,
     ):
         super().__init__(ground_truth, group_by=group_by, distributed=distributed)
-        self.score_threshold, self.max_distance = score_threshold, max_distance
+        self.score_thresh, self.max_distance = score_thresh, max_distance
         self.froc_recalls, self.fa_rates = tuple(froc_recalls), tuple(fa_rates)
         self.false_alarms_per_image = false_alarms_per_image
 
     def compute(self, detections: DetectionTable, targets: TargetTable, image_pixels: np.ndarray) -> dict[str, float]:
         curve = operating_curve(detections, targets, image_pixels, self.max_distance)
-        at = curve.at_score(self.score_threshold)
+        at = curve.at_score(self.score_thresh)
         f1, score = curve.best_f1()
         pd_at_rate, threshold = curve.at_false_alarms_per_image(self.false_alarms_per_image)
         froc = zip(self.froc_recalls, curve.false_alarms_per_image(self.froc_recalls))

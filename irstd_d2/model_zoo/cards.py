@@ -80,7 +80,7 @@ class Judged:
         truth, known = self.run.truth, resampled_metrics()
         found = {}
         for name in names:
-            outcomes = known[name].judge(self.run.detections, truth.targets, truth.pixels, len(truth.class_names))
+            outcomes = known[name].outcomes(self.run.detections, truth.targets, truth.pixels, len(truth.class_names))
             found[name] = Interval.of(100 * known[name].values(outcomes, weights), LEVEL)
         return found
 

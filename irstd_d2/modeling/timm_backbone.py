@@ -25,7 +25,7 @@ EFFICIENTNET_LITE0 = "tf_efficientnet_lite0"
 
 
 class TimmBackbone(Backbone):
-    """A convolutional network of timm whose stages bear the names of a ResNet's.
+    """A convolutional network of timm whose stages have the names of a ResNet's.
 
     Args:
         name: of timm, a network that knows ``features_only``, e.g. "tf_efficientnet_lite0" or "convnext_tiny".

@@ -138,7 +138,7 @@ def rescore_run(
         part.TEST.VOC_IOU_THRESHOLDS = tuple(sorted({*cfg.TEST.VOC_IOU_THRESHOLDS, *_VOC_IOU_THRESHOLDS}))
         evaluators += saved_evaluators(part, data_set)
     predictions = read_any_predictions(run.predictions[data_set], truth)
-    rescored = score_predictions(run.name, predictions, truth, evaluators, score_threshold=cfg.TEST.SCORE_THRESHOLD)
+    rescored = score_predictions(run.name, predictions, truth, evaluators, score_thresh=cfg.TEST.SCORE_THRESHOLD)
     results, logged_at = dict(rescored.results), {}
     if logged := run.logged_results(data_set):
         for name, metrics in logged[1].items():

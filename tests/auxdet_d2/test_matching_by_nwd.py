@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
@@ -201,19 +201,22 @@ def test_sampled_proposals_carry_their_target():
     torch.testing.assert_close(sampled.gt_boxes.tensor, boxes[0].gt_boxes.tensor[sampled.gt_numbers])
 
 
-def test_with_iou_given_it_is_detectron2s():
-    heads = roi_heads()
+@for_every(
+    ("num_targets", "thresholds", "labels"), [(3, [0.5], [0, 1]), (5, [0.2, 0.6], [0, -1, 1]), (0, [0.5], [0, 1])]
+)
+def test_by_iou_it_samples_as_detectron2_does(num_targets, thresholds, labels):
+    opts = ["MODEL.ROI_HEADS.IOU_THRESHOLDS", thresholds, "MODEL.ROI_HEADS.IOU_LABELS", labels]
+    heads = roi_heads(*opts, "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT", False, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 24)
     assert heads.similarity is pairwise_iou
     rows = torch.rand(40, 4) * 10
     rows[:, 2:] += rows[:, :2] + 1
-    results = []
-    for similarity in (pairwise_iou, lambda a, b: pairwise_iou(a, b)):
-        heads.similarity = similarity
+    results, logged = [], []
+    for sample in (type(heads).label_and_sample_proposals, StandardROIHeads.label_and_sample_proposals):
         torch.manual_seed(0)
-        with EventStorage():
-            results.append(
-                heads.label_and_sample_proposals(proposals_of(*rows.tolist()), targets(*rows[:3].tolist()))[0]
-            )
+        with EventStorage() as storage:
+            results += sample(heads, proposals_of(*rows.tolist()), targets(*rows[:num_targets].tolist()))
+            logged.append(storage.latest())
+    assert logged[0] == logged[1]
     assert results[0].get_fields().keys() == results[1].get_fields().keys()
     for name, value in results[0].get_fields().items():
         other = results[1].get(name)

@@ -24,7 +24,7 @@ AP = resampled_metrics()["voc_exact/AP50_area"]
 
 
 def outcomes(boxes, scores, targets, num_images):
-    return AP.judge(detection_table(boxes, scores), target_table(targets), np.ones(num_images, int), 1)
+    return AP.outcomes(detection_table(boxes, scores), target_table(targets), np.ones(num_images, int), 1)
 
 
 def random_rows(seed, quality, num_images=40):
@@ -160,7 +160,7 @@ def check_every_metric_on_repeated_images(seed, ties):
         images = [{**image, "scores": rng.random(len(image["scores"]))} for image in images]
     tables = as_tables(images)
     weights = np.concatenate([np.ones((1, 8), int), image_draws(8, 3, seed)])
-    values = {name: m.values(m.judge(*tables, 2), weights) for name, m in resampled_metrics().items()}
+    values = {name: m.values(m.outcomes(*tables, 2), weights) for name, m in resampled_metrics().items()}
     whole = {name: value[0] for name, value in values.items()}
     assert whole == pytest.approx(evaluated(*tables), rel=1e-6, nan_ok=True)
     for draw, weight in enumerate(weights):
@@ -178,7 +178,7 @@ def test_two_runs_are_compared_in_every_metric():
         for i in images
     ]
     for name, metric in resampled_metrics().items():
-        first, second = (metric.judge(*as_tables(run), 2) for run in (images, perfect))
+        first, second = (metric.outcomes(*as_tables(run), 2) for run in (images, perfect))
         interval = metric_interval(metric, second, draws=50)
         assert interval.value == interval.low == interval.high == (0 if name.endswith("Fa") else pytest.approx(1))
         found = compare_metric(metric, first, second, draws=100)
@@ -196,7 +196,7 @@ def test_without_targets_there_is_nothing_to_compare(num_images):
     empty = [{**image, "targets": np.zeros((0, 4)), "target_class": [], "ignored": []} for image in random_tables(0, 3)]
     tables = as_tables(empty[:num_images])
     for name, metric in resampled_metrics().items():
-        outcomes = metric.judge(*tables, 2)
+        outcomes = metric.outcomes(*tables, 2)
         interval = metric_interval(metric, outcomes, draws=10)
         found = compare_metric(metric, outcomes, outcomes, draws=10)
         if name.endswith("Fa") and num_images:  # false alarms need no targets
@@ -216,7 +216,7 @@ def test_runs_of_equal_quality_are_rarely_told_apart():
         other_scores = [np.concatenate([0.4 + 0.6 * rng.random(len(b) - 3), 0.7 * rng.random(3)]) for b in other]
         truth = target_table(targets)
         runs = [
-            metric.judge(detection_table(*run), truth, np.ones(60, int), 1)
+            metric.outcomes(detection_table(*run), truth, np.ones(60, int), 1)
             for run in ((boxes, scores), (other, other_scores))
         ]
         found = compare_metric(metric, *runs, draws=100, seed=seed)

@@ -70,7 +70,7 @@ def check_every_metric_of_a_class(seed):
     targets, detections, breakdown = random_breakdown(seed)
     protocol, one = (EXACT, 0) if seed % 2 else (PAPER, 1)
     voc = VOCDetectionEvaluator(TRUTH, protocol=protocol).compute_parts(detections, targets, breakdown)
-    pd_fa = DetectionProbabilityEvaluator(TRUTH, score_threshold=0.3).compute_parts(detections, targets, breakdown)
+    pd_fa = DetectionProbabilityEvaluator(TRUTH, score_thresh=0.3).compute_parts(detections, targets, breakdown)
     centre = CentreDistanceEvaluator(TRUTH, distances=(2,)).compute_parts(detections, targets, breakdown)
     for index in range(2):
         target_in, detection_in = ((c == index).tolist() for c in (breakdown.targets, breakdown.detections))

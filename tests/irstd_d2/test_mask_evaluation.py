@@ -163,7 +163,7 @@ def test_each_run_has_its_threshold(data_set, tmp_path):
     for path in maps.iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 5 * 3)
     paths = [maps, write_boxes(tmp_path / "fcos.json", data_set), write_boxes(tmp_path / "strict.json", data_set)]
-    runs = rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5, 0.7, 0.8))
+    runs = rescore(paths, NAME, config(tmp_path), score_thresh=(0.5, 0.7, 0.8))
     assert [run.results["pd_fa"]["Pd"] for run in runs] == [100, 100, 0]
     assert [run.results["mask"]["Pd"] for run in runs] == [100, 100, 0]
     found = resample(runs, draws=20)
@@ -173,18 +173,18 @@ def test_each_run_has_its_threshold(data_set, tmp_path):
     assert to_json(NAME, runs)["runs"]["fcos"]["score_threshold"] == 0.7
     for count in (2, 4):
         with pytest.raises(ConfigError, match=f"{count} score thresholds for 3 runs"):
-            rescore(paths, NAME, config(tmp_path), score_thresholds=(0.5,) * count)
+            rescore(paths, NAME, config(tmp_path), score_thresh=(0.5,) * count)
 
 
 @pytest.mark.parametrize(("threshold", "pd"), [(0.7, 100), (0.8, 0)])
 def test_intervals_are_at_the_threshold_of_the_evaluators(data_set, tmp_path, threshold, pd):
     truth = GroundTruth.from_dataset(NAME)
     predictions = read_any_predictions(write_boxes(tmp_path / "fcos.json", data_set), truth)
-    evaluators = [VOCDetectionEvaluator(truth), DetectionProbabilityEvaluator(truth, score_threshold=threshold)]
+    evaluators = [VOCDetectionEvaluator(truth), DetectionProbabilityEvaluator(truth, score_thresh=threshold)]
     run = score_predictions("fcos", predictions, truth, evaluators)
-    assert (run.score_threshold, run.results["pd_fa"]["Pd"]) == (threshold, pd)
+    assert (run.score_thresh, run.results["pd_fa"]["Pd"]) == (threshold, pd)
     assert resample([run], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
-    other = score_predictions("fcos", predictions, truth, evaluators[:1], score_threshold=threshold)
+    other = score_predictions("fcos", predictions, truth, evaluators[:1], score_thresh=threshold)
     assert resample([other], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
 
 

@@ -195,7 +195,7 @@ def check_cocos_rule_gives_cocos_numbers(seed):
     targets, detections = random_case(seed, max_detections=(9, 40)[seed % 2])
     limit = (100, 3)[seed // 2 % 2]
     metric = resampled_metrics(max_detections=limit)["bbox/AP"]
-    found = metric.values(metric.judge(detections, targets, np.ones(6, int), 2), np.ones((1, 6), int))
+    found = metric.values(metric.outcomes(detections, targets, np.ones(6, int), 2), np.ones((1, 6), int))
     expected = coco_metrics(detections, targets, 6, num_classes=2, max_detections=limit)
     assert 100 * found[0] == pytest.approx(expected["AP"], abs=1e-9, nan_ok=True)
 
