@@ -17,9 +17,8 @@ from ..data.segmentation import decode
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, name_records, record_from_dict
 from .mask_format import with_outlines
-from .side_files import SKY_MASKS, place_image, place_sky_mask
+from .side_files import IMAGES, SKY_MASKS, place_files
 
-IMAGES = "images"
 PREFIX = "instances_"
 _READ = {
     "images": {"id", "file_name", "width", "height", "platform", "view", "band", "band_type", "sem_seg_file_name",
@@ -81,11 +80,10 @@ def read_coco(
         unread += _count_unread(file)
     if len({record.name for _, record in by_image.values()}) < len(by_image):
         raise DatasetError(files[0], "images", "two images have the same name", "rename one, or give --image-root")
-    splits = {split: tuple(by_image[path][1].name for path in paths) for split, paths in members.items()}
-    only_one_of_all = list(splits) == ["all"] or (len(files) == 1 and not files[0].stem.startswith(PREFIX))
-    records = tuple(record for _, record in by_image.values())
-    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
-    return DetectionSet(records, tuple(names), {} if only_one_of_all else splits, unread, tuple(faults))
+    splits = {split: [by_image[path][1].name for path in paths] for split, paths in members.items()}
+    if list(splits) == ["all"] or (len(files) == 1 and not files[0].stem.startswith(PREFIX)):
+        splits = {}
+    return DetectionSet.of_kept([record for _, record in by_image.values()], tuple(names), splits, unread, faults)
 
 
 def write_coco(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:
@@ -99,8 +97,7 @@ def write_coco(detection_set: DetectionSet, folder: Path, *, link: bool = False)
     lost: Counter[str] = Counter()
     next_id = iter(range(1, detection_set.num_objects + 1))
     for image_id, record in enumerate(detection_set.records, start=1):
-        file_name = f"{IMAGES}/{place_image(record, folder / IMAGES, link=link)}"
-        place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
+        file_name = f"{IMAGES}/{place_files(record, folder, link=link)}"
         record = with_outlines(record)
         unclear = sum(obj.outline is None for obj in record.objects) if record.target_mask else 0
         lost["outlines of targets that are not one target of their mask (their boxes are kept)"] += unclear

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -145,12 +146,8 @@ def write_set(
     Raises:
         DatasetError: the set is empty, a file cannot be read or has another size, or ``target`` exists.
     """
-    writers: Mapping[str, Callable[[Path], Counter[str]]] = {
-        "voc": lambda folder: write_voc(detection_set, folder, layout=layout, link=link),
-        "coco": lambda folder: write_coco(detection_set, folder, link=link),
-        "mask": lambda folder: write_masks(detection_set, folder, link=link),
-        "yolo": lambda folder: write_yolo(detection_set, folder, link=link),
-    }
+    writers: Mapping[str, Callable[..., Counter[str]]]
+    writers = {"voc": partial(write_voc, layout=layout), "coco": write_coco, "mask": write_masks, "yolo": write_yolo}
     check_known("the format", target_format, writers)
     detection_set = _with_sound_images(detection_set, str(target), skip_bad=skip_bad)
     if not detection_set.records:
@@ -160,7 +157,7 @@ def write_set(
             raise DatasetError(target, "folder", "holds the set that is read", "write into another folder")
     try:
         with staged_folder(target, overwrite=overwrite) as folder:
-            lost = writers[target_format](folder)
+            lost = writers[target_format](detection_set, folder, link=link)
     except FileExistsError:
         raise DatasetError(target, "folder", "exists", "choose another folder, or pass --overwrite") from None
     further_pages = sum(count_pages(record.image) - 1 for record in detection_set.records)
@@ -187,7 +184,4 @@ def _with_sound_images(detection_set: DetectionSet, target: str, *, skip_bad: bo
         else:
             records.append(record)
     refuse_or_skip(faults, skip_bad, target)
-    kept = {record.name for record in records}
-    splits = {split: tuple(name for name in names if name in kept) for split, names in detection_set.splits.items()}
-    left_out = Counter(f"left out as faulty: {fault.kind}" for fault in faults)
-    return replace(detection_set, records=tuple(records), splits=splits, unread=detection_set.unread + left_out)
+    return DetectionSet.of_kept(records, detection_set.class_names, detection_set.splits, detection_set.unread, faults)

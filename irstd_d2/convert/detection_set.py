@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,9 +71,29 @@ class DetectionSet:
     faults: tuple[Fault, ...] = ()
     box_convention: str | None = None
 
+    @classmethod
+    def of_kept(
+        cls,
+        records: Sequence[ImageRecord],
+        class_names: tuple[str, ...],
+        splits: Mapping[str, Iterable[str]],
+        unread: Counter[str],
+        faults: Sequence[Fault],
+        box_convention: str | None = None,
+    ) -> DetectionSet:
+        """The set of the images that are left: splits name no others, and ``faults`` are counted among the unread."""
+        kept = {record.name for record in records}
+        members = {split: tuple(name for name in names if name in kept) for split, names in splits.items()}
+        left_out = Counter(f"left out as faulty: {fault.kind}" for fault in faults)
+        return cls(tuple(records), class_names, members, unread + left_out, tuple(faults), box_convention)
+
     @property
     def num_objects(self) -> int:
         return sum(len(record.objects) for record in self.records)
+
+    @property
+    def num_difficult(self) -> int:
+        return sum(obj.difficult for record in self.records for obj in record.objects)
 
     @property
     def split_or_all(self) -> dict[str, tuple[str, ...]]:
@@ -154,8 +174,3 @@ def name_records(paths: Iterable[Path], root: Path) -> dict[Path, str]:
         taken[name] = path
         names[path] = name
     return names
-
-
-def count_targets(records: Iterable[ImageRecord], holds: Callable[[TargetObject], bool]) -> int:
-    """Number of targets of which ``holds`` is true."""
-    return sum(holds(obj) for record in records for obj in record.objects)

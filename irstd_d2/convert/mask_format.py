@@ -13,26 +13,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.faults import Fault, FaultKind, refuse_or_skip
+from ..data.image_io import read_image_size
 from ..data.layout import FolderIndex
+from ..data.layout_writer import png_bytes
 from ..data.segmentation import decode, encode
 from ..data.splits import read_split
 from ..data.target_masks import MaskValues, compact_labels, label_boxes, number_targets, read_target_labels
 from ..errors import DatasetError
 from ..files import list_files
-from .detection_set import DetectionSet, ImageRecord, TargetObject, count_targets
-from .side_files import (
-    SKY_MASKS,
-    TARGET_MASKS,
-    SideFiles,
-    image_size,
-    place_image,
-    place_sky_mask,
-    write_mask,
-    write_metadata_table,
-    write_splits,
-)
+from .detection_set import DetectionSet, ImageRecord, TargetObject
+from .side_files import IMAGES, TARGET_MASKS, SideFiles, in_folder, place_files, write_metadata_table, write_splits
 
-IMAGES = "images"
 _MASK_NAMES = ("{}", "{}_pixels0")
 _MAX_SHARE = 0.5  # of the pixels that targets have
 _FEW_IMAGES = 500  # are read before a progress bar is seen
@@ -85,7 +76,7 @@ def read_masks(
         try:
             image = _only(image_index, [name], "image")
             mask = _only(mask_index, [pattern.format(name) for pattern in _MASK_NAMES], "mask")
-            size = image_size(image)
+            size = read_image_size(image)[::-1]
             labels, left_out = read_target_labels(mask, size, threshold=threshold, values=values)
             _check_share(mask, labels)
         except DatasetError as error:
@@ -98,10 +89,7 @@ def read_masks(
     unread["images in no list"] = len(set(image_index.stems()) - set(names))
     named = {pattern.format(name) for name in image_index.stems() for pattern in _MASK_NAMES}
     unread["masks without an image"] = len(set(mask_index.stems()) - named)
-    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
-    present = {record.name for record in records}
-    members = {split: tuple(name for name in lines if name in present) for split, lines in lists.items()}
-    return DetectionSet(tuple(records), (class_name,), members, +unread, tuple(faults))
+    return DetectionSet.of_kept(records, (class_name,), lists, unread, faults)
 
 
 def _check_share(path: Path, labels: np.ndarray) -> None:
@@ -120,17 +108,16 @@ def write_masks(detection_set: DetectionSet, folder: Path, *, link: bool = False
     records = detection_set.records
     lost: Counter[str] = Counter()
     for record in records:
-        place_image(record, folder / IMAGES, link=link)
-        place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
+        place_files(record, folder, link=link)
         mask = target_mask(record)
-        write_mask(folder / TARGET_MASKS / f"{record.name}.png", mask)
+        in_folder(folder / TARGET_MASKS / f"{record.name}.png").write_bytes(png_bytes(mask))
         kept = set(map(tuple, label_boxes(mask).tolist()))
         if record.target_mask is None and all(obj.outline for obj in record.objects):
             pixels = sum(int(decode(obj.outline, record.size).sum()) for obj in record.objects if obj.outline)
             lost["pixels that several targets share (the last one has them)"] += pixels - int((mask > 0).sum())
         gone = sum(obj.box not in kept for obj in record.objects)
         lost["boxes that are not the bounds of one target in the mask"] += gone
-    lost["difficult marks"] = count_targets(records, lambda obj: obj.difficult)
+    lost["difficult marks"] = detection_set.num_difficult
     if len(detection_set.class_names) > 1:
         lost["class names"] = detection_set.num_objects
     write_metadata_table(folder, records)

@@ -7,18 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-
-from ..data.image_io import read_image_size, read_sky_mask
+from ..data.image_io import read_sky_mask
 from ..data.layout import FolderIndex
 from ..data.layout_writer import SKY_PALETTE, png_bytes
 from ..data.sidecar import SidecarEntry, format_sidecar, read_sidecar
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject
 
-SKY_MASKS = "SkyMasks"
-TARGET_MASKS = "masks"
-METADATA_TABLE = "metadata.csv"
+IMAGES, SKY_MASKS, TARGET_MASKS, METADATA_TABLE = "images", "SkyMasks", "masks", "metadata.csv"
 
 
 class SideFiles:
@@ -57,10 +53,16 @@ class SideFiles:
         )
 
 
+def place_files(record: ImageRecord, folder: Path, *, link: bool) -> str:
+    """Place image and sky mask in the folders of formats that prescribe none; return the image's name in its folder."""
+    file_name = place_image(record, folder / IMAGES, link=link)
+    place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
+    return file_name
+
+
 def place_image(record: ImageRecord, folder: Path, *, link: bool) -> str:
     """Copy or link the image of a record; return its file name in ``folder``."""
-    target = folder / f"{record.name}{record.image.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = in_folder(folder / f"{record.name}{record.image.suffix}")
     source = _existing(record.image)
     if link:
         target.symlink_to(source.resolve())
@@ -73,17 +75,10 @@ def place_sky_mask(record: ImageRecord, target: Path) -> None:
     """Write the sky mask of a record as PNG; a PNG is copied byte by byte."""
     if record.sky_mask is None:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if _existing(record.sky_mask).suffix.lower() == ".png":
-        shutil.copyfile(record.sky_mask, target)
-        return
-    target.write_bytes(png_bytes(read_sky_mask(record.sky_mask), SKY_PALETTE))
-
-
-def write_mask(target: Path, mask: np.ndarray) -> None:
-    """Write a target mask ``(H, W)``, 8 or 16 bits, as PNG."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(png_bytes(mask))
+        shutil.copyfile(record.sky_mask, in_folder(target))
+    else:
+        in_folder(target).write_bytes(png_bytes(read_sky_mask(record.sky_mask), SKY_PALETTE))
 
 
 def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_only: bool = False) -> None:
@@ -103,15 +98,14 @@ def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_
 def write_splits(detection_set: DetectionSet, path_of: Callable[[str], Path], line_of: Callable[[str], str]) -> None:
     """Write the split files, if there are any, to ``path_of(split)``, with the line ``line_of(name)`` of each image."""
     for split, names in detection_set.splits.items():
-        path = path_of(split)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line_of(name)}\n" for name in names), encoding="utf-8")
+        lines = "".join(f"{line_of(name)}\n" for name in names)
+        in_folder(path_of(split)).write_text(lines, encoding="utf-8")
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file."""
-    height, width = read_image_size(path)
-    return width, height
+def in_folder(path: Path) -> Path:
+    """A file to write, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _existing(path: Path) -> Path:

@@ -13,13 +13,14 @@ from defusedxml.ElementTree import parse
 
 from ..data.check import target_mask_finder
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
+from ..data.layout_writer import png_bytes
 from ..data.splits import read_split
 from ..data.voc import scan_voc
 from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, from_convention
 from ..errors import DatasetError
 from .detection_set import DetectionSet, record_from_dict
 from .mask_format import has_mask, target_mask
-from .side_files import place_image, place_sky_mask, write_mask, write_metadata_table, write_splits
+from .side_files import in_folder, place_image, place_sky_mask, write_metadata_table, write_splits
 
 # Tags without information on the targets, and values that editors write where nobody said anything.
 _PASSED_OVER = {"folder", "filename", "path", "source", "size", "view", "band_type", "name", "difficult", "bndbox"}
@@ -60,15 +61,14 @@ def read_voc(
     dicts = scan.accept(str(root), skip_bad=skip_bad)
     find_mask = target_mask_finder(root, layout)
     present = {sample["image_id"] for sample in dicts}
-    return DetectionSet(
-        records=tuple(record_from_dict(sample, sample["image_id"], class_names, find_mask(sample)) for sample in dicts),
+    return DetectionSet.of_kept(
+        records=[record_from_dict(sample, sample["image_id"], class_names, find_mask(sample)) for sample in dicts],
         class_names=class_names,
-        splits={split: tuple(name for name in names if name in present) for split, names in splits.items()},
+        splits=splits,
         unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present)
         + Counter({"images in no list": 0 if named is None else len(set(images.stems()) - set(named))})
-        + Counter({f"objects of class {name}": count for name, count in scan.left_out.items()})
-        + Counter(f"left out as faulty: {fault.kind}" for fault in scan.faults),
-        faults=tuple(scan.faults),
+        + Counter({f"objects of class {name}": count for name, count in scan.left_out.items()}),
+        faults=scan.faults,
         box_convention=box_convention or layout.box_convention,
     )
 
@@ -92,17 +92,16 @@ def write_voc(
             VocObject(obj.class_name, obj.difficult, from_convention(obj.box, places.box_convention))
             for obj in record.objects
         )
-        annotation = folder / places.annotations / f"{record.name}.xml"
-        annotation.parent.mkdir(parents=True, exist_ok=True)
         xml = VocRecord(*record.size, record.platform, record.band, objects)
-        annotation.write_bytes(format_voc_xml(xml, file_name))
+        in_folder(folder / places.annotations / f"{record.name}.xml").write_bytes(format_voc_xml(xml, file_name))
         if places.sky_masks:
             place_sky_mask(record, folder / places.sky_masks[0].format(name=record.name))
         else:
             lost["sky masks"] += record.sky_mask is not None
         if has_mask(record):
             if places.target_masks:
-                write_mask(folder / places.target_masks[0].format(name=record.name), target_mask(record))
+                target = in_folder(folder / places.target_masks[0].format(name=record.name))
+                target.write_bytes(png_bytes(target_mask(record)))
             else:
                 lost["target masks (their boxes are kept)"] += 1
     write_metadata_table(folder, detection_set.records, sizes_only=True)

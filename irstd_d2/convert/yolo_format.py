@@ -13,24 +13,24 @@ from typing import Any
 import yaml
 
 from ..data.faults import Fault, FaultKind, refuse_or_skip
-from ..data.image_io import IMAGE_SUFFIXES
+from ..data.image_io import IMAGE_SUFFIXES, read_image_size
 from ..data.splits import read_lines
 from ..errors import DatasetError
 from ..files import list_files
-from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, count_targets, name_records
+from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, name_records
 from .mask_format import has_mask
 from .side_files import (
+    IMAGES,
     SKY_MASKS,
     TARGET_MASKS,
     SideFiles,
-    image_size,
-    place_image,
-    place_sky_mask,
+    in_folder,
+    place_files,
     write_metadata_table,
     write_splits,
 )
 
-IMAGES, LABELS, DESCRIPTION = "images", "labels", "data.yaml"
+LABELS, DESCRIPTION = "labels", "data.yaml"
 _DESCRIPTIONS = (DESCRIPTION, "data.yml", "dataset.yaml")
 _CLASS_FILES = ("classes.txt", "labels/classes.txt", "images/classes.txt", "obj.names")
 _SPLITS = ("train", "val", "test")
@@ -92,7 +92,7 @@ def read_yolo(
         raise DatasetError(root, "folder", problem, fix)
     for path in named:
         try:
-            size = image_size(path)
+            size = read_image_size(path)[::-1]
         except DatasetError as error:
             faults.append(Fault.from_error(FaultKind.BAD_IMAGE, error))
             continue
@@ -106,12 +106,10 @@ def read_yolo(
         records.append(side_files.record(names[path], path, size, objects))
     refuse_or_skip(faults, skip_bad, str(root))
     unread["text files without image"] += without_image
-    unread.update(f"left out as faulty: {fault.kind}" for fault in faults)
     if class_names is None:
         class_names = tuple(f"class{i}" for i in range(highest + 1))
-    kept = {record.image for record in records}
-    members = {split: tuple(names[path] for path in paths if path in kept) for split, paths in splits.items()}
-    return DetectionSet(tuple(records), class_names, members, +unread, tuple(faults))
+    members = {split: [names[path] for path in paths] for split, paths in splits.items()}
+    return DetectionSet.of_kept(records, class_names, members, unread, faults)
 
 
 def write_yolo(detection_set: DetectionSet, folder: Path, *, link: bool = False) -> Counter[str]:
@@ -119,11 +117,9 @@ def write_yolo(detection_set: DetectionSet, folder: Path, *, link: bool = False)
     ids = {name: i for i, name in enumerate(detection_set.class_names)}
     records, files = detection_set.records, {}
     for record in records:
-        files[record.name] = place_image(record, folder / IMAGES, link=link)
-        place_sky_mask(record, folder / SKY_MASKS / f"{record.name}.png")
-        label = folder / LABELS / f"{record.name}.txt"
-        label.parent.mkdir(exist_ok=True)
-        label.write_text(format_labels(record, ids), encoding="utf-8")
+        files[record.name] = place_files(record, folder, link=link)
+        labels = format_labels(record, ids)
+        in_folder(folder / LABELS / f"{record.name}.txt").write_text(labels, encoding="utf-8")
     write_metadata_table(folder, records)
     write_splits(detection_set, lambda split: folder / f"{split}.txt", lambda name: f"./{IMAGES}/{files[name]}")
     description: dict[str, Any] = {"path": "."}
@@ -133,7 +129,7 @@ def write_yolo(detection_set: DetectionSet, folder: Path, *, link: bool = False)
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
     return +Counter(
         {
-            "difficult marks": count_targets(records, lambda obj: obj.difficult),
+            "difficult marks": detection_set.num_difficult,
             "target masks (their boxes are kept)": sum(map(has_mask, records)),
         }
     )
