@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module, metadata
 
 COMMANDS = {
@@ -56,11 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def door(command: str, *systems: str) -> Callable[[Sequence[str] | None], int]:
     """Main function of a program in ``tools/``; ``systems`` are imported, for a clone that is not installed."""
-
-    def door_main(argv: Sequence[str] | None = None) -> int:
-        return run_command(command, argv, systems=systems)
-
-    return door_main
+    return partial(run_command, command, systems=systems)
 
 
 def run_command(
@@ -86,11 +83,7 @@ def run_command(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("detectron2", "torch"):
             raise
-        print(
-            f"error: {DETECTRON2_MISSING.format(python=sys.executable, site=sysconfig.get_path('purelib'))}",
-            file=sys.stderr,
-        )
-        return 2
+        return _fail(DETECTRON2_MISSING.format(python=sys.executable, site=sysconfig.get_path("purelib")))
     from ..errors import ConfigError, DatasetError
 
     try:
@@ -99,19 +92,19 @@ def run_command(
             raise ConfigError(f"{late[0]} stands behind KEY VALUE pairs, which end the options; write it before them")
         return module.run(args)
     except (ConfigError, DatasetError, OSError) as error:
-        sys.stdout.flush()
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-        return 2
+        return _fail("\n".join([str(error), *getattr(error, "__notes__", [])]))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0].replace("_", "-")
         extra = _extra_of(package)
         if extra is None:
             raise
-        sys.stdout.flush()
-        print(
-            f"error: {command} needs {package}, which is not installed: pip install '{NAME}[{extra}]'", file=sys.stderr
-        )
-        return 2
+        return _fail(f"{command} needs {package}, which is not installed: pip install '{NAME}[{extra}]'")
+
+
+def _fail(text: str) -> int:
+    sys.stdout.flush()
+    print(f"error: {text}", file=sys.stderr)
+    return 2
 
 
 def _extra_of(package: str) -> str | None:

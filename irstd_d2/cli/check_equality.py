@@ -11,6 +11,7 @@ says that the same function is computed. Runs on the CPU. The exit code is 1 if 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from ..errors import check_known
 from .options import new_parser
 
 if TYPE_CHECKING:
-    from ..equality import Comparison, Row
+    from ..equality import Row
 
 UNITS = {"relative": "", "px": " px", "absolute": "", "share": " differ"}
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     check_known("SYSTEM", wanted, modules)
     failed = total = 0
     for name in wanted or modules:
-        rows = compare(modules[name], args.reference).rows
+        rows = import_module(modules[name]).compare(args.reference).rows
         table = [
             [r.what, r.numbers, _show(r, r.difference), _show(r, r.tolerance), "ok" if r.ok else f"ABOVE, at {r.worst}"]
             for r in rows
@@ -58,13 +59,6 @@ def equality_modules() -> dict[str, str]:
 
     known = {system.name: system.equality_module for system in registered_systems() if system.equality_module}
     return {**known, "metrics": "irstd_d2.equality.evaluation"}
-
-
-def compare(module: str, folder: Path | None) -> Comparison:
-    """Run the comparison of a module."""
-    from importlib import import_module
-
-    return import_module(module).compare(folder)
 
 
 def _show(row: Row, value: float) -> str:

@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING
 from .options import EXPORT_FORMATS, add_config_options, new_parser
 
 if TYPE_CHECKING:
-    from detectron2.structures import Instances
-
-    from ..export import Detections
     from ..inference import Predictor
 
 logger = logging.getLogger(__name__)
@@ -47,21 +44,16 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def as_arrays(instances: Instances) -> Detections:
-    from ..export import Detections
-
-    return Detections(instances.pred_boxes.tensor.numpy(), instances.scores.numpy(), instances.pred_classes.numpy())
-
-
 def check(predictor: Predictor, args: argparse.Namespace) -> bool:
     """Compare file and model on every image; say whether all are within the tolerances."""
-    from ..export import ExportedDetector, compare_detections
+    from ..export import Detections, ExportedDetector, compare_detections
 
     detector = ExportedDetector(args.output)
     metadata = {key: value for key in ("platform", "band") if (value := getattr(args, key))}
     good = True
     for path in args.check:
-        expected = as_arrays(predictor(path, metadata))
+        found = predictor(path, metadata)
+        expected = Detections(found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy())
         difference = compare_detections(expected, detector([path], metadata)[0])
         within = difference.within(args.box_tolerance, args.score_tolerance)
         good &= within

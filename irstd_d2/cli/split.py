@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,14 +59,14 @@ def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
     """Read the source; return it and its format. All images count, whatever splits there are."""
     from ..convert import detect_format, read_coco, read_masks, read_voc, read_yolo
 
+    readers = {
+        "coco": partial(read_coco, image_root=args.image_root),
+        "mask": partial(read_masks, splits={}),
+        "yolo": partial(read_yolo, use_splits=False),
+        "voc": partial(read_voc, layout=args.layout, use_splits=False),
+    }
     source_format = detect_format(args.source)
-    if source_format == "coco":
-        return read_coco(args.source, image_root=args.image_root), source_format
-    if source_format == "mask":
-        return read_masks(args.source, splits={}), source_format
-    if source_format == "yolo":
-        return read_yolo(args.source, use_splits=False), source_format
-    return read_voc(args.source, layout=args.layout, use_splits=False), source_format
+    return readers[source_format](args.source), source_format
 
 
 def find_groups(args: argparse.Namespace, names: list[str]) -> dict[str, str]:

@@ -95,27 +95,21 @@ def run(args: argparse.Namespace) -> int:
     from ..visualization import contact_sheet, write_picture
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    layouts = ("wideirstd", "densesirst") if args.layout == "both" else (args.layout,)
     omni = SceneConfig(
         seed=args.seed, size=args.size, balance=args.balance, domain_conflict=args.domain_conflict, bits=args.bits
     )
     dense = dense_config(seed=args.seed, size=args.size, bits=args.bits)
-    configs = {"wideirstd": omni, "densesirst": dense}
+    sets = {
+        "wideirstd": ("synthetic_omni", omni, write_wideirstd),
+        "densesirst": ("synthetic_dense", dense, write_densesirst),
+    }
+    chosen = list(sets.values()) if args.layout == "both" else [sets[args.layout]]
     if args.preview is not None:
-        scenes = [SceneGenerator(configs[layout]).scene(i) for layout in layouts for i in range(24 // len(layouts))]
+        scenes = [SceneGenerator(config).scene(i) for _, config, _ in chosen for i in range(24 // len(chosen))]
         write_picture(args.preview, contact_sheet([draw_scene(scene) for scene in scenes], columns=6))
         logging.info("%s: green = targets, red = objects that are not", args.preview)
         return 0
-    for layout in layouts:
-        write = write_wideirstd if layout == "wideirstd" else write_densesirst
-        name = "synthetic_omni" if layout == "wideirstd" else "synthetic_dense"
-        folder = write(
-            args.output / name,
-            configs[layout],
-            train=args.train,
-            val=args.val,
-            overwrite=args.overwrite,
-            workers=args.workers,
-        )
+    for name, config, write in chosen:
+        folder = write(args.output / name, config, args.train, args.val, overwrite=args.overwrite, workers=args.workers)
         logging.info("%s: %d training and %d validation images", folder, args.train, args.val)
     return 0

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from torch import nn
 
-    from ..engine import IRSTDTrainer
-
 logger = logging.getLogger(__name__)
 
 
@@ -72,7 +70,12 @@ def train(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     trainer = IRSTDTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:
-        trainer.register_hooks([hooks.EvalHook(0, lambda: test_trained_with_tta(trainer))])
+
+        def test_trained_with_tta() -> OrderedDict[str, Any]:
+            with trainer.evaluated_weights():
+                return test_with_tta(trainer.cfg, trainer.model)
+
+        trainer.register_hooks([hooks.EvalHook(0, test_trained_with_tta)])
     return trainer.train()
 
 
@@ -89,12 +92,6 @@ def test_with_tta(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
     evaluators = [IRSTDTrainer.build_evaluator(cfg, name, str(folder / name)) for name in cfg.DATASETS.TEST]
     results = IRSTDTrainer.test(cfg, DetectorWithTTA(cfg, model), evaluators)
     return OrderedDict((f"{name}_TTA", metrics) for name, metrics in results.items())
-
-
-def test_trained_with_tta(trainer: IRSTDTrainer) -> OrderedDict[str, Any]:
-    """The same at the end of a training, with its averaged weights where it has some."""
-    with trainer.evaluated_weights():
-        return test_with_tta(trainer.cfg, trainer.model)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -179,8 +179,7 @@ def _with_sound_images(detection_set: DetectionSet, target: str, *, skip_bad: bo
         try:
             check_size(record.image, read_image_size(record.image), record.size[::-1])
         except DatasetError as error:
-            kind = FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_IMAGE
-            faults.append(Fault.from_error(kind, error))
+            faults.append(Fault.of_file(FaultKind.BAD_IMAGE, error))
         else:
             records.append(record)
     refuse_or_skip(faults, skip_bad, target)

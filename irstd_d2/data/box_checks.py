@@ -138,8 +138,12 @@ def mask_notes(
         offset, notes = common[0], [offset_note(*common, convention)]
     found = {str(sample["image_id"]): _compare_boxes(sample, bounds, offset) for sample, bounds in masked}
     notes += [note for image in found.values() for note in image]
-    counts = {name: len(image) for name, image in found.items()}
-    return [*notes, _mismatch_summary(counts, splits)] if any(counts.values()) else notes
+    total = sum(map(len, found.values()))
+    if total:
+        by_split = {split: sum(len(found.get(name, ())) for name in names) for split, names in splits.items()}
+        shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
+        notes.append(f"{total} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}")
+    return notes
 
 
 def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[float] = (0.0,) * 4) -> list[str]:
@@ -181,13 +185,6 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[
         places = first_of([_coordinates(box) for box in missing])
         notes.append(f"{sample['image_id']}: {len(missing)} targets of the mask have no box: {places}")
     return notes
-
-
-def _mismatch_summary(counts: dict[str, int], splits: dict[str, list[str]]) -> str:
-    """One line on how many boxes :func:`_compare_boxes` remarked on, in all and by split."""
-    by_split = {split: sum(counts.get(name, 0) for name in names) for split, names in splits.items()}
-    shares = ", ".join(f"{split}: {count}" for split, count in by_split.items() if count)
-    return f"{sum(counts.values())} boxes or targets of masks contradict each other{f' ({shares})' if shares else ''}"
 
 
 def _coordinates(values: np.ndarray) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -142,14 +143,11 @@ def check_collection(
 
     ``high_bit_depth`` as for :func:`irstd_d2.data.read_image`; ``progress`` shows a progress bar.
     """
-
-    def inspect(sample: dict[str, Any]) -> _Inspection:
-        return _inspect(sample, collection.target_mask(sample), high_bit_depth)
-
     faults, notes, images = list(collection.faults), list(collection.notes), []
     masked: list[tuple[dict[str, Any], np.ndarray]] = []
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(inspect, collection.dicts)
+        masks = map(collection.target_mask, collection.dicts)
+        results = pool.map(partial(_inspect, high_bit_depth=high_bit_depth), collection.dicts, masks)
         progressed = tqdm(results, total=len(collection.dicts), unit="image", disable=not progress)
         for sample, result in zip(collection.dicts, progressed):
             faults += result.faults
@@ -272,36 +270,27 @@ class _Inspection:
 
 
 def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: str) -> _Inspection:
-    path = sample["file_name"]
+    path, size = sample["file_name"], (sample["height"], sample["width"])
     try:
         raw = read_raw(path)
         image = to_float_image(raw, path, high_bit_depth=high_bit_depth)
-    except DatasetError as error:
-        return _Inspection(None, [Fault.from_error(FaultKind.BAD_IMAGE, error)])
-    size = (sample["height"], sample["width"])
-    faults: list[Fault] = []
-    bounds = None
-    try:
         check_size(path, raw.shape, size)
     except DatasetError as error:
-        return _Inspection(None, [Fault.from_error(FaultKind.SIZE_MISMATCH, error)])
+        return _Inspection(None, [Fault.of_file(FaultKind.BAD_IMAGE, error)])
+    faults: list[Fault] = []
+    bounds = None
     try:
         if "sem_seg_file_name" in sample:
             check_size(sample["sem_seg_file_name"], read_sky_mask(sample["sem_seg_file_name"]).shape, size)
     except DatasetError as error:
-        faults.append(_mask_fault(error))
+        faults.append(Fault.of_file(FaultKind.BAD_MASK, error))
     try:
         if target_mask is not None:
             bounds = label_boxes(read_target_labels(target_mask, size[::-1]).labels)
     except DatasetError as error:
-        faults.append(_mask_fault(error))
-    kind_of_pixels = _pixel_kind(raw)
+        faults.append(Fault.of_file(FaultKind.BAD_MASK, error))
     levels = (float(raw.min()), float(raw.max()), uses_small_part(raw))
-    return _Inspection(measure_image(sample, image, kind_of_pixels, levels), faults, bounds)
-
-
-def _mask_fault(error: DatasetError) -> Fault:
-    return Fault.from_error(FaultKind.SIZE_MISMATCH if error.field == "size" else FaultKind.BAD_MASK, error)
+    return _Inspection(measure_image(sample, image, _pixel_kind(raw), levels), faults, bounds)
 
 
 def _metadata_notes(dicts: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,9 +15,8 @@ from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
 from .classes import CategoryId, ClassTable, fold, name_lookup
-from .faults import Fault, FaultKind
+from .faults import Fault, FaultKind, Scan
 from .image_io import MAX_SIDE
-from .scan import Scan
 from .segmentation import read_segmentation
 
 MAX_JSON_BYTES = 2 << 30

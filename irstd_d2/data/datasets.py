@@ -16,9 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import ConfigError, DatasetError
 from .classes import ClassTable, fold, parse_aliases, require_same_names
 from .coco import read_coco_classes, scan_coco
-from .faults import get_skip_bad
+from .faults import Scan, get_skip_bad
 from .layout import VocLayout, get_layout
-from .scan import Scan
 from .voc import CLASS_NAMES, read_voc_classes, scan_voc
 
 # The classes to take (None: all that the files name), and other names for them.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from os import PathLike, fspath
+from typing import Any
+
+from detectron2.utils.logger import log_first_n
 
 from ..errors import DatasetError
+from .classes import ClassTable
 
 _logger = logging.getLogger(__name__)
 _skip_bad = False
@@ -55,6 +59,11 @@ class Fault:
     @classmethod
     def from_error(cls, kind: FaultKind, error: DatasetError) -> Fault:
         return cls(kind, error.file, error.field, error.problem, error.fix)
+
+    @classmethod
+    def of_file(cls, kind: FaultKind, error: DatasetError) -> Fault:
+        """The fault of a file that should have the annotated size; ``kind`` if it is another than that."""
+        return cls.from_error(FaultKind.SIZE_MISMATCH if error.field == "size" else kind, error)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.field}: {self.problem}. Fix: {self.fix}"
@@ -104,3 +113,42 @@ def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
         _logger.error("and %d more", len(faults) - _MAX_LISTED)
     more = f"; {others} more fault{'s' if others > 1 else ''} listed above" if others else ""
     raise DatasetError(first.file, first.field, first.problem + more, first.fix)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Images, classes and faults of a set.
+
+    Args:
+        dicts: detectron2's dataset dicts of all sound images.
+        faults: of the other images.
+        left_out: number of objects of other classes, by their names; their images are kept.
+        notes: remarks on what is sound but worth knowing.
+    """
+
+    dicts: list[dict[str, Any]]
+    classes: ClassTable
+    faults: list[Fault]
+    left_out: Mapping[str, int] = field(default_factory=Counter)
+    notes: tuple[str, ...] = ()
+
+    def accept(self, source: str, *, skip_bad: bool) -> list[dict[str, Any]]:
+        """Return the dicts, or refuse the set; ``source`` is for messages.
+
+        With ``skip_bad`` faulty images are left out, with one logged summary.
+
+        Raises:
+            DatasetError: there are faults and ``skip_bad`` is off.
+        """
+        refuse_or_skip(self.faults, skip_bad, source)
+        for remark in self.remarks():
+            log_first_n(logging.INFO, f"{source}: {remark}", key="message")  # a set is read for every evaluator
+        log_first_n(logging.INFO, f"Loaded {len(self.dicts)} images from {source}", key="message")
+        return self.dicts
+
+    def remarks(self) -> list[str]:
+        """The notes, and one line on the objects of other classes if there are any."""
+        if not self.left_out:
+            return list(self.notes)
+        counts = ", ".join(f"{count} x {name}" for name, count in Counter(self.left_out).most_common())
+        return [*self.notes, f"left out {sum(self.left_out.values())} objects of other classes: {counts}"]

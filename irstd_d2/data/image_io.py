@@ -102,7 +102,8 @@ def to_float_image(
     For a part of an image, ``limits`` are :func:`value_limits` of the whole, so that all parts are stretched alike.
     With ``keep_gray`` a gray image stays ``(H, W)``, a third of the work for all that treats its channels alike.
     """
-    _check_options(format, high_bit_depth)
+    check_known("INPUT.FORMAT", format, ("RGB", "BGR"))
+    check_known("INPUT.HIGH_BIT_DEPTH", high_bit_depth, HIGH_BIT_DEPTH_MODES)
     image = raw if raw.dtype == np.uint8 else stretch(raw, limits or value_limits(raw, path, high_bit_depth))
     if image.ndim == 2:
         image = image if keep_gray else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
@@ -116,8 +117,7 @@ def to_float_image(
 def read_raw(path: str | PathLike) -> np.ndarray:
     """Read an image in its own number type: gray ``(H, W)``, or BGR or BGRA ``(H, W, 3 | 4)``."""
     path = Path(path)
-    with _open(path) as file:
-        return _decode(file.read(), path)
+    return _decode(_read_bytes(path), path)
 
 
 def open_raw(path: str | PathLike) -> np.ndarray:
@@ -237,11 +237,6 @@ def check_size(path: str | PathLike, shape: Sequence[int], size: tuple[int, int]
     if (height, width) != size:
         problem = f"{width}x{height} pixels, but annotated as {size[1]}x{size[0]}"
         raise DatasetError(path, "size", problem, "correct <size> in the annotation or replace the file")
-
-
-def _check_options(format: str, high_bit_depth: str) -> None:
-    check_known("INPUT.FORMAT", format, ("RGB", "BGR"))
-    check_known("INPUT.HIGH_BIT_DEPTH", high_bit_depth, HIGH_BIT_DEPTH_MODES)
 
 
 def _open(path: Path):

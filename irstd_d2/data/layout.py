@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -65,13 +65,8 @@ LAYOUTS = {
         split="ImageSets/Main/{split}.txt",
         sky_masks=("SkyMasks/{name}.png",),
     ),
-    "voc_png": VocLayout(
-        images="PNGImages",
-        annotations="Annotations",
-        split="ImageSets/Main/{split}.txt",
-        sky_masks=("SkyMasks/{name}.png",),
-    ),
 }
+LAYOUTS["voc_png"] = replace(LAYOUTS["voc"], images="PNGImages")
 
 
 def get_layout(layout: str | VocLayout | None, root: str | PathLike) -> VocLayout:

@@ -70,44 +70,40 @@ def read_table(path: str | PathLike) -> SidecarTable:
         DatasetError: the file cannot be read as text.
     """
     path = Path(path)
-    text = _read_text(path)
-    first, _, _ = text.partition("\n")
-    positions = _header_positions(first)
-    if positions is not None:
-        misspelt = find_misspelt(_header_cells(first))
+    found = _open_table(path)
+    if found.positions is not None:
+        misspelt = find_misspelt(found.header)
         if misspelt is not None:
             problem = f"the column {misspelt[0]!r} is nearly {misspelt[1]!r}"
             raise DatasetError(path, "line 1", problem, "correct the name, or choose one that is clearly another")
-    lines = text.split("\n")[0 if positions is None else 1 :]
-    start = 1 if positions is None else 2
-    separator = "\t" if "\t" in first else ","
-    columns = {} if positions is None else _further_columns(first, separator)
+    columns = found.further_columns()
     entries: dict[str, SidecarEntry] = {}
     further: dict[str, dict[str, str]] = {}
     faults = []
-    reader = csv.reader(lines, delimiter=separator)
+    reader = csv.reader(found.lines, delimiter=found.separator)
+    above = 0 if found.positions is None else 1
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            field = f"line {reader.line_num + start - 1}"
+            field = f"line {reader.line_num + above}"
             faults.append(Fault.of(FaultKind.BAD_RECORD, path, field, str(error), "correct the line"))
             continue
         if cells is None:
             return SidecarTable(entries, further, faults)
         if not any(cell.strip() for cell in cells):
             continue
-        key, entry, problem = _parse_row(cells, positions or _POSITIONS)
+        key, entry, problem = _parse_row(cells, found.positions or _POSITIONS)
         if not problem and key in entries:
             problem = f"id {key[:80]!r} again"
         if problem:
-            field = f"line {reader.line_num + start - 1}"
+            field = f"line {reader.line_num + above}"
             faults.append(Fault.of(FaultKind.BAD_RECORD, path, field, problem, "correct or delete the line"))
         else:
             entries[key] = entry
             if columns:
-                found = {name: cells[at].strip() for name, at in columns.items() if at < len(cells)}
-                further[key] = {name: cell for name, cell in found.items() if cell}
+                texts = {name: cells[at].strip() for name, at in columns.items() if at < len(cells)}
+                further[key] = {name: text for name, text in texts.items() if text}
 
 
 def find_misspelt(names: Iterable[str]) -> tuple[str, str] | None:
@@ -141,15 +137,11 @@ def read_column(path: str | PathLike, column: str) -> dict[str, str]:
     Raises:
         DatasetError: the file cannot be read, or has no such column or no ids.
     """
-    path = Path(path)
-    text = _read_text(path)
-    first, _, _ = text.partition("\n")
-    separator = "\t" if "\t" in first else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    header = [cell.strip().lower() for cell in next(rows, [])]
-    positions = _header_positions(first)
+    found = _open_table(Path(path))
+    header, positions = [cell.lower() for cell in found.header], found.positions
     if positions is None or column.lower() not in header:
         raise DatasetError(path, "line 1", f"no column {column!r} or no column of ids", f"it has {', '.join(header)}")
+    rows = csv.reader(found.lines, delimiter=found.separator)
     at = header.index(column.lower())
     cells = {_key(row[positions["id"]]): row[at].strip() for row in rows if len(row) > max(at, positions["id"])}
     return {key: value for key, value in cells.items() if key and value}
@@ -177,28 +169,31 @@ def _parse_row(cells: list[str], positions: dict[str, int]) -> tuple[str, Sideca
     return key, SidecarEntry(cell.get("platform") or None, cell.get("band") or None, *sizes), problem
 
 
-def _further_columns(header: str, separator: str) -> dict[str, int]:
-    """Names and places of the columns that are no part of an entry; of equal names the first counts."""
-    known = {name for names in _COLUMNS.values() for name in names}
-    cells = [cell.strip().strip('"') for cell in header.split(separator)]
-    return {name: at for at, name in reversed(list(enumerate(cells))) if name and name.lower() not in known}
+class _TextTable(NamedTuple):
+    """``header``: cells of the first line; ``lines``: below it, or all where it is none (no ``positions``)."""
+
+    separator: str
+    header: list[str]
+    positions: dict[str, int] | None
+    lines: list[str]
+
+    def further_columns(self) -> dict[str, int]:
+        """Names and places of the columns that are no part of an entry; of equal names the first counts."""
+        if self.positions is None:
+            return {}
+        known = {name for names in _COLUMNS.values() for name in names}
+        places = reversed(list(enumerate(self.header)))
+        return {name: at for at, name in places if name and name.lower() not in known}
 
 
-def _header_positions(line: str) -> dict[str, int] | None:
-    """Where the known columns stand, or ``None`` when the line is no header."""
-    cells = [cell.lower() for cell in _header_cells(line)]
-    found = {
-        name: next(i for i, cell in enumerate(cells) if cell in aliases)
-        for name, aliases in _COLUMNS.items()
-        if any(cell in aliases for cell in cells)
-    }
-    return found if "id" in found else None
-
-
-def _header_cells(line: str) -> list[str]:
-    return [cell.strip().strip('"') for cell in line.split("\t" if "\t" in line else ",")]
-
-
-def _read_text(path: Path) -> str:
+def _open_table(path: Path) -> _TextTable:
     text = read_text(path, MAX_SIDECAR_BYTES, "a table of text", "check the path of the table")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    separator = "\t" if "\t" in lines[0] else ","
+    header = [cell.strip().strip('"') for cell in lines[0].split(separator)]
+    cells = [cell.lower() for cell in header]
+    places = {name: [i for i, cell in enumerate(cells) if cell in aliases] for name, aliases in _COLUMNS.items()}
+    positions = {name: found[0] for name, found in places.items() if found}
+    if "id" not in positions:
+        return _TextTable(separator, header, None, lines)
+    return _TextTable(separator, header, positions, lines[1:])

@@ -14,9 +14,8 @@ from detectron2.structures import BoxMode
 from ..errors import DatasetError, check_known
 from ..memory import without_garbage_collection
 from .classes import ClassTable, fold, name_lookup
-from .faults import Fault, FaultKind
+from .faults import Fault, FaultKind, Scan
 from .layout import FolderIndex, VocLayout, get_layout
-from .scan import Scan
 from .sidecar import SidecarEntry, SidecarTable, read_table
 from .splits import read_split
 from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, read_annotations, to_convention
