@@ -63,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = RECIPES[args.recipe]
     ranges = {name: getattr(args, name) for name in ("areas", "targets", "area_edge", "gaps", "brightness")}
-    given: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in ranges.items() if v is not None
-    }
+    given: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in ranges.items() if v is not None}
     progress = sys.stderr.isatty()
     try:
         gain = recipe.gain if args.gain is None else args.gain
@@ -78,13 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             dicts = load_voc(args.source, args.library_split, layout=args.layout, skip_bad=args.skip_bad)
             library = TargetLibrary.from_dicts(dicts, fill=config.fill, progress=progress)
         folder = generate_densesirst(
-            source,
-            args.output,
-            config,
-            library=library,
-            overwrite=args.overwrite,
-            jobs=args.jobs,
-            progress=progress,
+            source, args.output, config, library=library, overwrite=args.overwrite, jobs=args.jobs, progress=progress
         )
     except ValueError as error:  # ConfigError and DatasetError say what to do
         print(f"error: {error}", file=sys.stderr)

@@ -119,12 +119,7 @@ def best_threshold(metrics: dict[str, float]) -> float:
 
 def markdown_table(results: dict[str, dict[str, float]]) -> str:
     """The results of all systems as a Markdown table."""
-    columns = {
-        "bbox/AP50": "AP50",
-        "bbox/recall50": "recall50",
-        "voc_exact/AP50_area": "VOC AP50",
-        "pd_fa/F1": "F1",
-    }
+    columns = {"bbox/AP50": "AP50", "bbox/recall50": "recall50", "voc_exact/AP50_area": "VOC AP50", "pd_fa/F1": "F1"}
     lines = ["| system | data set | " + " | ".join(columns.values()) + " |", "|" + "---|" * (len(columns) + 2)]
     for system in SYSTEMS:
         values = " | ".join(f"{results[system.name][key]:.1f}" for key in columns)
@@ -150,17 +145,7 @@ def main() -> None:
     train, val = ("40", "20") if args.quick else ("300", "100")
     run(
         f"data: {train} training and {val} validation images of two kinds",
-        [
-            "tools/make_synthetic.py",
-            "--output",
-            str(data),
-            "--layout",
-            "both",
-            "--train",
-            train,
-            "--val",
-            val,
-        ],
+        ["tools/make_synthetic.py", "--output", str(data), "--layout", "both", "--train", train, "--val", val],
         output / "logs" / "data.log",
         environment,
     )

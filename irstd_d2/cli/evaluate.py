@@ -136,10 +136,7 @@ def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[R
     if not (args.compare or args.bootstrap):
         return runs, None
     return runs, resample(
-        runs,
-        draws=args.bootstrap or 1000,
-        compare=args.compare,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+        runs, draws=args.bootstrap or 1000, compare=args.compare, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE
     )
 
 

@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 # Keys that take effect from the resumed iteration on; any other belongs to what is being trained and must stay. Keys of
 # test time end in _TEST or begin with TEST.
 _TAKE_EFFECT = (
-    "SOLVER.BASE_LR",
-    "SOLVER.BASE_LR_END",
+    "SOLVER.BASE_LR*",
     "SOLVER.BIAS_LR_FACTOR",
     "SOLVER.WEIGHT_DECAY*",
     "SOLVER.MOMENTUM",
@@ -31,13 +30,11 @@ _TAKE_EFFECT = (
     "SOLVER.BETAS",
     "SOLVER.LR_SCHEDULER_NAME",
     "SOLVER.GAMMA",
-    "SOLVER.STEPS",
-    "SOLVER.STEP_EPOCHS",
+    "SOLVER.STEP*",
     "SOLVER.NUM_DECAYS",
     "SOLVER.RESCALE_INTERVAL",
     "SOLVER.WARMUP_*",
-    "SOLVER.MAX_ITER",
-    "SOLVER.MAX_EPOCHS",
+    "SOLVER.MAX_*",
     "SOLVER.CLIP_GRADIENTS.*",
     "SOLVER.EMA.DECAY",
     "SOLVER.CHECKPOINT_*",
@@ -45,7 +42,6 @@ _TAKE_EFFECT = (
     "DATASETS.TEST",
     "DATASETS.OWN",  # folders may move; the images are compared by themselves
     "DATASETS.SKIP_BAD",
-    "DATASETS.PROPOSAL_FILES_TEST",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS_MATCH",
     "OUTPUT_DIR",

@@ -15,19 +15,11 @@ from .textures import Image, Mask, grid, perspective_rows, plane, power_law_fiel
 _SPECK = ObjectShape(psf=(0.6, 0.9))
 
 
-def _no_sky(height: int, width: int) -> Mask:
-    return np.zeros((height, width), bool)
-
-
-def _all_sky(height: int, width: int) -> Mask:
-    return np.ones((height, width), bool)
-
-
 def featureless(rng: np.random.Generator, height: int, width: int) -> tuple[Image, Mask]:
     """Haze, stratus or empty space filling the view: a weak gradient, which looks the same from every platform."""
     image = rng.uniform(0.18, 0.42) + rng.uniform(0, 0.06) * plane(rng, height, width)
     image += rng.uniform(0, 0.015) * power_law_field(rng, height, width, slope=3.5)
-    return image, _all_sky(height, width)
+    return image, np.ones((height, width), bool)
 
 
 def _clear_sky(rng: np.random.Generator, height: int, width: int, horizon: float) -> Image:
@@ -60,7 +52,7 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> tuple[Image, Ma
     if rng.random() < 0.8:
         opacity, brightness = _cumulus(rng, height, width, cover=rng.uniform(0.15, 0.7))
         image += opacity * np.maximum(brightness - image, 0.02) * rng.uniform(0.5, 1)
-    return image, _all_sky(height, width)
+    return image, np.ones((height, width), bool)
 
 
 def _town(rng: np.random.Generator, height: int, width: int) -> tuple[Image, Image]:
@@ -129,14 +121,14 @@ def terrain(rng: np.random.Generator, height: int, width: int) -> tuple[Image, M
     image += rng.uniform(-0.08, 0.14) * smooth_step((patches - rng.uniform(-0.5, 1)) * 1.5)
     image += 0.006 * rng.standard_normal(width)[None]
     _add_specks(rng, image, density=0.0004, peak=0.15, shape=_SPECK)
-    return image, _no_sky(height, width)
+    return image, np.zeros((height, width), bool)
 
 
 def cloud_tops(rng: np.random.Generator, height: int, width: int) -> tuple[Image, Mask]:
     """Clouds over the dark surface, seen from space: no sky."""
     opacity, brightness = _cumulus(rng, height, width, cover=rng.uniform(0.25, 0.75))
     surface = rng.uniform(0.06, 0.2) + 0.012 * power_law_field(rng, height, width, slope=2.2)
-    return surface + opacity * np.maximum(brightness - surface, 0.02), _no_sky(height, width)
+    return surface + opacity * np.maximum(brightness - surface, 0.02), np.zeros((height, width), bool)
 
 
 def stars(rng: np.random.Generator, height: int, width: int, length: float = 0.0) -> tuple[Image, Mask]:
@@ -145,7 +137,7 @@ def stars(rng: np.random.Generator, height: int, width: int, length: float = 0.0
     image += 0.003 * power_law_field(rng, height, width, slope=3)
     shape = ObjectShape(psf=(0.9, 1.3), length=(length, length))
     _add_specks(rng, image, density=rng.uniform(0.0008, 0.003), peak=0.1, shape=shape, angle=rng.uniform(0, np.pi))
-    return image, _all_sky(height, width)
+    return image, np.ones((height, width), bool)
 
 
 def star_trails(rng: np.random.Generator, height: int, width: int) -> tuple[Image, Mask]:
