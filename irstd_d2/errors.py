@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 
 
@@ -38,3 +38,8 @@ def check_known(key: str, given: str | Iterable[str], known: Iterable[str]) -> N
     verb, names = ("is", [given]) if isinstance(given, str) else ("has", sorted(set(given)))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"{key} {verb} {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known))}")
+
+
+def first_of(names: Sequence[str], limit: int = 5) -> str:
+    """The first of a list of names, for a line of text."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

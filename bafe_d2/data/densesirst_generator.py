@@ -156,7 +156,7 @@ def generate_densesirst(
     claim_folder(folder, MANIFEST, wanted, overwrite=overwrite, kind="generated set")
     missing = [sample for sample in source.dicts if not _is_written(folder, sample["image_id"])]
     logger.info("%s: %d of %d images are there", folder, len(source.dicts) - len(missing), len(source.dicts))
-    items = [(sample, source.target_mask(sample)) for sample in missing]
+    items = [(sample, source.target_mask(sample["image_id"])) for sample in missing]
     write = partial(_write_image, folder, config, library)
     for_each(write, items, workers=jobs, title=FOLDER, progress=progress)
     for split, names in official_splits(source).items():

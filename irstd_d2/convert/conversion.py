@@ -100,9 +100,7 @@ def _collection_of(found: DetectionSet, title: str = "", notes: Sequence[str] = 
     dicts = [record_to_dict(record, indices) for record in found.records]
     masks = {record.name: record.target_mask for record in found.records}
     splits = {split: list(names) for split, names in found.splits.items()}
-    return Collection(
-        title, dicts, splits, found.faults, notes, lambda sample: masks[sample["image_id"]], found.box_convention
-    )
+    return Collection(title, dicts, splits, found.faults, notes, masks.__getitem__, found.box_convention)
 
 
 def describe_boxes(detection_set: DetectionSet) -> list[str]:

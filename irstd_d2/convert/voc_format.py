@@ -11,7 +11,6 @@ from xml.etree.ElementTree import Element
 
 from defusedxml.ElementTree import parse
 
-from ..data.check import target_mask_finder
 from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
 from ..data.layout_writer import png_bytes
 from ..data.splits import read_split
@@ -59,10 +58,12 @@ def read_voc(
     )
     scan, class_names = replace(scan, faults=faults + scan.faults), scan.classes.names
     dicts = scan.accept(str(root), skip_bad=skip_bad)
-    find_mask = target_mask_finder(root, layout)
     present = {sample["image_id"] for sample in dicts}
     return DetectionSet.of_kept(
-        records=[record_from_dict(sample, sample["image_id"], class_names, find_mask(sample)) for sample in dicts],
+        records=[
+            record_from_dict(sample, name := sample["image_id"], class_names, layout.target_mask_of(root, name))
+            for sample in dicts
+        ],
         class_names=class_names,
         splits=splits,
         unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
+from ..errors import first_of
 from .voc_xml import BOX_CONVENTIONS
 
 _FARTHEST = 3  # pixels between the corners of a box and of its target in the mask
@@ -189,11 +190,6 @@ def _compare_boxes(sample: dict[str, Any], bounds: np.ndarray, offset: Sequence[
 
 def _coordinates(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def first_of(names: Sequence[str], limit: int = 5) -> str:
-    """The first of a list of names, for a line of text."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _how(convention: str) -> str:

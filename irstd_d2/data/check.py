@@ -17,18 +17,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ..errors import DatasetError, first_of
 from ..systems import registered_systems
-from .box_checks import (
-    boxes_of,
-    common_offset,
-    edge_note,
-    first_of,
-    light_note,
-    mask_notes,
-    offset_note,
-    repeated_boxes,
-)
+from .box_checks import boxes_of, common_offset, edge_note, light_note, mask_notes, offset_note, repeated_boxes
 from .datasets import CocoSource, VocSource
 from .faults import Fault, FaultKind, count_by_kind
 from .image_io import check_size, count_pages, read_raw, read_sky_mask, to_float_image
@@ -62,7 +53,7 @@ class Collection:
         splits: image ids by split.
         faults: found so far.
         notes: remarks on what is unusual but sound.
-        target_mask: from a dataset dict to its target mask, where the layout has them.
+        target_mask: from an image id to its target mask, where the layout has them.
         box_convention: that the boxes were read in, ``None`` where the format has only one.
     """
 
@@ -71,7 +62,7 @@ class Collection:
     splits: dict[str, list[str]]
     faults: Sequence[Fault]
     notes: Sequence[str] = ()
-    target_mask: Callable[[dict[str, Any]], Path | None] = field(default=lambda _: None)
+    target_mask: Callable[[str], Path | None] = field(default=lambda _: None)
     box_convention: str | None = None
 
 
@@ -146,8 +137,8 @@ def check_collection(
     faults, notes, images = list(collection.faults), list(collection.notes), []
     masked: list[tuple[dict[str, Any], np.ndarray]] = []
     with ThreadPoolExecutor(workers) as pool:
-        masks = map(collection.target_mask, collection.dicts)
-        results = pool.map(partial(_inspect, high_bit_depth=high_bit_depth), collection.dicts, masks)
+        inspect = partial(_inspect, find_mask=collection.target_mask, high_bit_depth=high_bit_depth)
+        results = pool.map(inspect, collection.dicts)
         progressed = tqdm(results, total=len(collection.dicts), unit="image", disable=not progress)
         for sample, result in zip(collection.dicts, progressed):
             faults += result.faults
@@ -177,7 +168,7 @@ def convention_notes(collection: Collection, limit: int = 200) -> list[str]:
     """
     masked, offsets = [], []
     for sample in collection.dicts[:: max(1, -(-len(collection.dicts) // limit))]:
-        found = _inspect(sample, collection.target_mask(sample), "auto")
+        found = _inspect(sample, collection.target_mask, "auto")
         if found.bounds is not None:
             masked.append((boxes_of(sample), found.bounds))
         if found.statistics is not None and found.statistics.offsets is not None:
@@ -194,9 +185,9 @@ def _collect_registered(name: str) -> Collection:
         return _collect_coco(source, name)
     if isinstance(source, VocSource):
         scan, root = source.scan(), source.resolve_root()
-        mask = target_mask_finder(root, get_layout(source.layout, root))
-        convention = source.box_convention or get_layout(source.layout, root).box_convention
-        title, splits = f"{name}: {root}", {name: _ids(scan.dicts)}
+        layout, title, splits = get_layout(source.layout, root), f"{name}: {root}", {name: _ids(scan.dicts)}
+        mask = partial(layout.target_mask_of, root)
+        convention = source.box_convention or layout.box_convention
         return Collection(title, scan.dicts, splits, scan.faults, scan.remarks(), mask, convention)
     dicts = DatasetCatalog.get(name)
     return Collection(name, dicts, {name: _ids(dicts)}, [])
@@ -232,7 +223,7 @@ def _collect_folder(root: Path, layout: VocLayout, splits: Sequence[str] | None,
         unused = sorted(set(FolderIndex(root / layout.images).stems()) - set(names))
         if unused:
             notes.append(f"{len(unused)} images are in no split: {first_of(unused)}")
-    mask = target_mask_finder(root, layout)
+    mask = partial(layout.target_mask_of, root)
     convention = options["box_convention"] or layout.box_convention
     return Collection(str(root), scan.dicts, named, [*faults, *scan.faults], notes, mask, convention)
 
@@ -250,16 +241,6 @@ def _split_overlaps(splits: dict[str, list[str]]) -> list[str]:
     return notes
 
 
-def target_mask_finder(root: Path, layout: VocLayout) -> Callable[[dict[str, Any]], Path | None]:
-    """Return a function from a dataset dict to the file of its target mask, or ``None``."""
-
-    def find(sample: dict[str, Any]) -> Path | None:
-        candidates = (root / pattern.format(name=sample["image_id"]) for pattern in layout.target_masks)
-        return next((path for path in candidates if path.is_file()), None)
-
-    return find
-
-
 @dataclass(frozen=True)
 class _Inspection:
     """``bounds``: of the targets in the mask, where there is a sound one."""
@@ -269,7 +250,7 @@ class _Inspection:
     bounds: np.ndarray | None = None
 
 
-def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: str) -> _Inspection:
+def _inspect(sample: dict[str, Any], find_mask: Callable[[str], Path | None], high_bit_depth: str) -> _Inspection:
     path, size = sample["file_name"], (sample["height"], sample["width"])
     try:
         raw = read_raw(path)
@@ -285,7 +266,7 @@ def _inspect(sample: dict[str, Any], target_mask: Path | None, high_bit_depth: s
     except DatasetError as error:
         faults.append(Fault.of_file(FaultKind.BAD_MASK, error))
     try:
-        if target_mask is not None:
+        if (target_mask := find_mask(sample["image_id"])) is not None:
             bounds = label_boxes(read_target_labels(target_mask, size[::-1]).labels)
     except DatasetError as error:
         faults.append(Fault.of_file(FaultKind.BAD_MASK, error))

@@ -36,6 +36,11 @@ class VocLayout:
     sidecars: tuple[str, ...] = ("metadata.tsv", "metadata.csv")
     box_convention: str = "half_open"
 
+    def target_mask_of(self, root: Path, image_id: object) -> Path | None:
+        """The target mask of an image of the set at ``root``, ``None`` where there is none."""
+        candidates = (root / pattern.format(name=image_id) for pattern in self.target_masks)
+        return next((path for path in candidates if path.is_file()), None)
+
 
 LAYOUTS = {
     "densesirst": VocLayout(

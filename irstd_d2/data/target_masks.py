@@ -86,11 +86,6 @@ def target_labels(
     return TargetMask(found.astype(np.int32), int(((levels > _NOISE * peak) & ~found).sum()))
 
 
-def read_target_mask(path: str | PathLike, size: tuple[int, int], threshold: float = 0.5) -> NDArray[np.bool_]:
-    """``(H, W)`` bool: where :func:`read_target_labels` finds a target."""
-    return read_target_labels(path, size, threshold=threshold).labels > 0
-
-
 def component_boxes(mask: np.ndarray) -> np.ndarray:
     """Bounds of the 8-connected components of what is not zero in a mask ``(H, W)``.
 

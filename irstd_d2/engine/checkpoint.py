@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import model_zoo
 from ..checkpoint import load_plain
 from ..data.classes import ClassTable
-from ..errors import ConfigError, DatasetError, check_known
+from ..errors import ConfigError, DatasetError, check_known, first_of
 from ..files import write_atomically
 
 # How much of a model a file must fill: all of it; all or the whole pretrained backbone; whatever fits.
@@ -209,11 +209,7 @@ def _differences(missing: Sequence[str], unknown: Sequence[str], shapes: Sequenc
         (len(shapes), "of another shape", [f"{name} {a} in the file, {b} in the model" for name, a, b in shapes]),
         (len(unknown), "unknown to the model", unknown),
     ]
-    return "; ".join(f"{count} {what} ({_first(names)})" for count, what, names in parts if count)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return "; ".join(f"{count} {what} ({first_of(names, 3)})" for count, what, names in parts if count)
 
 
 def match_of(cfg: CfgNode, *, train: bool = False) -> Match:
@@ -281,8 +277,8 @@ def refuse_frozen_random(model: nn.Module, cfg: CfgNode) -> None:
     if parts:
         raise ConfigError(
             f"MODEL.WEIGHTS is empty, but the configuration freezes {len(parts)} weights and norms of the model "
-            f"({_first(parts)}), which would stay as they are at random. Set MODEL.WEIGHTS to a pretrained backbone "
-            "(docs/training.md, Weights), or take a configuration from random weights, such as "
+            f"({first_of(parts, 3)}), which would stay as they are at random. Set MODEL.WEIGHTS to a pretrained "
+            "backbone (docs/training.md, Weights), or take a configuration from random weights, such as "
             "configs/bafe/*_scratch.yaml, or the keys that make one: MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN "
             "MODEL.RESNETS.NORM_EVAL False MODEL.RESNETS.NORM_TRAINABLE True"
         )

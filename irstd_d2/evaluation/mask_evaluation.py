@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ..data.image_io import read_raw
-from ..data.target_masks import read_target_mask, target_labels
+from ..data.target_masks import read_target_labels, target_labels
 from ..errors import DatasetError
 from ..files import list_files
 from .bootstrap import Comparison, Interval, draws_with_data_set, exchanges, p_value
@@ -115,15 +115,11 @@ class TargetMasks:
         from ..data.layout import get_layout
 
         source = MetadataCatalog.get(dataset_name).get("source")
-        patterns: Sequence[str] = ()
-        root = Path()
+        files: list[Path | None] = []
         if isinstance(source, VocSource):
             root = source.resolve_root()
-            patterns = get_layout(source.layout, root).target_masks
-        files = []
-        for image_id in truth.image_ids:
-            candidates = (root / pattern.format(name=image_id) for pattern in patterns)
-            files.append(next((path for path in candidates if path.is_file()), None))
+            layout = get_layout(source.layout, root)
+            files = [layout.target_mask_of(root, image_id) for image_id in truth.image_ids]
         if not any(files):
             raise DatasetError(dataset_name, "target masks", "the set has none", "give their folder (--masks)")
         return cls(files, truth)
@@ -135,7 +131,7 @@ class TargetMasks:
             return np.zeros((files.height, files.width), bool)
         if path.suffix.lower() == ".npy":
             return target_labels(read_map(path, (files.height, files.width))).labels > 0
-        return read_target_mask(path, (files.width, files.height))
+        return read_target_labels(path, (files.width, files.height)).labels > 0
 
 
 class MaskEvaluator(DatasetEvaluator):
