@@ -114,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
     with named_faults():
         pictures = draw(args)
     if args.output.suffix.lower() == ".png":
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         write_picture(args.output, contact_sheet(list(pictures.values()), args.columns))
     else:
         args.output.mkdir(parents=True, exist_ok=True)

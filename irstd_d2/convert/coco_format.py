@@ -103,7 +103,7 @@ def write_coco(detection_set: DetectionSet, folder: Path, *, link: bool = False)
         lost["outlines of targets that are not one target of their mask (their boxes are kept)"] += unclear
         annotations = list(_annotations(record, image_id, ids, next_id))
         entries[record.name] = (_image_entry(record, image_id, file_name), annotations)
-    for split, names in detection_set.split_or_all.items():
+    for split, names in (detection_set.splits or {"all": tuple(entries)}).items():
         content = {
             "info": {"description": split},
             "images": [entries[name][0] for name in names],

@@ -95,11 +95,6 @@ class DetectionSet:
     def num_difficult(self) -> int:
         return sum(obj.difficult for record in self.records for obj in record.objects)
 
-    @property
-    def split_or_all(self) -> dict[str, tuple[str, ...]]:
-        """The splits; a set without any has one, ``all``."""
-        return self.splits or {"all": tuple(record.name for record in self.records)}
-
 
 def record_from_dict(
     sample: Mapping[str, Any], name: str, class_names: Sequence[str], target_mask: Path | None = None

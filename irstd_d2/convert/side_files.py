@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data.image_io import read_sky_mask
 from ..data.layout import FolderIndex
-from ..data.layout_writer import SKY_PALETTE, png_bytes
+from ..data.layout_writer import SKY_PALETTE, png_bytes, split_lines
 from ..data.sidecar import SidecarEntry, format_sidecar, read_sidecar
 from ..errors import DatasetError
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject
@@ -98,8 +98,7 @@ def write_metadata_table(folder: Path, records: Iterable[ImageRecord], *, sizes_
 def write_splits(detection_set: DetectionSet, path_of: Callable[[str], Path], line_of: Callable[[str], str]) -> None:
     """Write the split files, if there are any, to ``path_of(split)``, with the line ``line_of(name)`` of each image."""
     for split, names in detection_set.splits.items():
-        lines = "".join(f"{line_of(name)}\n" for name in names)
-        in_folder(path_of(split)).write_text(lines, encoding="utf-8")
+        in_folder(path_of(split)).write_bytes(split_lines([line_of(name) for name in names]))
 
 
 def in_folder(path: Path) -> Path:

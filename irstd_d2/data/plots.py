@@ -48,15 +48,14 @@ def draw_targets(statistics: DatasetStatistics, title: str) -> Figure:
     values = statistics.contrast()
     edges = np.linspace(0, _CONTRAST_LIMIT, 49)
     _draw_shares(contrast, np.minimum(values, _CONTRAST_LIMIT - 1e-9), edges, **_BARS)
-    contrast.set_ylabel("share of targets")
     contrast.axvline(1, color=_MUTED, linewidth=1, linestyle="--")
     _heading(contrast, f"(b) Local contrast, {(values < 2).mean():.0%} below 2")
-    contrast.set_xlabel(f"mean of target / mean of surroundings (last bar: {_CONTRAST_LIMIT:g} and more)")
+    ratio = f"mean of target / mean of surroundings (last bar: {_CONTRAST_LIMIT:g} and more)"
+    contrast.set(xlabel=ratio, ylabel="share of targets")
     shares = statistics.brightness()
     _draw_shares(brightness, shares, np.linspace(0, 1, 41), **_BARS)
-    brightness.set_ylabel("share of targets")
     _heading(brightness, f"(c) Brightness, {(shares >= 1 - 1e-6).mean():.0%} the brightest of their image")
-    brightness.set_xlabel("peak of target / peak of image")
+    brightness.set(xlabel="peak of target / peak of image", ylabel="share of targets")
     return figure
 
 

@@ -114,12 +114,14 @@ def scan_voc(
         if box_faults:
             faults += box_faults
             continue
+        entry = table.entries.get(name, _UNKNOWN)
+        metadata = {field: getattr(entry, field) or getattr(record, field) for field in SidecarEntry._fields}
         sample = {
             "file_name": image_prefix + image_names[name],
             "image_id": name,
             "height": record.height,
             "width": record.width,
-            "metadata": table.further.get(name, {}) | _metadata(record, table.entries.get(name, _UNKNOWN)),
+            "metadata": table.further.get(name, {}) | metadata,
             "annotations": _annotations(record, class_ids, box_convention),
         }
         mask = find_mask(name)
@@ -194,15 +196,6 @@ def _mask_finder(root: Path, patterns: tuple[str, ...]) -> Callable[[str], str |
         return None
 
     return find
-
-
-def _metadata(record: VocRecord, entry: SidecarEntry) -> dict[str, Any]:
-    return {
-        "platform": entry.platform or record.platform,
-        "band": entry.band or record.band,
-        "width": entry.width or record.width,
-        "height": entry.height or record.height,
-    }
 
 
 def _annotations(record: VocRecord, class_ids: dict[str, int], box_convention: str) -> list[dict[str, Any]]:

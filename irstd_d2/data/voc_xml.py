@@ -146,14 +146,10 @@ def format_voc_xml(
             SubElement(element, "score").text = repr(float(scores[i]))
         corners = SubElement(element, "bndbox")
         for tag, corner in zip(_CORNERS, box):
-            SubElement(corners, tag).text = format_coordinate(corner)
+            # The shortest text that reads as the same number; whole numbers without a point.
+            SubElement(corners, tag).text = str(int(corner)) if float(corner).is_integer() else repr(float(corner))
     indent(root)
     return tostring(root) + b"\n"
-
-
-def format_coordinate(value: float) -> str:
-    """The shortest text that reads as the same number; whole numbers without a point."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def find_box_faults(

@@ -62,7 +62,7 @@ class EMAHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on; the model holds the average, as it comes out of a checkpoint, and gets its own weights back."""
-        self.average.module.load_state_dict(self.model.state_dict())
+        self.restart()
         self.average.n_averaged.fill_(state["updates"])
         self.model.load_state_dict(state["trained"])
 

@@ -30,16 +30,12 @@ _STEPS = np.array([1 / _PLASTIC, 1 / _PLASTIC**2])
 
 @dataclass(frozen=True)
 class ImagingDomain:
-    """How an image was taken: what the metadata of one image says (sizes in pixels)."""
+    """How an image was taken: the ``metadata`` of a sample (sizes in pixels)."""
 
     platform: str
     band: str
     width: int
     height: int
-
-    def as_metadata(self) -> dict[str, str | int]:
-        """The ``metadata`` dict of a sample."""
-        return {"platform": self.platform, "band": self.band, "width": self.width, "height": self.height}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
 import cv2
@@ -166,7 +166,7 @@ class SceneGenerator:
             kinds=tuple(item.kind for item in objects if item.is_target),
             target_mask=mask,
             sky_mask=sky.astype(np.uint8),
-            metadata=replace(domain, width=image.shape[1], height=image.shape[0]).as_metadata(),
+            metadata=asdict(replace(domain, width=image.shape[1], height=image.shape[0])),
             clutter_boxes=_boxes([patch for item, patch in zip(objects, patches) if not item.is_target]),
             clutter_kinds=tuple(item.kind for item in objects if not item.is_target),
             background=name,
