@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .inference import Predictor
     from .systems import System, Tap, load_systems, register_system
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __all__ = ["Predictor", "System", "Tap", "add_irstd_config", "get_config", "load_systems", "register_system"]
 _MODULES = (
     {"Predictor": "inference"}
