@@ -19,6 +19,7 @@ from irstd_d2 import get_config, model_zoo
 from irstd_d2.model_zoo.adding import add_run
 
 CONFIG = "configs/baselines/tiny/fcos_tiny.yaml"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -257,6 +257,7 @@ def test_settings_that_cannot_work(opts, message):
         build(*opts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["build_auxdet_resnet_fpn_backbone", "build_auxdet_resnet_backbone"])
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_without_a_graph_break(name, training):

@@ -1,5 +1,6 @@
 """The gradients that M2DM writes itself, against autograd's of the plain expressions, and LEEM and M2DM compiled."""
 
+import pytest
 import torch
 from loops import for_every
 from torch import nn
@@ -49,6 +50,7 @@ class Sharpened(nn.Module):
         return x + self.leem(x) * aux.mean(dim=1).sigmoid()[:, None, None, None]
 
 
+@pytest.mark.slow
 @for_every("build", [Sharpened, lambda: M2DM(8, 6), lambda: M2DM(8, 6, mode="spatial_channel")])
 @for_every("backend", ["eager", "aot_eager"])
 def test_compiles_as_one_graph_with_the_same_gradients(build, backend):

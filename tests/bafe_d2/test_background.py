@@ -185,6 +185,7 @@ def test_distances_take_no_part_in_the_exchange(repo_root):
         assert all(same) if name == "distances" else not any(same), name
 
 
+@pytest.mark.slow
 def test_the_whole_head_compiles_without_a_break(repo_root):
     model = make_model(repo_root, BAFE)
     features = [torch.randn(2, 32, s, s) for s in (16, 8, 4)]

@@ -239,6 +239,7 @@ def test_channels_are_ranked_in_float32_under_autocast():
     assert min(same) >= 29
 
 
+@pytest.mark.slow
 @for_every("training", [True, False])
 @for_every("selection", SELECTIONS)
 @for_every("mechanism", ["channel", "spatial+channel"])

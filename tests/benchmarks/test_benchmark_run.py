@@ -121,6 +121,7 @@ def test_peak_memory_sees_what_is_gone_afterwards(harness):
     assert 60e6 < harness.peak_memory(work, CPU) < 160e6
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_a_table_and_no_verdict(repo_root, tmp_path):
     output = tmp_path / "new" / "table.md"
     done = run(repo_root, "--cases", "targets", "--output", str(output))

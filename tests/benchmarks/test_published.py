@@ -65,6 +65,7 @@ def test_what_cannot_be_timed_is_named(published, tmp_path, capsys):
         published.Other(Path(sys.executable), script, tmp_path, 64, 1, False)
 
 
+@pytest.mark.slow
 def test_exported_files_detect_as_the_model(published, tmp_path):
     pytest.importorskip("onnxruntime")
     sample, config = published.make_sample(64), str(BENCHMARKS.parent / "configs/bafe/tiny/fcos_tiny.yaml")

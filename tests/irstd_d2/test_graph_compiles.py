@@ -14,6 +14,7 @@ from irstd_d2.export.graphs import example_inputs
 from irstd_d2.inference import optimize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcos_tiny.yaml", "bafe_tiny.yaml"])
 def test_a_detector_compiles_without_a_graph_break(name):
     graph = build_graph(optimize(build(f"bafe/tiny/{name}")[1]), suppress=nms_mask_op)

@@ -228,6 +228,7 @@ def test_bad_counts(tmp_path, counts):
         write_wideirstd(tmp_path, SMALL, **counts, progress=False)
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_set(tmp_path):
     one = write_wideirstd(tmp_path / "one", SMALL, train=20, val=5, progress=False)
     two = write_wideirstd(tmp_path / "two", SMALL, train=20, val=5, progress=False, workers=2)
