@@ -77,8 +77,12 @@ def changes(
     }
 
 
-def detect(run: Path, dataset: str, output: Path) -> dict[str, Path]:
-    """Detect with every change of the metadata; return the folders of the predictions by the names of the changes."""
+def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> dict[str, Path]:
+    """Detect with every change of the metadata, or the right ones and ``only`` these.
+
+    Returns:
+        the folders of the predictions by the names of the changes.
+    """
     cfg = get_config(run / "config.yaml", ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
     model, mapper = build_model(cfg).eval(), build_mapper(cfg, is_train=False)
     IRSTDCheckpointer(model).load(str(run / "model_final.pth"))
@@ -86,6 +90,8 @@ def detect(run: Path, dataset: str, output: Path) -> dict[str, Path]:
     vocabulary = cfg.MODEL.METADATA
     all_metadata = [record["metadata"] for record in dicts]
     for name, changed in changes(all_metadata, vocabulary.PLATFORMS, vocabulary.BANDS).items():
+        if only and name not in ("right", *only):
+            continue
         folders[name] = output / run.name / name.replace(" ", "_")
         done = folders[name] / "finished"
         if done.exists():
@@ -131,10 +137,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for detections")
+    parser.add_argument("--only", nargs="+", metavar="CHANGE", default=[], help='these changes, as "none"')
     args = parser.parse_args()
     if args.dataset not in DatasetCatalog.list():
         parser.error(f"--dataset {args.dataset} is not registered; datasets/README.md lists those that are")
-    text = table([detect(run, args.dataset, args.output) for run in args.runs], args.dataset)
+    text = table([detect(run, args.dataset, args.output, args.only) for run in args.runs], args.dataset)
     print(f"    python benchmarks/metadata.py {shlex.join(sys.argv[1:])}\n")
     print(f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}; percent, {len(args.runs)} seeds.\n")
     print(text)
