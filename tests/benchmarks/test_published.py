@@ -67,7 +67,6 @@ def test_what_cannot_be_timed_is_named(published, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_exported_files_detect_as_the_model(published, tmp_path):
-    pytest.importorskip("onnxruntime")
     sample, config = published.make_sample(64), str(BENCHMARKS.parent / "configs/bafe/tiny/fcos_tiny.yaml")
     torch.manual_seed(1)
     model = build_model(get_config(config, ["MODEL.DEVICE", "cpu"]))
