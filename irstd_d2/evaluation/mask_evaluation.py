@@ -225,13 +225,15 @@ class MaskEvaluator(DatasetEvaluator):
         return metrics
 
 
-def mask_intervals(masks: MaskTable, *, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+def mask_intervals(masks: MaskTable, *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
     """``bootstrap.metric_interval`` of the metrics in ``RESAMPLED``, by ``mask/METRIC``."""
     values = masks.metrics(draws_with_data_set(len(masks.counts), draws, seed))
-    return {f"mask/{name}": Interval.of(values[name]) for name in RESAMPLED}
+    return {f"mask/{name}": Interval.of(values[name], level) for name in RESAMPLED}
 
 
-def compare_masks(first: MaskTable, second: MaskTable, *, draws: int = 1000, seed: int = 0) -> dict[str, Comparison]:
+def compare_masks(
+    first: MaskTable, second: MaskTable, *, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Comparison]:
     """``bootstrap.compare_metric`` of the metrics in ``RESAMPLED``, by ``mask/METRIC``."""
     num_images = len(first.counts)
     weights = draws_with_data_set(num_images, draws, seed)
@@ -242,6 +244,6 @@ def compare_masks(first: MaskTable, second: MaskTable, *, draws: int = 1000, see
     mixed, other = both.metrics(images), both.metrics(1 - images)
     found = {}
     for name in RESAMPLED:
-        difference = Interval.of(values[1][name] - values[0][name])
+        difference = Interval.of(values[1][name] - values[0][name], level)
         found[f"mask/{name}"] = Comparison(difference, p_value(other[name] - mixed[name], difference.value))
     return found

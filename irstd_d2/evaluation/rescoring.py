@@ -174,7 +174,7 @@ def score_predictions(
         ValueError: for predictions that do not belong to the data set.
     """
     evaluators = list(evaluators)
-    collector = DetectionCollector(truth)
+    collector = DetectionCollector(truth, distributed=False)
     if predictions.masks:
         _add_masks(predictions, truth, [collector, *evaluators])
     else:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils import comm
 from programs import load_program
 
 from irstd_d2 import get_config
@@ -121,6 +122,13 @@ def test_masks_are_resampled_and_compared(data_set, tmp_path):
     assert twice["IoU"][0] == pytest.approx(runs[0].results["mask"]["IoU"])
     assert np.isnan(table.metrics(np.zeros((1, 8)))["IoU"][0])
     assert set(mask_intervals(table, draws=5)) == {f"mask/{name}" for name in ("IoU", "nIoU", "F1", "Pd", "Fa", "hIoU")}
+    wide, half = (mask_intervals(table, draws=100, level=level)["mask/IoU"] for level in (0.95, 0.5))
+    assert wide == mask_intervals(table, draws=100)["mask/IoU"]
+    assert wide.low < half.low < half.high < wide.high
+    wide, half = (
+        compare_masks(table, runs[1].masks, draws=100, level=level)["mask/IoU"].difference for level in (0.95, 0.5)
+    )
+    assert wide.low < half.low < wide.value == half.value < half.high < wide.high
 
 
 def test_images_without_a_mask_count_as_empty(data_set, tmp_path, caplog):
@@ -186,6 +194,17 @@ def test_intervals_are_at_the_threshold_of_the_evaluators(data_set, tmp_path, th
     assert resample([run], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
     other = score_predictions("fcos", predictions, truth, evaluators[:1], score_thresh=threshold)
     assert resample([other], draws=5).intervals["fcos"]["pd_fa/Pd"].value == pd
+
+
+def test_one_process_of_several_can_judge_saved_predictions(data_set, tmp_path, monkeypatch):
+    truth = GroundTruth.from_dataset(NAME)
+    predictions = read_any_predictions(write_boxes(tmp_path / "fcos.json", data_set), truth)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for name in ("gather", "synchronize"):
+        monkeypatch.setattr(comm, name, lambda *_, **__: pytest.fail("waits for the other process"))
+    run = score_predictions("fcos", predictions, truth, [VOCDetectionEvaluator(truth, distributed=False)])
+    assert run.results["voc_exact"]["AP50_area"] == 100
+    assert len(run.detections) == len(truth.targets)
 
 
 def test_draws_and_tables_are_as_asked_for(data_set, tmp_path):
