@@ -10,16 +10,23 @@ Writes the detections of every run anew, as COCO results, and prints what ``irst
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
+import numpy as np
 
 import bafe_d2  # noqa: F401  registers the data sets
-from irstd_d2.data.image_io import read_sky_mask
-from irstd_d2.evaluation.rescoring import find_predictions
+from irstd_d2.data.datasets import check_registered
+from irstd_d2.evaluation.breakdown import TARGET_KEYS
+from irstd_d2.evaluation.collection import PredictionsWriter
+from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.predictions import read_any_predictions
+from irstd_d2.evaluation.rescoring import find_predictions, run_name, unique_names
+
+SKY = TARGET_KEYS["sky"]
+GROUND = SKY.names.index("non-sky")  # what the mask leaves open is neither
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,19 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--factor", type=float, default=0.02, help="of scores outside the sky")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
-    records = DatasetCatalog.get(args.dataset)
-    skies = {record["image_id"]: read_sky_mask(record["sem_seg_file_name"]) for record in records}
-    files = []
-    for run in args.runs:
-        rows = json.loads(find_predictions(run, args.dataset).read_text())
-        for row in rows:
-            sky, (x, y, width, height) = skies[row["image_id"]], row["bbox"]
-            column, line = min(int(x + width / 2), sky.shape[1] - 1), min(int(y + height / 2), sky.shape[0] - 1)
-            row["score"] *= args.factor if sky[line, column] == 0 else 1.0  # 255 is unknown
-        files.append(args.output / f"{run.name}.json")
-        files[-1].parent.mkdir(parents=True, exist_ok=True)
-        files[-1].write_text(json.dumps(rows))
-    print("irstd evaluate", *files, "--dataset", args.dataset, "--evaluators voc_paper pd_fa")
+    check_registered("--dataset", [args.dataset])
+    truth = GroundTruth.from_dataset(args.dataset)
+    if not any(files.sky_mask for files in truth.files):
+        parser.error(f"--dataset {args.dataset} has no sky masks")
+    files = dict(zip(truth.image_ids, truth.files))
+    sources = [find_predictions(run, args.dataset) for run in args.runs]
+    folders = [args.output / name for name in unique_names([run_name(source, args.dataset) for source in sources])]
+    for source, folder in zip(sources, folders):
+        writer = PredictionsWriter(truth, folder)
+        for image_id, (boxes, scores, classes) in read_any_predictions(source, truth).boxes.items():
+            places, _ = SKY.measure(files[image_id], boxes)
+            writer.add(image_id, boxes, np.where(places == GROUND, args.factor, 1.0) * scores, classes)
+        writer.evaluate()
+    print("irstd evaluate", shlex.join(map(str, folders)), "--dataset", args.dataset, "--evaluators voc_paper pd_fa")
     return 0
 
 
