@@ -29,6 +29,7 @@ import auxdet_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.data import build_mapper
 from irstd_d2.engine import IRSTDCheckpointer
+from irstd_d2.errors import check_known
 from irstd_d2.evaluation.bootstrap import resampled_metrics
 from irstd_d2.evaluation.collection import PredictionsWriter
 from irstd_d2.evaluation.ground_truth import GroundTruth
@@ -82,6 +83,9 @@ def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> d
 
     Returns:
         the folders of the predictions by the names of the changes.
+
+    Raises:
+        ConfigError: ``only`` names a change that there is not.
     """
     cfg = get_config(run / "config.yaml", ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
     model, mapper = build_model(cfg).eval(), build_mapper(cfg, is_train=False)
@@ -89,7 +93,9 @@ def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> d
     dicts, truth, folders = DatasetCatalog.get(dataset), GroundTruth.from_dataset(dataset), {}
     vocabulary = cfg.MODEL.METADATA
     all_metadata = [record["metadata"] for record in dicts]
-    for name, changed in changes(all_metadata, vocabulary.PLATFORMS, vocabulary.BANDS).items():
+    made = changes(all_metadata, vocabulary.PLATFORMS, vocabulary.BANDS)
+    check_known("--only", only, made)
+    for name, changed in made.items():
         if only and name not in ("right", *only):
             continue
         folders[name] = output / run.name / name.replace(" ", "_")

@@ -17,6 +17,7 @@ from metadata import changes, detect, table
 
 from irstd_d2 import get_config
 from irstd_d2.data import load_voc
+from irstd_d2.errors import ConfigError
 from tests.voc_files import VocSet
 
 PLATFORMS, BANDS = ("Air", "Space", "Land"), ("LWIR", "NIR")
@@ -79,6 +80,11 @@ def test_a_run_is_tested_with_every_change_once(conditioned_set, tmp_path):
     kept = {name: file.stat().st_mtime_ns for name, file in files.items()}
     assert detect(run, conditioned_set, tmp_path / "out") == folders
     assert kept == {name: file.stat().st_mtime_ns for name, file in files.items()}
+    again = detect(run, conditioned_set, tmp_path / "some", ["none"])
+    assert list(again) == ["right", "none"]
+    assert next(again["none"].rglob("*.json")).read_bytes() == files["none"].read_bytes()
+    with pytest.raises(ConfigError, match="--only has 'no bands'; known are 'right',"):
+        detect(run, conditioned_set, tmp_path / "some", ["none", "no bands"])
     text = table([folders] * 3, conditioned_set)
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == list(folders)
     assert np.all(["too few" not in line for line in text.splitlines()])
