@@ -28,14 +28,16 @@ class ConfigError(ValueError):
     """A configuration value that cannot work, with the key and the accepted values in the message."""
 
 
-def check_known(key: str, given: str | Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name, or names, that are not among the known ones.
+def check_known(key: str, given: object, known: Iterable[str]) -> None:
+    """Refuse a name, or several in an iterable, that are not among the known ones, or what is no name.
 
     Raises:
         ConfigError: with the key, what is unknown and what is known.
     """
     known = list(known)
-    verb, names = ("is", [given]) if isinstance(given, str) else ("has", sorted(set(given)))
+    verb, names = "is", [given]
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        verb, names = "has", sorted(set(given))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"{key} {verb} {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known))}")
 

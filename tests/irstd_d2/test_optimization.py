@@ -73,8 +73,9 @@ def test_half_precision_is_near_and_asked_for():
         found = optimize(model).backbone(x)["p2"]
     assert kinds == [torch.bfloat16]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ConfigError, match="the type is 'int3'; known are 'float32'"):
-        optimize(model, dtype="int3")
+    for dtype in ("int3", torch.bfloat16, None):
+        with pytest.raises(ConfigError, match=f"the type is {dtype!r}; known are 'float32'"):
+            optimize(model, dtype=dtype)
 
 
 def norm_of(channels):
