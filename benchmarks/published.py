@@ -37,13 +37,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:  # the other environment may hold neither
+    from detectron2.config import CfgNode
+    from torch import nn
+
 READY = "ready to detect"
-
-
 Work = Callable[[], Any]
 DETECTIONS = "detections.npz"
 
@@ -127,21 +129,31 @@ def save_sample(sample: dict[str, Any], folder: Path) -> None:
     np.savez(folder / "sample.npz", image=sample["image"].numpy(), boxes=boxes, sky=sky)
 
 
-def build_ours(config: str, weights: str, sample: dict[str, Any], training: bool) -> dict[str, Work]:
+def load(config: str, weights: str, *opts: Any) -> tuple[CfgNode, nn.Module]:
+    """Our model and its configuration; random weights are the same at every call."""
     import torch
-    from cases.detectors import inference, training_step
     from detectron2.modeling import build_model
 
     from irstd_d2 import get_config
     from irstd_d2.engine import IRSTDCheckpointer
+
+    torch.manual_seed(0)
+    cfg = get_config(config, ["MODEL.DEVICE", "cpu", *opts])
+    model = build_model(cfg).eval()
+    if weights:
+        IRSTDCheckpointer(model).load(weights)
+    return cfg, model
+
+
+def build_ours(config: str, weights: str, sample: dict[str, Any], training: bool) -> dict[str, Work]:
+    import torch
+    from cases.detectors import inference, training_step
+
     from irstd_d2.inference import optimize
     from irstd_d2.memory import keep_freed_memory
 
     keep_freed_memory()
-    torch.manual_seed(0)
-    model = build_model(get_config(config, ["MODEL.DEVICE", "cpu"])).eval()
-    if weights:
-        IRSTDCheckpointer(model).load(weights)
+    _, model = load(config, weights)
     if training:
         other = copy.deepcopy(model).to(memory_format=torch.channels_last)
         return {
@@ -155,21 +167,14 @@ def build_exported(
     config: str, weights: str, sample: dict[str, Any], threads: int, folder: Path, engines: Sequence[str]
 ) -> dict[str, Work]:
     import torch
-    from detectron2.modeling import build_model
     from detectron2.structures import Boxes, Instances
     from export import OpenVinoEngine
 
-    from irstd_d2 import get_config
-    from irstd_d2.engine import IRSTDCheckpointer
     from irstd_d2.export import ExportedDetector, FixedShape, export_model
     from irstd_d2.export.precision import to_int8_static
 
-    torch.manual_seed(0)
     size = sample["image"].shape[1]
-    cfg = get_config(config, ["MODEL.DEVICE", "cpu", "INPUT.RESIZE_MODE", "fixed", "INPUT.FIXED_SIZE", (size, size)])
-    model = build_model(cfg).eval()
-    if weights:
-        IRSTDCheckpointer(model).load(weights)
+    cfg, model = load(config, weights, "INPUT.RESIZE_MODE", "fixed", "INPUT.FIXED_SIZE", (size, size))
     files = {"float32": folder / "float32.onnx", "8 bits": folder / "int8.onnx"}
     image = sample["image"].permute(1, 2, 0).numpy()
     export_model(cfg, model, files["float32"], fixed=FixedShape(1, (size, size)))
@@ -195,7 +200,7 @@ def build_exported(
 
 
 def describe_detections(ours: dict[str, Work], folder: Path) -> str:
-    """How far the detections of both are apart, each with its nearest partner."""
+    """How far the detections of both are apart, each from its nearest partner within a pixel."""
     from irstd_d2.export import Detections, compare_detections
 
     def table(boxes: np.ndarray, scores: np.ndarray) -> Detections:
