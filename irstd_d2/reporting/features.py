@@ -78,7 +78,8 @@ class Lens:
             )
         if weights is None:
             raise DatasetError(run.folder, "run", "the folder has no checkpoint", "train or copy one there")
-        cfg = get_config(run.folder / "config.yaml", ["MODEL.WEIGHTS", ""])
+        # A model works without the sets it was trained on, also where another run's set has the name of one.
+        cfg = get_config(run.folder / "config.yaml", ["MODEL.WEIGHTS", "", "DATASETS.OWN", "()"])
         if not torch.cuda.is_available():
             cfg.MODEL.DEVICE = "cpu"
         self.model = build_model(cfg).eval()

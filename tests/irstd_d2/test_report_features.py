@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -97,6 +98,19 @@ def test_a_lens_shows_the_backbone_of_the_saved_model(repo_root, tmp_path, recor
     np.testing.assert_array_equal(maps[0].values, features[maps[0].level][0].abs().mean(0).numpy())
     assert images.shape[-2:] != (40, 56)
     assert maps[0].covered == pytest.approx((40 / images.shape[-2], 56 / images.shape[-1]))
+
+
+@pytest.mark.parametrize("own", ["[[report_features_set, elsewhere, val]]", "[[a, b]]"])
+def test_a_lens_needs_none_of_the_runs_own_sets(repo_root, tmp_path, record, own):
+    save_run(tmp_path / "run", str(repo_root / CONFIG))
+    config = tmp_path / "run" / "config.yaml"
+    assert config.read_text().count("OWN: []") == 1
+    config.write_text(config.read_text().replace("OWN: []", f"OWN: {own}"))
+    DatasetCatalog.register("report_features_set", lambda: [])
+    try:
+        assert Lens(load_run(tmp_path / "run"), (BACKBONE,))(record).rows
+    finally:
+        DatasetCatalog.remove("report_features_set")
 
 
 def test_what_a_lens_needs(repo_root, tmp_path):
