@@ -2,6 +2,9 @@
 
     python runtime.py model.onnx image.png folder/*.png --platform Air --band LWIR
 
+So it reads and resizes images, understands metadata and suppresses overlapping boxes by itself; tests compare all of
+this with what the project does in training. Change both together.
+
 It needs numpy, Pillow, and onnxruntime for an .onnx file or torch and torchvision for a TorchScript file; tifffile for
 TIFF files, opencv-python-headless for PNG files of 16-bit colour. What a model expects (size, channel order, names of
 classes, platforms and bands) is stored inside the file.
