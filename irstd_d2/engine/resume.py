@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 # Keys that take effect from the resumed iteration on; any other belongs to what is being trained and must stay. Keys of
 # test time end in _TEST or begin with TEST.
 _TAKE_EFFECT = (
-    "SOLVER.BASE_LR*",
+    "SOLVER.BASE_LR",
+    "SOLVER.BASE_LR_END",
     "SOLVER.BIAS_LR_FACTOR",
     "SOLVER.WEIGHT_DECAY*",
     "SOLVER.MOMENTUM",
@@ -30,11 +31,13 @@ _TAKE_EFFECT = (
     "SOLVER.BETAS",
     "SOLVER.LR_SCHEDULER_NAME",
     "SOLVER.GAMMA",
-    "SOLVER.STEP*",
+    "SOLVER.STEPS",
+    "SOLVER.STEP_EPOCHS",
     "SOLVER.NUM_DECAYS",
     "SOLVER.RESCALE_INTERVAL",
     "SOLVER.WARMUP_*",
-    "SOLVER.MAX_*",
+    "SOLVER.MAX_ITER",
+    "SOLVER.MAX_EPOCHS",
     "SOLVER.CLIP_GRADIENTS.*",
     "SOLVER.EMA.DECAY",
     "SOLVER.CHECKPOINT_*",

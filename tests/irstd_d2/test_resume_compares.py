@@ -12,6 +12,7 @@ from toy_training import TRAIN, train
 from irstd_d2.cli.train import get_parser
 from irstd_d2.engine import IRSTDTrainer, setup
 from irstd_d2.engine.checkpoint import read_facts
+from irstd_d2.engine.resume import Change, takes_effect
 from irstd_d2.errors import ConfigError
 
 
@@ -48,6 +49,17 @@ def test_what_is_trained_must_stay(toy_config, tmp_path, key, value):
     assert "MODEL.WEIGHTS" in message
     assert (tmp_path / "run" / "last_checkpoint").read_text() == before
     assert not (tmp_path / "run" / "config.yaml").exists()  # nothing untrue is written
+
+
+@pytest.mark.parametrize(
+    ("names", "follows"),
+    [
+        ("BASE_LR BASE_LR_END STEPS STEP_EPOCHS MAX_ITER MAX_EPOCHS", True),
+        ("BASE_LR_SCALE STEPS_PER_BATCH STEP MAX_NORM", False),  # keys that a system may add
+    ],
+)
+def test_keys_of_the_schedule_are_known_by_their_whole_names(names, follows):
+    assert {takes_effect(Change(f"SOLVER.{name}", 1, 2)) for name in names.split()} == {follows}
 
 
 def plain(value):
