@@ -65,7 +65,7 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 # Modules that are put around others, for several processes, compilation or an average of the weights, and the counts
-# of such averages.
+# of such averages, which stand beside the averaged ``module``.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _COUNTS = {"steps", "n_averaged"}
 
@@ -133,12 +133,15 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise DatasetError(path, "file", f"{name!r} is no name of a tensor", "save the state dict of a model")
         *modules, last = name.split(".")
+        beside = ".".join([*modules, "module."])
+        if last in _COUNTS and _WRAPPERS.issuperset(modules) and any(str(k).startswith(beside) for k in tensors):
+            continue
         new = ".".join([module for module in modules if module not in _WRAPPERS] + [last])
         if new in result:
             problem = f"two tensors are called {new}, the second as {name}"
             raise DatasetError(path, "file", problem, "save the state dict of one model")
         result[new] = tensor
-    return result if result.keys() == tensors.keys() else {k: v for k, v in result.items() if k not in _COUNTS}
+    return result
 
 
 def with_versions(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -387,6 +387,22 @@ def test_a_model_may_have_tensors_of_these_names(tmp_path):
     assert read_state_dict(tmp_path / "a.pth").keys() == {"steps", "a.module"}
 
 
+@pytest.mark.parametrize(
+    ("wrap", "others"),
+    [
+        (lambda name: f"module.{name}", {}),
+        (lambda name: f"_orig_mod.{name}", {}),
+        (lambda name: name.replace("a.", "a.module."), {}),
+        (lambda name: f"module.{name}", {"steps": torch.ones(1)}),  # of the average
+        (lambda name: f"module.module.{name}", {"module.n_averaged": torch.ones(1)}),
+    ],
+)
+def test_a_wrapped_model_keeps_its_own_counts(tmp_path, wrap, others):
+    weights = {"steps": torch.zeros(1), "n_averaged": torch.zeros(1), "a.weight": torch.zeros(1)}
+    torch.save({wrap(name): value for name, value in weights.items()} | others, tmp_path / "a.pth")
+    assert read_state_dict(tmp_path / "a.pth") == weights
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("made",)
