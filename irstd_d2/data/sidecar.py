@@ -143,7 +143,10 @@ def read_column(path: str | PathLike, column: str) -> dict[str, str]:
         raise DatasetError(path, "line 1", f"no column {column!r} or no column of ids", f"it has {', '.join(header)}")
     rows = csv.reader(found.lines, delimiter=found.separator)
     at = header.index(column.lower())
-    cells = {_key(row[positions["id"]]): row[at].strip() for row in rows if len(row) > max(at, positions["id"])}
+    try:
+        cells = {_key(row[positions["id"]]): row[at].strip() for row in rows if len(row) > max(at, positions["id"])}
+    except csv.Error as error:
+        raise DatasetError(path, f"line {rows.line_num + 1}", str(error), "correct the line") from None
     return {key: value for key, value in cells.items() if key and value}
 
 
@@ -190,7 +193,11 @@ def _open_table(path: Path) -> _TextTable:
     text = read_text(path, MAX_SIDECAR_BYTES, "a table of text", "check the path of the table")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     separator = "\t" if "\t" in lines[0] else ","
-    header = [cell.strip().strip('"') for cell in lines[0].split(separator)]
+    try:
+        first = next(csv.reader(lines[:1], delimiter=separator), [])
+    except csv.Error:  # no header; as a row it is a fault
+        first = []
+    header = [cell.strip().strip('"') for cell in first]
     cells = [cell.lower() for cell in header]
     places = {name: [i for i, cell in enumerate(cells) if cell in aliases] for name, aliases in _COLUMNS.items()}
     positions = {name: found[0] for name, found in places.items() if found}

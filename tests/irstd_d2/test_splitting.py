@@ -1,5 +1,6 @@
 """Splits at random, and merged metadata tables."""
 
+import csv
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from voc_files import VocSet
 from irstd_d2.convert import ImageRecord, TargetObject
 from irstd_d2.convert.metadata_tables import Conflict, merge_metadata, read_metadata
 from irstd_d2.convert.splitting import groups_by_pattern, make_splits, stratum_of
-from irstd_d2.data.sidecar import SidecarEntry, format_sidecar, read_column, read_sidecar
+from irstd_d2.data.sidecar import SidecarEntry, format_sidecar, read_column, read_sidecar, read_table
 from irstd_d2.errors import ConfigError, DatasetError
 
 images = st.dictionaries(st.text("abcdef", min_size=1, max_size=4), st.sampled_from("XYZ"), min_size=1, max_size=80)
@@ -114,6 +115,26 @@ def test_columns(tmp_path):
     path.write_text("a,b\n")
     with pytest.raises(DatasetError, match="no column of ids"):
         read_column(path, "b")
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_quoted_names_of_columns(tmp_path, separator):
+    path = tmp_path / "scenes.csv"
+    path.write_text(f'id{separator}"place{separator} time" {separator}"Scene"\na.png{separator}here{separator}sea\n')
+    assert read_column(path, "scene") == {"a": "sea"}
+    assert read_column(path, f"place{separator} time") == {"a": "here"}
+    assert read_table(path).further == {"a": {f"place{separator} time": "here", "Scene": "sea"}}
+
+
+def test_endless_cells_of_a_table(tmp_path):
+    path, endless = tmp_path / "scenes.csv", "x" * (csv.field_size_limit() + 1)
+    path.write_text(f"id,scene\na,1\nb,{endless}\n")
+    with pytest.raises(DatasetError, match=r"scenes\.csv: line 3: field larger"):
+        read_column(path, "scene")
+    path.write_text(f"id,{endless}\na,Land\n")
+    assert [fault.field for fault in read_sidecar(path)[1]] == ["line 1"]
+    with pytest.raises(DatasetError, match="line 1"):
+        read_column(path, "scene")
 
 
 def test_merging():
