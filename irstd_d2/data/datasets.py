@@ -17,7 +17,7 @@ from ..errors import ConfigError, DatasetError
 from .classes import ClassTable, fold, parse_aliases, require_same_names
 from .coco import read_coco_classes, scan_coco
 from .faults import Scan, get_skip_bad
-from .layout import VocLayout, get_layout
+from .layout import LAYOUTS, VocLayout, get_layout
 from .voc import CLASS_NAMES, read_voc_classes, scan_voc
 
 # The classes to take (None: all that the files name), and other names for them.
@@ -314,7 +314,9 @@ def _register(name: str, source: VocSource | CocoSource) -> None:
     if names is not None:
         metadata.set(thing_classes=list(names))
     if isinstance(source, VocSource):
-        metadata.set(box_convention=source.box_convention)
+        layout = LAYOUTS.get(source.layout, source.layout)  # type: ignore[arg-type]
+        # None where the folder decides on its layout.
+        metadata.set(box_convention=source.box_convention or getattr(layout, "box_convention", None))
         if names is not None:
             ClassTable.from_names(names).to_metadata(name)
     else:

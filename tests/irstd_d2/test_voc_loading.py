@@ -196,7 +196,9 @@ def test_builtin_names():
     for version in sets:
         assert {f"{version}_{split}" for split in splits} <= set(names)
     assert {"wideirstd_train", "wideirstd_val", "synthetic_omni_train", "synthetic_omni_val"} <= set(names)
-    assert MetadataCatalog.get("densesirst_v2_test_paper").box_convention == "paper"
+    conventions = {"densesirst_v2_test_paper": "paper", "sirstv2_val": "one_based", "densesirst_v2_test": "half_open"}
+    conventions |= {"densesirst_v2_test_quarter": "half_open", "wideirstd_val": "half_open"}
+    assert {name: MetadataCatalog.get(name).box_convention for name in conventions} == conventions
     assert MetadataCatalog.get("densesirst_v2_test").thing_classes == ["Target"]
 
 
