@@ -1,4 +1,4 @@
-"""Faults in data: counted and listed, and then refused or skipped by one option."""
+"""What a reader found: images, and faults, which are counted and listed, and then refused or skipped."""
 
 from __future__ import annotations
 
