@@ -4,8 +4,9 @@
     python benchmarks/sky_context.py --train densesirst_v2_train --val densesirst_v2_val \
         --iterations 4500 --batch 8 --rate 3e-3
 
-With flips and zoom; gain and offset would go in the standardisation. IoU of sky and of the rest are those of all pixels of the set, as the sky
-evaluator counts them: a cell of the context counts as many pixels as it covers. Four lines are printed on the way.
+With flips and zoom; gain and offset would go in the standardisation. IoU of sky and of the rest are those of all
+pixels of the set, as the sky evaluator counts them: a cell of the context counts as many pixels as it covers. Four
+lines are printed on the way.
 """
 
 from __future__ import annotations
