@@ -79,7 +79,7 @@ def changes(
 
 
 def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> dict[str, Path]:
-    """Detect with every change of the metadata, or the right ones and ``only`` these.
+    """Detect with every change of the metadata, or ``only`` these.
 
     Returns:
         the folders of the predictions by the names of the changes.
@@ -96,7 +96,7 @@ def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> d
     made = changes(all_metadata, vocabulary.PLATFORMS, vocabulary.BANDS)
     check_known("--only", only, made)
     for name, changed in made.items():
-        if only and name not in ("right", *only):
+        if only and name not in only:
             continue
         folders[name] = output / run.name / name.replace(" ", "_")
         done = folders[name] / "finished"
@@ -112,30 +112,34 @@ def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> d
     return folders
 
 
-def table(folders: Sequence[dict[str, Path]], dataset: str) -> str:
-    """The metrics of every change, and their differences from the right metadata, as Markdown.
+def compared(folders: Sequence[dict[str, Path]], dataset: str) -> list[list[str]]:
+    """Rows of a table: name, then each metric and its difference from the first name's.
 
     Args:
-        folders: per seed, see ``detect``.
+        folders: per seed, names -> folders of predictions; see ``detect``.
         dataset: name of the set.
     """
-    metrics, rows, right = resampled_metrics(), [], {}
+    metrics, rows, first = resampled_metrics(), [], {}
     whole = np.ones((1, len(DatasetCatalog.get(dataset))), int)
     for name in folders[0]:
         cells = []
         for key in METRICS.values():
             judged = outcomes_of([seed[name] for seed in folders], dataset, metrics[key])
             cells.append(mean_and_std([100 * float(metrics[key].values(outcomes, whole)[0]) for outcomes in judged]))
-            if name == "right":
-                right[key] = judged
+            if key not in first:
+                first[key] = judged
                 cells.append("")
                 continue
-            d = compare(metrics[key], right[key], judged)
+            d = compare(metrics[key], first[key], judged)
             interval = "too few seeds" if np.isnan(d.low) else f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
             cells.append(f"{100 * d.value:+.1f} ({interval})")
         rows.append([name, *cells])
-    columns = [column for name in METRICS for column in (name, "difference")]
-    return format_table(rows, [f"metadata, {dataset}", *columns])
+    return rows
+
+
+def table(rows: Sequence[Sequence[str]], first: str) -> str:
+    """``compared`` as Markdown, with the header of the first column."""
+    return format_table(rows, [first, *(column for name in METRICS for column in (name, "difference"))])
 
 
 def main() -> None:
@@ -143,11 +147,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for detections")
-    parser.add_argument("--only", nargs="+", metavar="CHANGE", default=[], help='these changes, as "none"')
+    parser.add_argument(
+        "--only", nargs="+", metavar="CHANGE", default=[], help='these changes beside "right", as "none"'
+    )
     args = parser.parse_args()
     if args.dataset not in DatasetCatalog.list():
         parser.error(f"--dataset {args.dataset} is not registered; datasets/README.md lists those that are")
-    text = table([detect(run, args.dataset, args.output, args.only) for run in args.runs], args.dataset)
+    only = ["right", *args.only] if args.only else []
+    folders = [detect(run, args.dataset, args.output, only) for run in args.runs]
+    text = table(compared(folders, args.dataset), f"metadata, {args.dataset}")
     print(f"    python benchmarks/metadata.py {shlex.join(sys.argv[1:])}\n")
     print(f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}; percent, {len(args.runs)} seeds.\n")
     print(text)

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from metadata import changes, detect, table
+from metadata import changes, compared, detect, table
 
 from irstd_d2 import get_config
 from irstd_d2.data import load_voc
@@ -81,11 +81,11 @@ def test_a_run_is_tested_with_every_change_once(conditioned_set, tmp_path):
     assert detect(run, conditioned_set, tmp_path / "out") == folders
     assert kept == {name: file.stat().st_mtime_ns for name, file in files.items()}
     again = detect(run, conditioned_set, tmp_path / "some", ["none"])
-    assert list(again) == ["right", "none"]
+    assert list(again) == ["none"]
     assert next(again["none"].rglob("*.json")).read_bytes() == files["none"].read_bytes()
     with pytest.raises(ConfigError, match="--only has 'no bands'; known are 'right',"):
         detect(run, conditioned_set, tmp_path / "some", ["none", "no bands"])
-    text = table([folders] * 3, conditioned_set)
+    text = table(compared([folders] * 3, conditioned_set), "metadata")
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == list(folders)
     assert np.all(["too few" not in line for line in text.splitlines()])
-    assert "too few seeds" in table([folders], conditioned_set)
+    assert "too few seeds" in compared([folders], conditioned_set)[1][2]
