@@ -132,6 +132,7 @@ class FeatureRefinement(nn.Module):
                 "connection": auxdet.LEEM.CONNECTION,
                 "init": auxdet.LEEM.INIT,
                 "norm": auxdet.LEEM.NORM,
+                "initial_scale": auxdet.LEEM.INITIAL_SCALE,
             },
         }
 

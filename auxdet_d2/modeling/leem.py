@@ -49,6 +49,7 @@ class LEEM(nn.Module):
             16): only from each channel to itself; "xavier": no prior, which is how the released weights were trained.
         norm: "std" (published): ``normalize_std`` and one scale; "instance" (Eq. 18): ``normalize_instance`` and one
             scale per channel.
+        initial_scale: what the scale starts from: 1 (published); 0 begins as the network without LEEM.
 
     Raises:
         ConfigError: for an unknown option.
@@ -62,6 +63,7 @@ class LEEM(nn.Module):
         connection: str = "dense",
         init: str = "laplacian",
         norm: str = "std",
+        initial_scale: float = 1.0,
     ):
         super().__init__()
         check_known("MODEL.AUXDET.LEEM.KERNEL", kernel, ("1d", "3x3"))
@@ -80,7 +82,7 @@ class LEEM(nn.Module):
         # The gate of Eq. 15. The normalisation behind it cancels it but for eps, which it divides; kept, as checkpoints
         # hold it.
         self.response_gate = nn.Parameter(torch.tensor(0.1))
-        self.scale = nn.Parameter(torch.ones(1 if norm == "std" else channels))
+        self.scale = nn.Parameter(torch.full((1 if norm == "std" else channels,), float(initial_scale)))
         self.norm = norm
         self._init_weights(init)
 

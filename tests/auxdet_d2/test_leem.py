@@ -100,3 +100,13 @@ def test_residual_gate():
 def test_unknown_options(key):
     with pytest.raises(ConfigError, match=f"LEEM.{key.upper()} is 'other'"):
         LEEM(4, **{key: "other"})
+
+
+@pytest.mark.parametrize("norm", ["std", "instance"])
+def test_from_a_scale_of_zero_it_begins_as_nothing_and_learns(norm):
+    torch.manual_seed(0)
+    x, module = torch.randn(2, 3, 6, 6), LEEM(3, norm=norm, initial_scale=0.0)
+    assert module(x).abs().max() == 0
+    (module(x) * torch.randn(2, 3, 6, 6)).sum().backward()
+    assert module.scale.grad.abs().min() > 0
+    torch.testing.assert_close(LEEM(3, norm=norm)(x), LEEM(3, norm=norm, initial_scale=0.5)(x) * 2)
