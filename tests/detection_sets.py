@@ -3,7 +3,7 @@
 The fixture ``pixels`` gives the folder of that image and its sky mask.
 """
 
-from irstd_d2.convert import (
+from irstd_d2.data.convert import (
     DetectionSet,
     ImageRecord,
     TargetObject,

@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from documented import Shell, blocks
 
-from irstd_d2.convert import read_voc
+from irstd_d2.data.convert import read_voc
 from irstd_d2.synthetic import SceneConfig, SceneGenerator
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own_data.md"

@@ -29,8 +29,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert import collect_converted
     from ..data.check import check_collection, collect
+    from ..data.convert import collect_converted
     from ..data.plots import write_plots
 
     collection = collect_converted(args.source, sidecar=args.sidecar) or collect(

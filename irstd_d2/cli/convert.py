@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, add_set_options, new_parser
 
 if TYPE_CHECKING:
-    from ..convert import DetectionSet
+    from ..data.convert import DetectionSet
 
 
 def parse_split(text: str) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def read(args: argparse.Namespace) -> DetectionSet:
     """Read the source as the arguments say."""
     from detectron2.data import DatasetCatalog
 
-    from ..convert import detect_format, read_coco, read_masks, read_registered, read_voc, read_yolo
+    from ..data.convert import detect_format, read_coco, read_masks, read_registered, read_voc, read_yolo
 
     if args.source_format is None and args.source in DatasetCatalog.list():
         return read_registered(args.source)
@@ -95,7 +95,7 @@ def read(args: argparse.Namespace) -> DetectionSet:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert import describe_boxes, with_metadata, write_set
+    from ..data.convert import describe_boxes, with_metadata, write_set
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     source = with_metadata(read(args), args.platform, args.band)

@@ -37,7 +37,7 @@ def print_list(title: str, lines: list[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert.metadata_tables import merge_metadata, read_metadata
+    from ..data.convert.metadata_tables import merge_metadata, read_metadata
     from ..data.layout import FolderIndex
     from ..data.sidecar import format_sidecar
     from ..data.splits import read_split

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DatasetError
 from .options import LAYOUTS, STRATA, new_parser
 
 if TYPE_CHECKING:
-    from ..convert import DetectionSet
+    from ..data.convert import DetectionSet
 
 
 def parse_ratio(text: str) -> tuple[str, float]:
@@ -57,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
     """Read the source; return it and its format. All images count, whatever splits there are."""
-    from ..convert import detect_format, read_coco, read_masks, read_voc, read_yolo
+    from ..data.convert import detect_format, read_coco, read_masks, read_voc, read_yolo
 
     readers = {
         "coco": partial(read_coco, image_root=args.image_root),
@@ -71,7 +71,7 @@ def read(args: argparse.Namespace) -> tuple[DetectionSet, str]:
 
 def find_groups(args: argparse.Namespace, names: list[str]) -> dict[str, str]:
     """Groups of images that stay together, by image."""
-    from ..convert.splitting import groups_by_pattern
+    from ..data.convert.splitting import groups_by_pattern
     from ..data.sidecar import read_column
 
     if args.group_pattern is not None:
@@ -137,8 +137,8 @@ def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dic
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..convert.coco_format import find_coco_files
-    from ..convert.splitting import make_splits, stratum_of
+    from ..data.convert.coco_format import find_coco_files
+    from ..data.convert.splitting import make_splits, stratum_of
     from ..files import write_atomically
 
     found, source_format = read(args)

@@ -11,9 +11,9 @@ from PIL import Image
 from programs import load_program
 from voc_files import VocSet, voc_xml
 
-from irstd_d2.convert import read_voc, write_set
 from irstd_d2.data import register_coco_folder, register_voc_folder
 from irstd_d2.data.check import check_collection, collect
+from irstd_d2.data.convert import read_voc, write_set
 from irstd_d2.data.faults import FaultKind
 from irstd_d2.errors import DatasetError
 

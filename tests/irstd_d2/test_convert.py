@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from voc_files import VocSet
 
-from irstd_d2.convert import (
+from irstd_d2.data import read_sky_mask, register_voc_folder
+from irstd_d2.data.convert import (
     DetectionSet,
     TargetObject,
     detect_format,
@@ -25,7 +26,6 @@ from irstd_d2.convert import (
     with_metadata,
     write_set,
 )
-from irstd_d2.data import read_sky_mask, register_voc_folder
 from irstd_d2.errors import ConfigError, DatasetError
 
 READERS = {"voc": read_voc, "coco": read_coco, "mask": read_masks, "yolo": read_yolo}

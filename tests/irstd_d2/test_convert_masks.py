@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from irstd_d2.convert import (
+from irstd_d2.data.convert import (
     TargetObject,
     read_coco,
     read_masks,

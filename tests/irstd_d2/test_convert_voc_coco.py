@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from voc_files import VocSet, voc_xml
 
-from irstd_d2.convert import (
+from irstd_d2.data.convert import (
     TargetObject,
     read_coco,
     read_voc,
     write_set,
 )
-from irstd_d2.convert.coco_format import to_xywh
+from irstd_d2.data.convert.coco_format import to_xywh
 from irstd_d2.errors import DatasetError
 
 

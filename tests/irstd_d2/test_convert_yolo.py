@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from detection_sets import as_set, make_record
 
-from irstd_d2.convert import (
+from irstd_d2.data.convert import (
     TargetObject,
     detect_format,
     read_yolo,
     write_set,
 )
-from irstd_d2.convert.yolo_format import read_labels
+from irstd_d2.data.convert.yolo_format import read_labels
 from irstd_d2.errors import DatasetError
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from irstd_d2.convert import read_masks
+from irstd_d2.data.convert import read_masks
 from irstd_d2.data.layout import LAYOUTS, FolderIndex, list_splits
 from irstd_d2.files import list_files
 from irstd_d2.inference.inputs import find_sources

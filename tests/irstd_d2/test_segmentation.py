@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from irstd_d2.convert import read_coco, read_masks, write_set
+from irstd_d2.data.convert import read_coco, read_masks, write_set
 from irstd_d2.data.segmentation import decode, encode, read_segmentation
 from irstd_d2.errors import DatasetError
 

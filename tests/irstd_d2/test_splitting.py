@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from voc_files import VocSet
 
-from irstd_d2.convert import ImageRecord, TargetObject
-from irstd_d2.convert.metadata_tables import Conflict, merge_metadata, read_metadata
-from irstd_d2.convert.splitting import groups_by_pattern, make_splits, stratum_of
+from irstd_d2.data.convert import ImageRecord, TargetObject
+from irstd_d2.data.convert.metadata_tables import Conflict, merge_metadata, read_metadata
+from irstd_d2.data.convert.splitting import groups_by_pattern, make_splits, stratum_of
 from irstd_d2.data.sidecar import SidecarEntry, format_sidecar, read_column, read_sidecar, read_table
 from irstd_d2.errors import ConfigError, DatasetError
 

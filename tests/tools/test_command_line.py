@@ -10,8 +10,8 @@ import pytest
 import irstd_d2
 from irstd_d2 import cli
 from irstd_d2.cli import COMMANDS, detect, main, options
-from irstd_d2.convert import FORMATS
-from irstd_d2.convert.splitting import STRATA
+from irstd_d2.data.convert import FORMATS
+from irstd_d2.data.convert.splitting import STRATA
 from irstd_d2.data.image_io import HIGH_BIT_DEPTH_MODES
 from irstd_d2.data.layout import LAYOUTS
 from irstd_d2.data.target_masks import MASK_VALUES

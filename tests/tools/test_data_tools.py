@@ -9,8 +9,8 @@ import yaml
 from programs import load_program
 from voc_files import VocSet
 
-from irstd_d2.convert import read_coco, read_masks, read_voc, read_yolo
 from irstd_d2.data.check import collect
+from irstd_d2.data.convert import read_coco, read_masks, read_voc, read_yolo
 
 
 @pytest.fixture(scope="module")

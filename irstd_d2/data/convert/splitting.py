@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 from .detection_set import ImageRecord
 
 UNKNOWN = "unknown"

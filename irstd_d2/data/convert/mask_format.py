@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ..data.faults import Fault, FaultKind, refuse_or_skip
-from ..data.image_io import read_image_size
-from ..data.layout import FolderIndex
-from ..data.layout_writer import png_bytes
-from ..data.segmentation import decode, encode
-from ..data.splits import read_split
-from ..data.target_masks import MaskValues, compact_labels, label_boxes, number_targets, read_target_labels
-from ..errors import DatasetError
-from ..files import list_files
+from ...errors import DatasetError
+from ...files import list_files
+from ..faults import Fault, FaultKind, refuse_or_skip
+from ..image_io import read_image_size
+from ..layout import FolderIndex
+from ..layout_writer import png_bytes
+from ..segmentation import decode, encode
+from ..splits import read_split
+from ..target_masks import MaskValues, compact_labels, label_boxes, number_targets, read_target_labels
 from .detection_set import DetectionSet, ImageRecord, TargetObject
 from .side_files import IMAGES, TARGET_MASKS, SideFiles, in_folder, place_files, write_metadata_table, write_splits
 

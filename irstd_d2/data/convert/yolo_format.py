@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from ..data.faults import Fault, FaultKind, refuse_or_skip
-from ..data.image_io import IMAGE_SUFFIXES, read_image_size
-from ..data.splits import read_lines
-from ..errors import DatasetError
-from ..files import list_files
+from ...errors import DatasetError
+from ...files import list_files
+from ..faults import Fault, FaultKind, refuse_or_skip
+from ..image_io import IMAGE_SUFFIXES, read_image_size
+from ..splits import read_lines
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject, name_records
 from .mask_format import has_mask
 from .side_files import (

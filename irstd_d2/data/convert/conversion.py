@@ -12,11 +12,11 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.check import Collection, convention_notes
-from ..data.faults import Fault, FaultKind, refuse_or_skip
-from ..data.image_io import check_size, count_pages, read_image_size
-from ..errors import DatasetError, check_known
-from ..files import staged_folder
+from ...errors import DatasetError, check_known
+from ...files import staged_folder
+from ..check import Collection, convention_notes
+from ..faults import Fault, FaultKind, refuse_or_skip
+from ..image_io import check_size, count_pages, read_image_size
 from .coco_format import find_coco_files, write_coco
 from .detection_set import DetectionSet, name_records, record_from_dict, record_to_dict
 from .mask_format import read_masks, write_masks

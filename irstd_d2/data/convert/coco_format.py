@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..data.classes import name_lookup
-from ..data.coco import scan_coco
-from ..data.faults import Fault
-from ..data.segmentation import decode
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..classes import name_lookup
+from ..coco import scan_coco
+from ..faults import Fault
+from ..segmentation import decode
 from .detection_set import DetectionSet, ImageRecord, name_records, record_from_dict
 from .mask_format import with_outlines
 from .side_files import IMAGES, SKY_MASKS, place_files

@@ -11,12 +11,12 @@ from xml.etree.ElementTree import Element
 
 from defusedxml.ElementTree import parse
 
-from ..data.layout import FolderIndex, VocLayout, get_layout, list_splits
-from ..data.layout_writer import png_bytes
-from ..data.splits import read_split
-from ..data.voc import scan_voc
-from ..data.voc_xml import VocObject, VocRecord, format_voc_xml, from_convention
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..layout import FolderIndex, VocLayout, get_layout, list_splits
+from ..layout_writer import png_bytes
+from ..splits import read_split
+from ..voc import scan_voc
+from ..voc_xml import VocObject, VocRecord, format_voc_xml, from_convention
 from .detection_set import DetectionSet, record_from_dict
 from .mask_format import has_mask, target_mask
 from .side_files import in_folder, place_image, place_sky_mask, write_metadata_table, write_splits

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from detectron2.structures import BoxMode
 
-from ..data.faults import Fault
-from ..data.image_io import IMAGE_SUFFIXES
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..faults import Fault
+from ..image_io import IMAGE_SUFFIXES
 
 Size = tuple[int, int]  # width, height
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from ..data.image_io import read_sky_mask
-from ..data.layout import FolderIndex
-from ..data.layout_writer import SKY_PALETTE, png_bytes, split_lines
-from ..data.sidecar import SidecarEntry, format_sidecar, read_sidecar
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..image_io import read_sky_mask
+from ..layout import FolderIndex
+from ..layout_writer import SKY_PALETTE, png_bytes, split_lines
+from ..sidecar import SidecarEntry, format_sidecar, read_sidecar
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject
 
 IMAGES, SKY_MASKS, TARGET_MASKS, METADATA_TABLE = "images", "SkyMasks", "masks", "metadata.csv"

@@ -9,11 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..data.faults import Fault
-from ..data.layout import FolderIndex
-from ..data.sidecar import SidecarEntry, read_sidecar
-from ..data.voc_xml import read_annotations
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..faults import Fault
+from ..layout import FolderIndex
+from ..sidecar import SidecarEntry, read_sidecar
+from ..voc_xml import read_annotations
 
 FIELDS = SidecarEntry._fields
 
