@@ -117,8 +117,9 @@ def _add_refinement_keys(cfg: CfgNode) -> None:
     # "std": one scale, division by (unbiased std + 1e-5) (published); "instance": a scale per channel, division by
     # sqrt(var + 1e-5) (Eq. 18).
     leem.NORM = "std"
-    # What that scale starts from: 1 (published), or 0, which begins as the network without LEEM.
-    leem.INITIAL_SCALE = 1.0
+    # Mean and deviation are those of a square of so many network pixels around each cell; 0: of the whole image
+    # (published). A training on crops learns with those of a crop: give the crop's edge then, times its enlargement.
+    leem.WINDOW = 0
     # Scale the residual per image by a gate on the auxiliary features (published, not in the paper). The rows with
     # LEEM alone (Tables 4, 5) need False: there are no auxiliary features.
     leem.GATED = True

@@ -78,8 +78,10 @@ def changes(
     }
 
 
-def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> dict[str, Path]:
-    """Detect with every change of the metadata, or ``only`` these.
+def detect(
+    run: Path, dataset: str, output: Path, only: Sequence[str] = (), options: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Detect with every change of the metadata, or ``only`` these; ``options`` change the run's configuration.
 
     Returns:
         the folders of the predictions by the names of the changes.
@@ -87,7 +89,8 @@ def detect(run: Path, dataset: str, output: Path, only: Sequence[str] = ()) -> d
     Raises:
         ConfigError: ``only`` names a change that there is not.
     """
-    cfg = get_config(run / "config.yaml", ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg = get_config(run / "config.yaml", ["MODEL.DEVICE", device, *options])
     model, mapper = build_model(cfg).eval(), build_mapper(cfg, is_train=False)
     IRSTDCheckpointer(model).load(str(run / "model_final.pth"))
     dicts, truth, folders = DatasetCatalog.get(dataset), GroundTruth.from_dataset(dataset), {}
@@ -150,11 +153,12 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="CHANGE", default=[], help='these changes beside "right", as "none"'
     )
+    parser.add_argument("--opts", nargs="+", metavar="KEY VALUE", default=[], help="change the runs' configuration")
     args = parser.parse_args()
     if args.dataset not in DatasetCatalog.list():
         parser.error(f"--dataset {args.dataset} is not registered; datasets/README.md lists those that are")
     only = ["right", *args.only] if args.only else []
-    folders = [detect(run, args.dataset, args.output, only) for run in args.runs]
+    folders = [detect(run, args.dataset, args.output, only, args.opts) for run in args.runs]
     text = table(compared(folders, args.dataset), f"metadata, {args.dataset}")
     print(f"    python benchmarks/metadata.py {shlex.join(sys.argv[1:])}\n")
     print(f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}; percent, {len(args.runs)} seeds.\n")

@@ -37,9 +37,10 @@ class FeatureRefinement(nn.Module):
         visual: the visual hint among the auxiliary features (Table 2): "none"; "high_level", the pooled coarsest map;
             "detail", the pooled difference of the aligned stage and the coarsest map.
         gated: the residual of LEEM is scaled per image by a gate on the auxiliary features.
+        leem_window: edge of the window of LEEM's moments in network pixels; 0 (published): the whole image.
         encoder: arguments of ``AuxiliaryEncoder`` besides ``num_stages`` and ``visual_channels``.
         m2dm: arguments of ``M2DM`` besides the widths.
-        leem: arguments of ``LEEM`` besides the width.
+        leem: arguments of ``LEEM`` besides width and window.
 
     Raises:
         ConfigError: for an unknown stage or option.
@@ -54,6 +55,7 @@ class FeatureRefinement(nn.Module):
         leem_stages: Sequence[str] = ("res2", "res3"),
         visual: str = "detail",
         gated: bool = True,
+        leem_window: int = 0,
         encoder: Mapping[str, Any] | None = None,
         m2dm: Mapping[str, Any] | None = None,
         leem: Mapping[str, Any] | None = None,
@@ -94,7 +96,12 @@ class FeatureRefinement(nn.Module):
             )
             if gated and leem_stages:
                 self.gate = ResidualGate(aux_features)
-        self.leem = nn.ModuleDict({s: LEEM(channels[s], **(leem or {})) for s in self.stages if s in leem_stages})
+        windows = {s: leem_window // input_shape[s].stride for s in leem_stages}
+        if leem_window and min(windows.values(), default=2) < 2:
+            raise ConfigError(f"MODEL.AUXDET.LEEM.WINDOW is {leem_window} pixels; two cells at least, or 0, are needed")
+        self.leem = nn.ModuleDict(
+            {s: LEEM(channels[s], window=windows[s], **(leem or {})) for s in self.stages if s in leem_stages}
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -106,6 +113,7 @@ class FeatureRefinement(nn.Module):
             "leem_stages": auxdet.LEEM.STAGES,
             "visual": auxdet.ENCODER.VISUAL,
             "gated": auxdet.LEEM.GATED,
+            "leem_window": auxdet.LEEM.WINDOW,
             "encoder": {
                 **names,
                 "fields": auxdet.ENCODER.FIELDS,
@@ -132,7 +140,6 @@ class FeatureRefinement(nn.Module):
                 "connection": auxdet.LEEM.CONNECTION,
                 "init": auxdet.LEEM.INIT,
                 "norm": auxdet.LEEM.NORM,
-                "initial_scale": auxdet.LEEM.INITIAL_SCALE,
             },
         }
 

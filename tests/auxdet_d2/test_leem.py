@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,11 +103,59 @@ def test_unknown_options(key):
         LEEM(4, **{key: "other"})
 
 
-@pytest.mark.parametrize("norm", ["std", "instance"])
-def test_from_a_scale_of_zero_it_begins_as_nothing_and_learns(norm):
+def plain_moments(x, window):
+    """Mean and population variance around each cell of a map (H, W), from the definition, in loops."""
+    lengths, starts = [min(window, size) for size in x.shape], []
+    for size, length in zip(x.shape, lengths):
+        count = int(np.ceil((size - length) / max(1, window // 8))) + 1
+        starts.append(np.linspace(0, size - length, count))
+    found = np.empty((2, len(starts[0]), len(starts[1])))
+    for i, top in enumerate(starts[0]):
+        for j, left in enumerate(starts[1]):
+            shares = [  # of each row and column in the window; a start may lie within a cell
+                np.array([max(0, min(c + 1, start + length) - max(c, start)) for c in range(size)]) / length
+                for start, length, size in zip((top, left), lengths, x.shape)
+            ]
+            weights = np.outer(*shares)
+            mean = (weights * x).sum()
+            found[:, i, j] = mean, (weights * x**2).sum() - mean**2
+    for axis, (size, length) in enumerate(zip(x.shape, lengths)):
+        centres, cells = starts[axis] + length / 2, np.arange(size) + 0.5
+        found = np.apply_along_axis(lambda y, c=centres, i=cells: np.interp(i, c, y), axis + 1, found)
+    return found, lengths[0] * lengths[1]
+
+
+@for_every("size", [(21, 30), (4, 12), (3, 3), (1, 40), (17, 16)])
+@for_every("window", [2, 5, 16])
+def test_moments_of_windows_from_their_definition(size, window):
+    x = np.random.default_rng(0).normal(10, 3, size)
+    (mean, variance), count = plain_moments(x, window)
+    given = torch.from_numpy(x)[None, None]
+    unbiased = variance * count / max(1, count - 1)
+    np.testing.assert_allclose(
+        normalize_std(given, window=window)[0, 0], (x - mean) / (np.sqrt(unbiased) + 1e-5), rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        normalize_instance(given, window=window)[0, 0], (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_a_window_hides_how_large_the_image_is():
+    """In a crop of the window's size the response is that of the whole map; further away nothing matters."""
     torch.manual_seed(0)
-    x, module = torch.randn(2, 3, 6, 6), LEEM(3, norm=norm, initial_scale=0.0)
-    assert module(x).abs().max() == 0
-    (module(x) * torch.randn(2, 3, 6, 6)).sum().backward()
-    assert module.scale.grad.abs().min() > 0
-    torch.testing.assert_close(LEEM(3, norm=norm)(x), LEEM(3, norm=norm, initial_scale=0.5)(x) * 2)
+    module, published = LEEM(2, window=6), LEEM(2)
+    x = torch.rand(1, 2, 6, 6)
+    assert torch.equal(module(x), published(x))
+    large = torch.zeros(1, 2, 30, 30)
+    large[..., 10:16, 10:16] = x
+    disturbed = large.clone()
+    disturbed[..., :4, :] = 50
+    torch.testing.assert_close(module(large)[..., 10:16, 10:16], module(disturbed)[..., 10:16, 10:16])
+    assert not torch.allclose(published(large)[..., 10:16, 10:16], published(disturbed)[..., 10:16, 10:16], rtol=0.1)
+
+
+def test_windows_have_gradients_and_flat_maps_are_zero():
+    x = torch.randn(1, 2, 7, 8, dtype=torch.float64, requires_grad=True)
+    for normalize in (normalize_std, normalize_instance):
+        assert torch.autograd.gradcheck(lambda x, f=normalize: f(x, window=3), x)
+        assert normalize(torch.full((1, 2, 7, 8), 1000.1), window=3).abs().max() < 1e-2

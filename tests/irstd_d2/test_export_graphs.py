@@ -99,6 +99,15 @@ def test_torchscript_equals_the_model(name, with_nms, tmp_path):
     assert (found[0].sky is None) == (expected[0].sky is None)
 
 
+def test_windows_of_edges_are_exported(tmp_path):
+    cfg, model = build("auxdet/tiny/auxdet_tiny.yaml", ("MODEL.AUXDET.LEEM.WINDOW", 64))
+    expected = by_model(model, images(), METADATA)
+    export_model(cfg, model, tmp_path / "model.ts", format="torchscript")
+    assert_equal(expected, without_resizing(ExportedDetector(tmp_path / "model.ts"))(images(), METADATA))
+    whole = by_model(build("auxdet/tiny/auxdet_tiny.yaml")[1], images(), METADATA)
+    assert not np.array_equal(whole[0].scores, expected[0].scores)
+
+
 @pytest.mark.parametrize("name", ["auxdet/tiny/auxdet_tiny.yaml", "bafe/tiny/auxbafe_tiny.yaml"])
 def test_metadata_reaches_the_exported_model(name, tmp_path):
     cfg, model = build(name)

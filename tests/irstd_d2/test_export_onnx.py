@@ -17,8 +17,8 @@ from irstd_d2.export.runtime import FACTS_KEY
 BOXES, SCORES = 0.02, 1e-4
 
 
-def check(name, path, **options):
-    cfg, model = build(name)
+def check(name, path, keys=(), **options):
+    cfg, model = build(name, keys)
     export_model(cfg, model, path, **options)
     detector = without_resizing(ExportedDetector(path, threads=1))
     # Three images of sizes that were not traced, then one alone.
@@ -93,9 +93,16 @@ def test_real_images_give_the_same_detections(fcos, omni_mini):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["auxdet/tiny/auxdet_tiny.yaml", "bafe/tiny/bafe_tiny.yaml"])
-def test_onnx_of_both_systems_equals_the_model(name, tmp_path):
-    check(name, tmp_path / "model.onnx")
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("auxdet/tiny/auxdet_tiny.yaml", ()),
+        ("auxdet/tiny/auxdet_tiny.yaml", ("MODEL.AUXDET.LEEM.WINDOW", 64)),  # larger and smaller than the images
+        ("bafe/tiny/bafe_tiny.yaml", ()),
+    ],
+)
+def test_onnx_of_both_systems_equals_the_model(name, keys, tmp_path):
+    check(name, tmp_path / "model.onnx", keys)
 
 
 @pytest.mark.slow
