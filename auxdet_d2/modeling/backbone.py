@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from ..metadata import MetadataBatch, MetadataVocabulary
 from .leem import LEEM, ResidualGate
 from .m2dm import M2DM
 from .metadata_encoder import AuxiliaryEncoder, DetailCompensation
+
+logger = logging.getLogger(__name__)
 
 
 class FeatureRefinement(nn.Module):
@@ -106,6 +109,11 @@ class FeatureRefinement(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         auxdet, vocabulary = cfg.MODEL.AUXDET, MetadataVocabulary.from_config(cfg)
+        if cfg.INPUT.CROP.ENABLED and auxdet.LEEM.STAGES and not auxdet.LEEM.WINDOW:
+            logger.warning(
+                "with INPUT.CROP, LEEM takes mean and deviation of crops in training and of whole images afterwards; "
+                "set MODEL.AUXDET.LEEM.WINDOW to the edge of the crops in network pixels"
+            )
         names = {"num_platforms": len(vocabulary.platforms), "num_bands": len(vocabulary.bands)}
         return {
             "input_shape": input_shape,

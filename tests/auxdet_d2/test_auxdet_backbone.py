@@ -250,11 +250,22 @@ def test_a_plain_detectron2_model_takes_the_backbone():
         (["MODEL.AUXDET.LEEM.STAGES", ["p2"]], r"LEEM.STAGES has \['p2'\]"),
         (["MODEL.AUXDET.ENCODER.VISUAL", "deep"], "VISUAL is 'deep'"),
         (["MODEL.FPN.OUT_FEATURES", ["p4", "p5"]], r"refines \['res2', 'res3'\], which feed none"),
+        (["MODEL.AUXDET.LEEM.WINDOW", 15], "LEEM.WINDOW is 15 pixels; two cells at least"),  # res3 has a stride of 8
     ],
 )
 def test_settings_that_cannot_work(opts, message):
     with pytest.raises(ConfigError, match=message):
         build(*opts)
+
+
+def test_a_window_has_the_same_pixels_at_every_stage(caplog):
+    refinement = build("MODEL.AUXDET.LEEM.WINDOW", 64).refinement
+    assert {stage: module.window for stage, module in refinement.leem.items()} == {"res2": 16, "res3": 8}
+    build("INPUT.CROP.ENABLED", True, "MODEL.AUXDET.LEEM.WINDOW", 64)
+    build("INPUT.CROP.ENABLED", True, "MODEL.AUXDET.LEEM.STAGES", [])
+    assert "LEEM" not in caplog.text
+    build("INPUT.CROP.ENABLED", True)
+    assert "set MODEL.AUXDET.LEEM.WINDOW to the edge of the crops" in caplog.text
 
 
 @pytest.mark.slow
