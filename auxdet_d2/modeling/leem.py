@@ -63,10 +63,11 @@ def window_moments(x: Tensor, window: int) -> tuple[Tensor, Tensor, int]:
     """
     height, average_rows, between_rows = _windows(x, 2, window)
     width, average_columns, between_columns = _windows(x, 3, window)
-    x = x - x.mean(dim=(2, 3), keepdim=True)  # for the precision of the variance
-    mean = average_rows @ (x @ average_columns.T)
-    variance = (average_rows @ (x.square() @ average_columns.T) - mean.square()).clamp(min=0)
-    mean, variance = ((between_rows @ moment) @ between_columns.T for moment in (mean, variance))
+    with torch.autocast(x.device.type, enabled=False):  # the variance is a difference of means
+        x = x - x.mean(dim=(2, 3), keepdim=True)
+        mean = average_rows @ (x @ average_columns.T)
+        variance = (average_rows @ (x.square() @ average_columns.T) - mean.square()).clamp(min=0)
+        mean, variance = ((between_rows @ moment) @ between_columns.T for moment in (mean, variance))
     return x - mean, variance, height * width
 
 

@@ -154,6 +154,13 @@ def test_a_window_hides_how_large_the_image_is():
     assert not torch.allclose(published(large)[..., 10:16, 10:16], published(disturbed)[..., 10:16, 10:16], rtol=0.1)
 
 
+def test_windows_keep_full_precision_under_autocast():
+    x = torch.randn(1, 2, 40, 40) + torch.linspace(0, 50, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = normalize_std(x, window=8)
+    assert torch.equal(y, normalize_std(x, window=8))
+
+
 def test_windows_have_gradients_and_flat_maps_are_zero():
     x = torch.randn(1, 2, 7, 8, dtype=torch.float64, requires_grad=True)
     for normalize in (normalize_std, normalize_instance):
