@@ -27,12 +27,14 @@ from compare_trainings import Row, train
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from metadata import compared, detect, table
 
-from irstd_d2.data.datasets import check_registered, register_own_sets
+from irstd_d2.data import LAYOUTS
+from irstd_d2.data.datasets import register_own_sets
+from irstd_d2.data.layout_writer import split_lines
 from irstd_d2.errors import ConfigError
 
 SETS = ("wideirstd_matched", "spaceir")
 CONFIG = "configs/auxdet/tiny/auxdet_fine.yaml"
-# Keys of the network's training, and what is changed in the metadata of its test.
+# What is changed in the metadata of the test (metadata.changes) -> keys of the training.
 NETWORKS = {"right": (), "none": ("INPUT.METADATA_DROPOUT_ALL", "1.0")}
 # A short training: a short warm-up, and fewer batches for the statistics of batch norm.
 SHORT = ("SOLVER.WARMUP_ITERS", "10", "TEST.PRECISE_BN.NUM_ITER", "25")
@@ -41,14 +43,15 @@ OwnSet = tuple[str, str, str]
 
 def linked_set(source: Path, root: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Make ``root`` a data set of the files of ``source`` with split lists of its own: name -> ids of images."""
-    voc, own = source / "VOC2007", root / "VOC2007"
-    lists = own / "ImageSets" / "Main"
-    lists.mkdir(parents=True, exist_ok=True)
-    for folder in voc.iterdir():
-        if folder.name != "ImageSets" and not (own / folder.name).exists():
-            (own / folder.name).symlink_to(folder.resolve())
+    split = LAYOUTS["wideirstd"].split  # of all SETS
     for name, ids in splits.items():
-        (lists / f"{name}.txt").write_text("".join(f"{image}\n" for image in ids), encoding="utf-8")
+        file = root / split.format(split=name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(split_lines(ids))
+    top, lists, *_ = Path(split).parts
+    for folder in (source / top).iterdir():
+        if folder.name != lists and not (root / top / folder.name).exists():
+            (root / top / folder.name).symlink_to(folder.resolve())
 
 
 def splits_of(name: str, held_out: str, counts: Sequence[int], seeds: int) -> dict[str, list[str]]:
@@ -120,7 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", nargs=2, type=int, default=[600, 100], metavar=("BEFORE", "AFTER"))
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
-    check_registered("SETS", [f"{name}_{part}" for name in SETS for part in ("train", "val")])
     sets = own_sets(args.platform, args.images, args.seeds, args.output)
     ((test, _, _),) = sets["test"]  # every platform is in one of the sets
     register_own_sets(sets["test"])
@@ -136,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             named = [{f"{count}, none": none, f"{count}, right": right} for none, right in pairs]
             rows += compared(named, test)
         print(f"    python benchmarks/leave_one_out.py {shlex.join(arguments or sys.argv[1:])}\n")
-        print(f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}; percent, {args.seeds} seeds.\n")
+        machine = f"{platform.machine()} CPU, torch {torch.__version__}"
+        print(f"{date.today()}, {machine}; percent, {args.seeds} seed(s).\n")
         print(table(rows, f"images of {args.platform}, metadata"))
     return 0
 

@@ -23,18 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bafe_d2.data.context import IGNORED, context_image, context_mask
-from bafe_d2.modeling.context import Context, ContextEncoder, context_sky_loss
+from bafe_d2.modeling.context import Context, ContextEncoder, context_sky_loss, standardise
 from irstd_d2.data.image_io import read_sky_mask
-
-LEAST_DEVIATION = 1e-3
-
-
-def standardise(images: Tensor, known: Tensor) -> Tensor:
-    """Each of (N, 1, A, B) by mean and deviation of its known cells, zero elsewhere."""
-    count = known.sum((1, 2, 3), keepdim=True).clamp_min(1)
-    mean = (images * known).sum((1, 2, 3), keepdim=True) / count
-    deviation = (((images - mean) * known) ** 2).sum((1, 2, 3), keepdim=True).div(count).sqrt()
-    return (images - mean) / deviation.clamp_min(LEAST_DEVIATION) * known
 
 
 def load(name: str, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,8 @@ def normalize_std(x: Tensor, eps: float | Tensor = EPS, window: int = 0) -> Tens
     count = x.shape[2] * x.shape[3]
     if _has_windows(x, window):
         centred, variance, count = window_moments(x, window)
-        return centred / ((variance * (count / (count - 1 + (count == 1)))).sqrt() + eps)
+        unbiased = variance * (count / (count - 1 + (count == 1)))  # count is a symbol in a graph: no branch
+        return centred / (unbiased.sqrt() + eps)
     if eager_on_cpu(x) and not torch.is_grad_enabled():
         # Faster there; the gradient of the scale, a sum of terms that cancel, would lose a digit.
         centred = x - x.mean(dim=(2, 3), keepdim=True)
@@ -105,8 +106,8 @@ class LEEM(nn.Module):
             16): only from each channel to itself; "xavier": no prior, which is how the released weights were trained.
         norm: "std" (published): ``normalize_std`` and one scale; "instance" (Eq. 18): ``normalize_instance`` and one
             scale per channel.
-        window: the moments are those of a square of this many cells around each cell; 0 (published): of the whole map,
-            so that a target's response depends on how much of the scene is in the image.
+        window: the moments are those of squares of this many cells (``window_moments``); 0 (published): of the whole
+            map, so that a target's response depends on how much of the scene is in the image.
 
     Raises:
         ConfigError: for an unknown option.

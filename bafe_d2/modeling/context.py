@@ -135,12 +135,9 @@ class ContextEncoder(nn.Module):
                 window[1 - axis :: 2] = length - window[1 - axis :: 2]
         small = small.flip(axes)
         padding = (0, self.size[1] - columns, 0, self.size[0] - rows)
-        small = (small - small.mean()) / small.std(unbiased=False).clamp_min(_LEAST_DEVIATION)
-        valid = torch.ones_like(small, dtype=torch.bool)
+        small, valid = (F.pad(cells, padding)[None, None] for cells in (small, torch.ones_like(small)))
         view = torch.cat([window[:2], (window[2:] - window[:2]) / torch.tensor(image_size[::-1])])
-        return Context(
-            F.pad(small, padding)[None, None], F.pad(valid, padding)[None, None], view.to(images.device)[None]
-        )
+        return Context(standardise(small, valid), valid > 0, view.to(images.device)[None])
 
 
 def mirrored_axes(window: Any) -> list[int]:
@@ -166,11 +163,16 @@ def context_of_images(images: Tensor, image_sizes: Tensor, size: tuple[int, int]
     for axis, cells in enumerate(size):
         inside = torch.arange(cells, device=small.device) < fitted[:, axis, None]
         valid = valid * (inside[:, None, :, None] if axis == 0 else inside[:, None, None, :])
-    count = valid.sum((1, 2, 3), keepdim=True)
-    centered = (small - (small * valid).sum((1, 2, 3), keepdim=True) / count) * valid
-    deviation = ((centered**2).sum((1, 2, 3), keepdim=True) / count).sqrt().clamp_min(_LEAST_DEVIATION)
     view = torch.cat([torch.zeros_like(fitted), (fitted / sizes).flip(1)], dim=1)
-    return Context(centered / deviation, valid > 0, view)
+    return Context(standardise(small, valid), valid > 0, view)
+
+
+def standardise(contexts: Tensor, valid: Tensor) -> Tensor:
+    """Each of (N, 1, A, B) by mean and deviation of its ``valid`` cells (1, else 0), and zero in the others."""
+    count = valid.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    centered = (contexts - (contexts * valid).sum((1, 2, 3), keepdim=True) / count) * valid
+    deviation = ((centered**2).sum((1, 2, 3), keepdim=True) / count).sqrt()
+    return centered / deviation.clamp_min(_LEAST_DEVIATION)
 
 
 class Sampling(NamedTuple):

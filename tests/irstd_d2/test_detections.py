@@ -91,7 +91,7 @@ def test_numbers(found):
 
 
 def test_supervision(found):
-    pytest.importorskip("supervision", reason="needs the package supervision, which is not installed")
+    pytest.importorskip("supervision", reason="supervision is not installed")
     other = found.to_supervision()
     assert other.xyxy.tolist() == found.boxes.tolist()
     assert other.class_id.tolist() == [1, 0, 1]

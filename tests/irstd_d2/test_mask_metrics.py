@@ -15,7 +15,7 @@ from irstd_d2.evaluation.mask_metrics import (
     pixel_curves,
 )
 
-py_irstd_metrics = pytest.importorskip("py_irstd_metrics", reason="needs the package pyirstdmetrics")
+py_irstd_metrics = pytest.importorskip("py_irstd_metrics", reason="pyirstdmetrics is not installed")
 
 
 def random_maps(seed):

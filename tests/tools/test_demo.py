@@ -305,7 +305,7 @@ def test_pages_of_a_tiff_are_images(demo, tmp_path, capsys):
 
 
 def test_gray_frames_of_16_bits_stay_so(tmp_path):
-    av = pytest.importorskip("av", reason="needs the package av, which is not installed")
+    av = pytest.importorskip("av", reason="av is not installed")
     deep = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
     with av.open(str(tmp_path / "deep.mkv"), "w") as out:
         stream = out.add_stream("ffv1", rate=30)
