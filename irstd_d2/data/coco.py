@@ -36,8 +36,9 @@ def load_coco(
     """Load a COCO detection file.
 
     Image entries may carry the imaging metadata as ``platform`` (or ``view``), ``band`` (or ``band_type``),
-    ``original_width`` and ``original_height`` (of the image that this one was cut from), further fields in an object
-    ``metadata`` (name -> text or number), and ``sem_seg_file_name`` (a sky mask, relative to ``image_root``).
+    ``original_width`` and ``original_height`` (of the image that this one was cut from), all of these or further fields
+    in an object ``metadata`` (name -> text or number; ``width`` and ``height`` there are those of the original), and
+    ``sem_seg_file_name`` (a sky mask, relative to ``image_root``). What stands in both is taken from the entry.
 
     Args:
         json_file: with ``images``, ``annotations`` and ``categories``.
@@ -117,11 +118,12 @@ class _CocoReader:
             problem, fix = f"{_show(key)} again", "give every image its own id"
             return self._fail(FaultKind.BAD_RECORD, f"{field}.id", problem, fix, key)
         width, height = entry.get("width"), entry.get("height")
-        metadata = _further(entry) | {
-            "platform": _text(entry, "platform", "view"),
-            "band": _text(entry, "band", "band_type"),
-            "width": _original(entry, "width"),
-            "height": _original(entry, "height"),
+        further = _further(entry)
+        metadata = further | {
+            "platform": _text(entry, "platform", "view") or _text(further, "platform", "view"),
+            "band": _text(entry, "band", "band_type") or _text(further, "band", "band_type"),
+            "width": _original(entry, further, "width"),
+            "height": _original(entry, further, "height"),
         }
         sample = self.images[key] = {"image_id": key, "height": height, "width": width, "metadata": metadata}
         sample["annotations"] = []
@@ -273,10 +275,10 @@ def _further(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in items if _is_text(name) and (_is_text(value) or _is_number(value))}
 
 
-def _original(entry: dict[str, Any], side: str) -> Any:
+def _original(entry: dict[str, Any], further: dict[str, Any], side: str) -> Any:
     """Width or height of the image that this one was cut from; its own if it is whole."""
-    value = entry.get(f"original_{side}")
-    return value if _is_size(value) else entry.get(side)
+    values = (entry.get(f"original_{side}"), further.get(f"original_{side}"), further.get(side))
+    return next((value for value in values if _is_size(value)), entry.get(side))
 
 
 def _show(value: Any) -> str:

@@ -119,7 +119,8 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
             break
     if fields.faults:
         return None, fields.faults
-    return VocRecord(width, height, _tag(root, "view"), _tag(root, "band_type"), tuple(objects), boxless), []
+    platform, band = _tag(root, "view", "platform"), _tag(root, "band_type", "band")
+    return VocRecord(width, height, platform, band, tuple(objects), boxless), []
 
 
 def format_voc_xml(
@@ -235,8 +236,9 @@ def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:
     return root, []
 
 
-def _tag(root: Element, name: str) -> str | None:
-    return (root.findtext(name) or "").strip() or None
+def _tag(root: Element, *names: str) -> str | None:
+    texts = ((root.findtext(name) or "").strip() for name in names)
+    return next(filter(None, texts), None)
 
 
 class _FieldReader:

@@ -60,6 +60,25 @@ def test_loads(write, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("top", "inside", "expected"),
+    [
+        ({}, {"platform": "Space", "band": "NIR"}, ("Space", "NIR", 32, 24)),
+        ({}, {"view": "Space", "band_type": "NIR"}, ("Space", "NIR", 32, 24)),
+        ({"platform": "Air"}, {"platform": "Space", "band": "NIR"}, ("Air", "NIR", 32, 24)),
+        ({"platform": ""}, {"platform": "Space"}, ("Space", None, 32, 24)),
+        ({}, {"width": 640, "height": 512}, (None, None, 640, 512)),
+        ({}, {"original_width": 640, "original_height": 512}, (None, None, 640, 512)),
+        ({"original_width": 64}, {"width": 640, "height": 512}, (None, None, 64, 512)),
+        ({}, {"width": "640", "height": -1, "platform": 3, "band": ""}, (None, None, 32, 24)),
+    ],
+)
+def test_metadata_may_stand_in_their_object(write, tmp_path, top, inside, expected):
+    image = {"id": 1, "file_name": "a.png", "width": 32, "height": 24, **top, "metadata": inside}
+    ((sample,), _) = load_coco(write({"images": [image], "annotations": [], "categories": []}), tmp_path)
+    assert tuple(sample["metadata"][key] for key in ("platform", "band", "width", "height")) == expected
+
+
 def test_chosen_classes(write, tmp_path):
     data = content()
     del data["annotations"][1]

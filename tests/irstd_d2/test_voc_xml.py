@@ -42,6 +42,20 @@ def test_reads_everything(parse):
     assert record == VocRecord(320, 240, "Air", "LWIR", objects)
 
 
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("<platform>Land</platform><band>SWIR</band>", ("Land", "SWIR")),
+        ("<view>Air</view><platform>Land</platform><band_type> </band_type><band>NIR</band>", ("Air", "NIR")),
+        ("<platform/><band/>", (None, None)),
+    ],
+)
+def test_metadata_under_their_other_names(parse, tags, expected):
+    record, faults = parse(voc_xml(extra=tags))
+    assert faults == []
+    assert (record.platform, record.band) == expected
+
+
 def test_without_objects_tags_and_filename(parse):
     record, _ = parse("<annotation><size><width>9</width><height>8</height></size><view/></annotation>")
     assert record == VocRecord(9, 8, None, None, ())

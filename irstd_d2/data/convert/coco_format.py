@@ -25,6 +25,8 @@ _READ = {
                "original_width", "original_height"},
     "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"},
 }  # fmt: skip
+# What a set keeps of the object "metadata" of an image.
+_KEPT_METADATA = {"platform", "view", "band", "band_type", "width", "height", "original_width", "original_height"}
 
 
 def find_coco_files(folder: Path) -> list[Path]:
@@ -169,4 +171,5 @@ def _count_unread(file: Path) -> Counter[str]:
         if isinstance(entry, dict)
         for key, value in entry.items()
         if key not in read and value not in (None, "", 0, [], {})
+        if not (key == "metadata" and isinstance(value, dict) and value.keys() <= _KEPT_METADATA)
     )

@@ -22,7 +22,10 @@ from .mask_format import has_mask, target_mask
 from .side_files import in_folder, place_image, place_sky_mask, write_metadata_table, write_splits
 
 # Tags without information on the targets, and values that editors write where nobody said anything.
-_PASSED_OVER = {"folder", "filename", "path", "source", "size", "view", "band_type", "name", "difficult", "bndbox"}
+_PASSED_OVER = {
+    *("folder", "filename", "path", "source", "size", "name", "difficult", "bndbox"),
+    *("view", "platform", "band_type", "band"),
+}
 _EMPTY_VALUES = {"", "0", "Unspecified", "Unknown"}
 
 
