@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -61,13 +61,13 @@ def read_sidecar(path: str | PathLike) -> tuple[dict[str, SidecarEntry], list[Fa
 def read_table(path: str | PathLike) -> SidecarTable:
     """Read a metadata table.
 
-    Tab-separated if its first line holds a tab, else comma-separated. With a header, columns are found by name (``id``,
-    ``platform`` or ``view``, ``band`` or ``band_type``, ``width``, ``height``; only ``id`` is required); without,
-    they are the first five columns in this order, as in WideIRSTD's table, and others are ignored. Empty cells mean
-    unknown.
+    Tab-separated if its first line holds a tab, else by semicolons or commas, of which that line holds more. With a
+    header, columns are found by name (``id``, ``platform`` or ``view``, ``band`` or ``band_type``, ``width``,
+    ``height``; only ``id`` is required); without, they are the first five columns in this order, as in WideIRSTD's
+    table, and others are ignored. Empty cells mean unknown.
 
     Raises:
-        DatasetError: the file cannot be read as text.
+        DatasetError: the file cannot be read as text, or its header names no column of ids.
     """
     path = Path(path)
     found = _open_table(path)
@@ -104,6 +104,17 @@ def read_table(path: str | PathLike) -> SidecarTable:
             if columns:
                 texts = {name: cells[at].strip() for name, at in columns.items() if at < len(cells)}
                 further[key] = {name: text for name, text in texts.items() if text}
+
+
+def check_ids(source: str | PathLike, ids: Collection[str], images: Collection[str]) -> None:
+    """Refuse metadata of which nothing belongs to any image, as where their ids have a folder or lack leading zeros.
+
+    Raises:
+        DatasetError: there are ids and images, and none in both.
+    """
+    if ids and images and set(ids).isdisjoint(images):
+        problem = f"none of {len(ids)}, such as {min(ids)[:80]!r}, is one of {len(images)} images"
+        raise DatasetError(source, "ids", problem, f"write the names of images alone, such as {min(images)[:80]!r}")
 
 
 def find_misspelt(names: Iterable[str]) -> tuple[str, str] | None:
@@ -192,7 +203,7 @@ class _TextTable(NamedTuple):
 def _open_table(path: Path) -> _TextTable:
     text = read_text(path, MAX_SIDECAR_BYTES, "a table of text", "check the path of the table")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    separator = "\t" if "\t" in lines[0] else ","
+    separator = "\t" if "\t" in lines[0] else max(",;", key=lines[0].count)
     try:
         first = next(csv.reader(lines[:1], delimiter=separator), [])
     except csv.Error:  # no header; as a row it is a fault
@@ -202,5 +213,8 @@ def _open_table(path: Path) -> _TextTable:
     places = {name: [i for i, cell in enumerate(cells) if cell in aliases] for name, aliases in _COLUMNS.items()}
     positions = {name: found[0] for name, found in places.items() if found}
     if "id" not in positions:
+        if not {"platform", "band"}.isdisjoint(positions):
+            fix = f"call the column of image names one of {', '.join(_COLUMNS['id'])}"
+            raise DatasetError(path, "line 1", f"names no column of ids: {', '.join(header)[:200]}", fix)
         return _TextTable(separator, header, None, lines)
     return _TextTable(separator, header, positions, lines[1:])

@@ -16,7 +16,7 @@ from ..memory import without_garbage_collection
 from .classes import ClassTable, fold, name_lookup
 from .faults import Fault, FaultKind, Scan
 from .layout import FolderIndex, VocLayout, get_layout
-from .sidecar import SidecarEntry, SidecarTable, read_table
+from .sidecar import SidecarEntry, SidecarTable, check_ids, read_table
 from .splits import read_split
 from .voc_xml import BOX_CONVENTIONS, VocRecord, find_box_faults, read_annotations, to_convention
 
@@ -88,7 +88,7 @@ def scan_voc(
     if names is None:
         names, faults = read_split(root / layout.split.format(split=split)) if split else (images.stems(), [])
     image_names, image_faults = _find_images(images, names)
-    table = _read_tables(root, layout, sidecar)
+    table = _read_tables(root, layout, sidecar, images.stems())
     xml_names = {name: (xml[name] or [f"{name}.xml"])[0] for name in names}
     records, xml_faults = read_annotations(xml.folder, xml_names.values())
     faults = [*faults, *image_faults, *table.faults, *xml_faults]
@@ -170,13 +170,14 @@ def _find_images(index: FolderIndex, names: Iterable[str]) -> tuple[dict[str, st
     return found, faults
 
 
-def _read_tables(root: Path, layout: VocLayout, sidecar: str | PathLike | None) -> SidecarTable:
-    if sidecar is not None:
-        return read_table(sidecar)
-    for candidate in layout.sidecars:
-        if (root / candidate).is_file():
-            return read_table(root / candidate)
-    return SidecarTable({}, {}, [])
+def _read_tables(root: Path, layout: VocLayout, sidecar: str | PathLike | None, images: list[str]) -> SidecarTable:
+    candidates = [root / name for name in layout.sidecars] if sidecar is None else [Path(sidecar)]
+    path = next((path for path in candidates if sidecar is not None or path.is_file()), None)
+    if path is None:
+        return SidecarTable({}, {}, [])
+    table = read_table(path)
+    check_ids(path, table.entries, images)
+    return table
 
 
 def _mask_finder(root: Path, patterns: tuple[str, ...]) -> Callable[[str], str | None]:

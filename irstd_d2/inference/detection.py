@@ -129,6 +129,7 @@ def detect_files(
         settings: all that decides the results beside the files.
         formats: see :func:`write_results`.
     """
+    lookup.check_images([source.path for source in sources if source.camera is None])
     rank, size = comm.get_rank(), comm.get_world_size()
     journal = Journal(detector.output, settings, rank)
     comm.synchronize()  # all have read before any writes

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 
 from ..data.image_io import IMAGE_SUFFIXES, count_pages
-from ..data.sidecar import SidecarTable, read_table
+from ..data.sidecar import SidecarTable, check_ids, read_table
 from ..data.voc_xml import read_voc_xml
 from ..errors import DatasetError
 from ..files import is_leftover, list_files
@@ -133,12 +133,25 @@ class MetadataLookup:
         xml_folder: str | PathLike | None = None,
     ):
         self._given = {key: value for key, value in (given or {}).items() if value}
+        self._source = table
         self._table = read_table(table) if table is not None else SidecarTable({}, {}, [])
         for fault in self._table.faults:
             raise DatasetError(fault.file, fault.field, fault.problem, fault.fix)
         self._xml_folder = None if xml_folder is None else Path(xml_folder)
         if self._xml_folder is not None and not self._xml_folder.is_dir():
             raise DatasetError(self._xml_folder, "folder", "no such folder", "name the folder of the XML files")
+
+    def check_images(self, paths: Sequence[Path]) -> None:
+        """Refuse a table or XML files that belong to none of the images.
+
+        Raises:
+            DatasetError: nothing in one of them is called like an image.
+        """
+        stems = {path.stem for path in paths}
+        if self._source is not None:
+            check_ids(self._source, self._table.entries, stems)
+        if self._xml_folder is not None:
+            check_ids(self._xml_folder, [path.stem for path in list_files(self._xml_folder, (".xml",))], stems)
 
     def __call__(self, path: Path) -> dict[str, Any]:
         """Metadata of one image; what is not known is absent.

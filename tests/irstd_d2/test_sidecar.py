@@ -2,12 +2,18 @@
 
 from collections import Counter
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from voc_files import three_images, voc_xml
 
+from irstd_d2.data import load_voc
+from irstd_d2.data.convert import read_masks, read_yolo
 from irstd_d2.data.sidecar import MAX_SIDECAR_BYTES, SidecarEntry, read_sidecar, read_table
 from irstd_d2.errors import DatasetError
+from irstd_d2.inference.inputs import MetadataLookup
 
 
 @pytest.fixture
@@ -120,3 +126,50 @@ def test_other_columns_are_no_misspelt_fields(tmp_path, column):
     path = tmp_path / "table.csv"
     path.write_text(f"id,{column}\na,1\n")
     assert read_table(path).further == {"a": {column: "1"}}
+
+
+@pytest.mark.parametrize(
+    "text", ["id;view;band\na;Air;LW,IR\n", "a;Air;LW,IR\n", "band;id;platform\nLW,IR;a.png;Air\n"]
+)
+def test_semicolons_part_columns_where_they_are_more(read, text):
+    assert read(text) == ({"a": SidecarEntry("Air", "LW,IR", None, None)}, [])
+
+
+@pytest.mark.parametrize("header", ["img,band,platform", "picture;view", "# id\tband_type"])
+def test_a_header_without_ids_is_refused(read, header):
+    with pytest.raises(
+        DatasetError, match="line 1: names no column of ids: .*Fix: call the column of image names one of"
+    ):
+        read(f"{header}\na,LWIR,Air\n")
+
+
+@pytest.mark.parametrize("key", ["images/a.png", "0a", "b"])
+def test_a_table_of_other_images_is_refused_by_every_reader(tmp_path, key):
+    root = three_images(tmp_path / "voc").root
+    table = tmp_path / "table.csv"
+    table.write_text(f"id,platform\n{key},Air\nz,Air\n")
+    for folder in ("images", "masks", "labels"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "set" / "images" / "a.png"), np.zeros((9, 9), np.uint8))
+    cv2.imwrite(str(tmp_path / "set" / "masks" / "a.png"), np.zeros((9, 9), np.uint8))
+    (tmp_path / "set" / "labels" / "a.txt").touch()
+    readers = [
+        lambda: read_masks(tmp_path / "set", sidecar=table),
+        lambda: read_yolo(tmp_path / "set", sidecar=table),
+        lambda: MetadataLookup(table=table).check_images([tmp_path / "a.png"]),
+    ]
+    readers += [lambda: load_voc(root, sidecar=table)] if key != "b" else []  # which is an image there
+    for read in readers:
+        with pytest.raises(DatasetError, match="table.csv: ids: none of 2, .* is one of . images.*such as 'a'"):
+            read()
+    table.write_text("id,platform\na,Air\nz,Air\n")
+    for read in readers:
+        read()
+
+
+def test_xml_files_of_other_images_are_refused(tmp_path):
+    (tmp_path / "b.xml").write_text(voc_xml())
+    lookup = MetadataLookup(xml_folder=tmp_path)
+    with pytest.raises(DatasetError, match="none of 1, such as 'b', is one of 2 images"):
+        lookup.check_images([tmp_path / "a.png", tmp_path / "c.png"])
+    lookup.check_images([tmp_path / "a.png", tmp_path / "b.png"])

@@ -69,7 +69,7 @@ def read_masks(
     image_index, mask_index = FolderIndex(root / images), FolderIndex(root / masks)
     listed = dict.fromkeys(name for split in lists.values() for name in split)
     names = list(listed) if files else image_index.stems()
-    side_files = SideFiles(root, sidecar)
+    side_files = SideFiles(root, image_index.stems(), sidecar)
     records = []
     unread: Counter[str] = Counter()
     for name in tqdm(names, unit="image", disable=len(names) < _FEW_IMAGES):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ...errors import DatasetError
 from ..image_io import read_sky_mask
 from ..layout import FolderIndex
 from ..layout_writer import SKY_PALETTE, png_bytes, split_lines
-from ..sidecar import SidecarEntry, format_sidecar, read_sidecar
+from ..sidecar import SidecarEntry, check_ids, format_sidecar, read_sidecar
 from .detection_set import DetectionSet, ImageRecord, Size, TargetObject
 
 IMAGES, SKY_MASKS, TARGET_MASKS, METADATA_TABLE = "images", "SkyMasks", "masks", "metadata.csv"
@@ -23,15 +23,16 @@ class SideFiles:
     ``SkyMasks/NAME.png`` and ``metadata.csv`` of ``root`` are read where they exist; a ``sidecar`` replaces the table.
 
     Raises:
-        DatasetError: the table has a faulty line.
+        DatasetError: the table has a faulty line, or none for any of the images, whose ``names`` are given.
     """
 
-    def __init__(self, root: Path, sidecar: str | PathLike | None = None):
+    def __init__(self, root: Path, names: Collection[str], sidecar: str | PathLike | None = None):
         self._sky_masks = FolderIndex(root / SKY_MASKS) if (root / SKY_MASKS).is_dir() else None
         path = root / METADATA_TABLE if sidecar is None else Path(sidecar)
         self._table, faults = read_sidecar(path) if sidecar is not None or path.is_file() else ({}, [])
         if faults:
             raise DatasetError(faults[0].file, faults[0].field, faults[0].problem, faults[0].fix)
+        check_ids(path, self._table, names)
 
     def record(
         self, name: str, image: Path, size: Size, objects: Sequence[TargetObject], target_mask: Path | None = None

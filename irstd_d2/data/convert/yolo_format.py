@@ -83,7 +83,7 @@ def read_yolo(
     named = list(dict.fromkeys(path for members in splits.values() for path in members)) or images
     unread["images in no list"] += len(set(images) - set(named))
     names = _name_images(named, root)
-    side_files = SideFiles(root, sidecar)
+    side_files = SideFiles(root, names.values(), sidecar)
     records, faults, highest = [], [], -1
     labels, without_image = _find_labels(root, images)
     if not labels:
