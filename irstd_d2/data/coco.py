@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 
 from ..errors import DatasetError
 from .classes import CategoryId, ClassTable, fold, name_lookup
-from .faults import Fault, FaultKind, Scan
+from .faults import Fault, FaultKind, Scan, refuse_fractions
 from .image_io import MAX_SIDE
 from .segmentation import read_segmentation
 
@@ -80,7 +80,9 @@ def scan_coco(
         reader.add_image(entry, f"images[{i}]")
     for i, entry in enumerate(content["annotations"]):
         reader.add_annotation(entry, f"annotations[{i}]")
-    return Scan(reader.sound_images(), classes, reader.faults, reader.left_out, notes)
+    dicts = reader.sound_images()
+    refuse_fractions(path, dicts)
+    return Scan(dicts, classes, reader.faults, reader.left_out, notes)
 
 
 def read_coco_classes(
@@ -104,6 +106,7 @@ class _CocoReader:
         self.left_out: Counter[str] = Counter()
         self.known_ids = _show(list(categories))
         self.images: dict[int | str, dict[str, Any]] = {}
+        self.files: dict[str, int | str] = {}
         self.faulty: set[int | str] = set()
         self.faults: list[Fault] = []
 
@@ -143,6 +146,11 @@ class _CocoReader:
                 problem = f"{_show(name)} leads out of the image folder"
                 return self._fail(FaultKind.UNSAFE_NAME, f"{field}.{place}", problem, fix, key)
             sample[place] = str(self.image_root / path)
+        other = self.files.setdefault(sample["file_name"], key)
+        if other != key:  # each would lack the targets of the other
+            self.faulty.add(other)
+            problem, fix = f"that of image {_show(other)} too", "give every file one entry, with all its annotations"
+            self._fail(FaultKind.BAD_RECORD, f"{field}.file_name", problem, fix, key)
         return None
 
     def add_annotation(self, entry: Any, field: str) -> None:
@@ -264,7 +272,8 @@ def _empty_groups(categories: dict[CategoryId, str], content: dict[str, list[Any
 
 
 def _text(entry: dict[str, Any], *keys: str) -> str | None:
-    values = (entry.get(key) for key in keys)
+    fields = {name.lower(): value for name, value in entry.items()}
+    values = (fields.get(key) for key in keys)
     return next((value for value in values if _is_text(value) and value), None)
 
 

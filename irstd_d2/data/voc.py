@@ -11,10 +11,10 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..errors import DatasetError, check_known
+from ..errors import DatasetError, check_known, first_of
 from ..memory import without_garbage_collection
 from .classes import ClassTable, fold, name_lookup
-from .faults import Fault, FaultKind, Scan
+from .faults import Fault, FaultKind, Scan, refuse_fractions
 from .layout import FolderIndex, VocLayout, get_layout
 from .sidecar import SidecarEntry, SidecarTable, check_ids, read_table
 from .splits import read_split
@@ -130,8 +130,11 @@ def scan_voc(
         dicts.append(sample)
     if left_out and not any(sample["annotations"] for sample in dicts):
         _refuse_foreign_classes(read_voc_classes(root, layout=layout), class_ids, xml.folder)
-    notes = (f"{boxless} objects have no <bndbox>: read as no target",) if boxless else ()
-    return Scan(dicts, classes, faults, left_out, notes)
+    refuse_fractions(xml.folder, dicts)
+    notes = [f"{boxless} objects have no <bndbox>: read as no target"] if boxless else []
+    if alone := sorted(set(xml.stems()) - set(images.stems())):
+        notes.append(f"{len(alone)} XML files have no image of a known kind: {first_of(alone)}")
+    return Scan(dicts, classes, faults, left_out, tuple(notes))
 
 
 def read_voc_classes(

@@ -52,7 +52,7 @@ class VocObject(NamedTuple):
 class VocRecord(NamedTuple):
     """One annotation file: image size in pixels, imaging tags (``None`` where absent) and objects.
 
-    ``boxless`` counts objects without ``<bndbox>``, by which SIRST-V2 says that there is no target.
+    ``boxless`` counts objects without ``<bndbox>`` or another outline, by which SIRST-V2 says that there is no target.
     """
 
     width: int
@@ -112,14 +112,23 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
     objects, boxless = [], 0
     for i, element in enumerate(root.iterfind("object")):
         if element.find("bndbox") is None:
-            boxless += 1
+            outline = next((child.tag for child in element if len(child)), None)
+            if outline is None:
+                boxless += 1
+                continue
+            fix = "write its bounds as <bndbox>, or take the object out"
+            fields.fail(FaultKind.MISSING_FIELD, f"object[{i}].bndbox", f"missing, <{outline[:40]}> is not read", fix)
+            if len(fields.faults) >= MAX_FAULTS:
+                break
             continue
         objects.append(fields.object(element, i))
         if len(fields.faults) >= MAX_FAULTS:
             break
     if fields.faults:
         return None, fields.faults
-    platform, band = _tag(root, "view", "platform"), _tag(root, "band_type", "band")
+    tags = {child.tag.lower(): (child.text or "").strip() for child in root[::-1] if child.tag != "object"}
+    platform = tags.get("view") or tags.get("platform") or None
+    band = tags.get("band_type") or tags.get("band") or None
     return VocRecord(width, height, platform, band, tuple(objects), boxless), []
 
 
@@ -234,11 +243,6 @@ def _parse_tree(path: Path) -> tuple[Element | None, list[Fault]]:
     if root.tag != "annotation":
         return fail(FaultKind.BAD_XML, f"root element <{root.tag[:40]}>", "Pascal VOC files start with <annotation>")
     return root, []
-
-
-def _tag(root: Element, *names: str) -> str | None:
-    texts = ((root.findtext(name) or "").strip() for name in names)
-    return next(filter(None, texts), None)
 
 
 class _FieldReader:

@@ -66,6 +66,8 @@ def test_loads(write, tmp_path):
         ({}, {"platform": "Space", "band": "NIR"}, ("Space", "NIR", 32, 24)),
         ({}, {"view": "Space", "band_type": "NIR"}, ("Space", "NIR", 32, 24)),
         ({"platform": "Air"}, {"platform": "Space", "band": "NIR"}, ("Air", "NIR", 32, 24)),
+        ({"Platform": "Space", "BAND": "NIR"}, {}, ("Space", "NIR", 32, 24)),
+        ({}, {"View": "Space", "Band_Type": "NIR"}, ("Space", "NIR", 32, 24)),
         ({"platform": ""}, {"platform": "Space"}, ("Space", None, 32, 24)),
         ({}, {"width": 640, "height": 512}, (None, None, 640, 512)),
         ({}, {"original_width": 640, "original_height": 512}, (None, None, 640, 512)),
@@ -247,3 +249,29 @@ def test_any_json(tmp_path, images, annotations):
             assert 0 <= x1 < x2 <= sample["width"]
             assert 0 <= y1 < y2 <= sample["height"]
     assert len(scan.dicts) + len(scan.faults) >= 2
+
+
+@pytest.mark.parametrize("name", ["b.png", "sub/b.png", "sub\\b.png"])
+def test_two_entries_of_one_file_would_each_lack_targets(write, tmp_path, name):
+    data = content()
+    data["images"][0]["file_name"] = "sub/b.png" if "sub" in name else name
+    data["images"].append({"id": 9, "file_name": name, "width": 32, "height": 24})
+    data["annotations"].append({"image_id": 9, "category_id": 5, "bbox": [9, 9, 3, 4]})
+    with pytest.raises(DatasetError, match=r"images\[2\].file_name: that of image 7 too"):
+        load_coco(write(data), tmp_path)
+    dicts, _ = load_coco(write(data), tmp_path, skip_bad=True)
+    assert [sample["image_id"] for sample in dicts] == [3]
+
+
+@pytest.mark.parametrize("box", [[0.25, 0.5, 0.25, 0.5], [0, 0, 1, 0.5]])
+def test_boxes_in_fractions_are_refused(write, tmp_path, box):
+    data = content() | {"annotations": [{"image_id": 7, "category_id": 5, "bbox": box}] * 2}
+    with pytest.raises(DatasetError, match="boxes: all 2 lie within the first pixel: they seem to be fractions"):
+        load_coco(write(data), tmp_path)
+
+
+@pytest.mark.parametrize("box", [[0.5, 0.5, 0.5, 0.75], [0, 0, 1, 1]])
+def test_small_boxes_are_no_fractions(write, tmp_path, box):
+    data = content() | {"annotations": [{"image_id": 7, "category_id": 5, "bbox": box}]}
+    x, y, width, height = box
+    assert load_coco(write(data), tmp_path)[0][1]["annotations"][0]["bbox"] == [x, y, x + width, y + height]

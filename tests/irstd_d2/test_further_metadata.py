@@ -66,7 +66,10 @@ def test_they_reach_the_samples_of_a_voc_set(tmp_path):
 def test_they_reach_the_samples_of_a_coco_file(tmp_path):
     fields = {"view_angle": 30.5, "season": "summer", "platform": "Moon", "none": None, "lens": {"f": 2}, "on": True}
     image = {"id": 1, "file_name": "a.png", "width": 9, "height": 8, "platform": "Air"}
-    images = [{**image, "metadata": fields}, {**image, "id": 2, "metadata": "left by another program"}]
+    images = [
+        {**image, "metadata": fields},
+        {**image, "id": 2, "file_name": "b.png", "metadata": "left by another program"},
+    ]
     path = tmp_path / "set.json"
     path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     (first, second), _ = load_coco(path, tmp_path)

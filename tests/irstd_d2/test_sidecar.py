@@ -138,7 +138,7 @@ def test_semicolons_part_columns_where_they_are_more(read, text):
 @pytest.mark.parametrize("header", ["img,band,platform", "picture;view", "# id\tband_type"])
 def test_a_header_without_ids_is_refused(read, header):
     with pytest.raises(
-        DatasetError, match="line 1: names no column of ids: .*Fix: call the column of image names one of"
+        DatasetError, match=r"line 1: names no column of ids: .*Fix: call the column of image names one of"
     ):
         read(f"{header}\na,LWIR,Air\n")
 
@@ -160,7 +160,7 @@ def test_a_table_of_other_images_is_refused_by_every_reader(tmp_path, key):
     ]
     readers += [lambda: load_voc(root, sidecar=table)] if key != "b" else []  # which is an image there
     for read in readers:
-        with pytest.raises(DatasetError, match="table.csv: ids: none of 2, .* is one of . images.*such as 'a'"):
+        with pytest.raises(DatasetError, match=r"table.csv: ids: none of 2, .* is one of . images.*such as 'a'"):
             read()
     table.write_text("id,platform\na,Air\nz,Air\n")
     for read in readers:

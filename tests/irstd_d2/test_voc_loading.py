@@ -16,9 +16,11 @@ from voc_files import VocSet, three_images, voc_xml
 from irstd_d2 import get_config
 from irstd_d2.data import LAYOUTS, VocLayout, load_voc, read_sky_mask, register_voc_folder, set_skip_bad
 from irstd_d2.data.check import check_collection, collect
+from irstd_d2.data.convert import read_voc
 from irstd_d2.data.datasets import register_own_sets
 from irstd_d2.data.faults import get_skip_bad
 from irstd_d2.data.layout import FolderIndex, get_layout, list_splits
+from irstd_d2.data.voc import scan_voc
 from irstd_d2.engine.setup import setup
 from irstd_d2.errors import ConfigError, DatasetError
 
@@ -347,3 +349,27 @@ def test_wideirstd_name_reads_the_same_layout(omni_mini, tmp_path, monkeypatch):
     (tmp_path / "WideIRSTD-Full").symlink_to(omni_mini)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert len(DatasetCatalog.get("wideirstd_val")) == 90
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_annotations_of_images_that_cannot_be_read_are_counted(folder, split):
+    for name, suffix in (("x", ".webp"), ("y", ".gif")):
+        folder.add(name)
+        folder.image(name).rename(folder.image(name, suffix))
+    note = "2 XML files have no image of a known kind: x, y"
+    assert scan_voc(folder.root, split).notes == (note,)
+    assert collect(folder.root).notes[0] == note
+    assert read_voc(folder.root).unread["XML files without image"] == 2
+
+
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.3, 0.5), (0, 0, 0.25, 1)])
+def test_boxes_in_fractions_are_refused(tmp_path, box):
+    VocSet(tmp_path).add("a").xml("a").write_text(voc_xml(boxes=[box, box]))
+    with pytest.raises(DatasetError, match=r"boxes: all 2 lie within the first pixel: .*Fix: write them in pixels"):
+        load_voc(tmp_path)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.5, 0.5, 1.5, 1)])
+def test_small_boxes_are_no_fractions(tmp_path, box):
+    VocSet(tmp_path).add("a", boxes=[]).xml("a").write_text(voc_xml(boxes=[box]))
+    assert load_voc(tmp_path)[0]["annotations"][0]["bbox"] == list(box)

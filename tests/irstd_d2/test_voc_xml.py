@@ -48,6 +48,8 @@ def test_reads_everything(parse):
         ("<platform>Land</platform><band>SWIR</band>", ("Land", "SWIR")),
         ("<view>Air</view><platform>Land</platform><band_type> </band_type><band>NIR</band>", ("Air", "NIR")),
         ("<platform/><band/>", (None, None)),
+        ("<Platform>Land</Platform><BAND>SWIR</BAND>", ("Land", "SWIR")),
+        ("<View>Air</View><View>Land</View><Band_Type/>", ("Air", None)),
     ],
 )
 def test_metadata_under_their_other_names(parse, tags, expected):
@@ -206,6 +208,22 @@ def test_objects_without_box_are_no_target(parse):
     assert (faults, record.objects, record.boxless) == ([], (), 2)
     record, _ = parse(voc_xml().replace("</annotation>", "<object></object></annotation>"))
     assert (len(record.objects), record.boxless) == (1, 1)
+
+
+@for_every(
+    ("outline", "tag"),
+    [
+        ("<robndbox><cx>5</cx><cy>5</cy><w>4</w><h>3</h><angle>0.1</angle></robndbox>", "robndbox"),
+        ("<deleted>0</deleted><polygon><pt><x>1</x><y>1</y></pt></polygon>", "polygon"),
+        ("<part><name>wing</name><bndbox><xmin>1</xmin></bndbox></part>", "part"),
+    ],
+)
+def test_outlines_other_than_boxes_are_not_passed_over(parse, outline, tag):
+    text = voc_xml().replace("</annotation>", f"<object><name>Target</name>{outline}</object></annotation>")
+    record, (fault,) = parse(text)
+    assert record is None
+    assert fault.kind is FaultKind.MISSING_FIELD
+    assert (fault.field, fault.problem) == ("object[1].bndbox", f"missing, <{tag}> is not read")
 
 
 @for_every("name", ["../a.png", "..", "..\\a.png", "a/../../b.png"])

@@ -170,6 +170,6 @@ def _count_unread(file: Path) -> Counter[str]:
         for entry in content[table]
         if isinstance(entry, dict)
         for key, value in entry.items()
-        if key not in read and value not in (None, "", 0, [], {})
-        if not (key == "metadata" and isinstance(value, dict) and value.keys() <= _KEPT_METADATA)
+        if key.lower() not in read and value not in (None, "", 0, [], {})
+        if not (key == "metadata" and isinstance(value, dict) and {name.lower() for name in value} <= _KEPT_METADATA)
     )

@@ -70,6 +70,7 @@ def read_voc(
         class_names=class_names,
         splits=splits,
         unread=_count_unread_tags(annotations.folder / file for file in files if Path(file).stem in present)
+        + Counter({"XML files without image": len(set(annotations.stems()) - set(images.stems()))})
         + Counter({"images in no list": 0 if named is None else len(set(images.stems()) - set(named))})
         + Counter({f"objects of class {name}": count for name, count in scan.left_out.items()}),
         faults=scan.faults,
@@ -128,7 +129,7 @@ def _informative(element: Element) -> list[str]:
     return [
         child.tag
         for child in element
-        if child.tag not in _PASSED_OVER
+        if child.tag.lower() not in _PASSED_OVER
         and child.tag != "object"
         and (len(child) or (child.text or "").strip() not in _EMPTY_VALUES)
     ]
