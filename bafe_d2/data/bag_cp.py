@@ -59,9 +59,10 @@ class PasteRule:
     def __post_init__(self):
         for name in ("areas", "targets", "gaps", "brightness", "offset", "sigma"):
             low, high = getattr(self, name)
-            if not 0 <= low <= high:
+            if not 0 <= low <= high or (name == "sigma" and low == 0):
+                least = "0 <" if name == "sigma" else "0 <="
                 raise ConfigError(
-                    f"INPUT.BAG_CP.{name.upper()} is {(low, high)}; give two values, 0 <= first <= second"
+                    f"INPUT.BAG_CP.{name.upper()} is {(low, high)}; give two values, {least} first <= second"
                 )
         if self.area_edge < EDGE:
             raise ConfigError(f"INPUT.BAG_CP.AREA_EDGE is {self.area_edge}; a target needs {EDGE} pixels")
@@ -188,7 +189,8 @@ class BAGCopyPaste(T.Augmentation):
         if boxes is not None and len(boxes):
             gap = self.rule.gaps[0]
             low = np.maximum(np.floor(boxes[:, :2]).astype(int) - gap, 0).tolist()
-            high = (np.ceil(boxes[:, 2:]).astype(int) + gap).tolist()
+            # Beside the image, as behind a crop, is not counted from its other edge.
+            high = np.maximum(np.ceil(boxes[:, 2:]).astype(int) + gap, 0).tolist()
             for (x1, y1), (x2, y2) in zip(low, high):
                 free[y1:y2, x1:x2] = 0
         return free
@@ -282,6 +284,9 @@ class BAGCopyPaste(T.Augmentation):
             counted = weights > COUNTED_ABOVE
         else:
             weights, counted = np.ones_like(patches, dtype=float), window
+        # Of a faint target no pixel counts: there is nothing to find, so it is not pasted.
+        seen = counted.any((1, 2))
+        patches, weights, counted, corners = patches[seen], weights[seen], counted[seen], corners[seen]
         changed = np.nonzero(weights > 0 if rule.halo else counted)
         rows, columns = corners[changed[0], 1] + changed[1], corners[changed[0], 0] + changed[2]
         boxes = tight_boxes(counted, corners)

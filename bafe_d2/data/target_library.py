@@ -84,7 +84,7 @@ class TargetLibrary:
             for annotation in annotations:
                 box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
                 x1, y1 = (max(0, int(np.floor(v))) for v in box[:2])
-                x2, y2 = (int(np.ceil(v)) for v in box[2:])
+                x2, y2 = (max(0, int(np.ceil(v))) for v in box[2:])
                 crop = image[y1:y2, x1:x2]
                 if crop.size:
                     crops.append(crop)

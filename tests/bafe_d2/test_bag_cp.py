@@ -2,10 +2,12 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import for_every
@@ -378,3 +380,51 @@ def test_mapper_adds_targets_in_training_only(tmp_path, monkeypatch):
     before = get_config(None, [*options, "INPUT.BAG_CP.BEFORE_RESIZE", True, "INPUT.CROP.ENABLED", True])
     names = [type(step).__name__ for step in build_mapper(before, True).augmentations.augs]
     assert names == ["TargetCrop", "BAGCopyPaste", "Resize", "RandomFlip"]
+
+
+@for_every("box", [[-30, 40, -20, 50], [40, -30, 50, -20], [-30, -30, -20, -20], [130, 40, 140, 50], [-5, 40, -1, 50]])
+def test_targets_beside_the_image_take_no_place(library, box):
+    """Behind a crop boxes keep coordinates outside of it."""
+    free = BAGCopyPaste(library)._free_pixels((100, 120), np.array([box], float), np.ones((100, 120), np.uint8))
+    assert free.all()
+
+
+def test_a_target_across_the_edge_takes_its_visible_part(library):
+    boxes = np.array([[-4.0, 10, 3, 14], [110, -9, 130, 2]])
+    free = BAGCopyPaste(library)._free_pixels((100, 120), boxes, np.ones((100, 120), np.uint8))
+    expected = np.ones((100, 120))
+    expected[9:15, 0:4] = expected[0:3, 109:120] = 0  # and one pixel around
+    np.testing.assert_array_equal(free, expected)
+
+
+@pytest.mark.parametrize("box", [[-10, 5, -4, 9], [5, -10, 9, -4], [70, 5, 80, 9]])
+def test_the_library_passes_over_boxes_beside_the_image(tmp_path, box):
+    image = np.zeros((50, 60), np.uint8)
+    image[10:13, 10:13] = 200
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    boxes = [{"bbox": b, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0} for b in (box, [10, 10, 13, 13])]
+    found = TargetLibrary.from_dicts([{"file_name": str(tmp_path / "a.png"), "annotations": boxes}])
+    assert found.sizes.tolist() == [[3, 3]]
+    np.testing.assert_allclose(found.patches[0, :3, :3], 200 / 255)
+
+
+@for_every(("brightness", "none"), [((0.0, 0.05), True), ((0.0, 0.2), False), ((0.09, 0.11), False)])
+@pytest.mark.parametrize("halo", [False, True])
+def test_every_box_holds_a_pixel_that_counts(library, brightness, none, halo):
+    """Too faint a target is not pasted: its box would name a target that nobody can see."""
+    sky, nothing = np.ones((128, 128), np.uint8), np.zeros((0, 4), np.float32)
+    rule = PasteRule(brightness=brightness, halo=halo)
+    for seed in range(5):
+        _, transform = run(library, np.full((128, 128), 40, np.uint8), nothing, sky, seed, rule)
+        counted = np.zeros((128, 128), bool)
+        counted[transform.rows[transform.counted], transform.columns[transform.counted]] = True
+        assert (len(transform.pasted_boxes) == 0) == none
+        for x1, y1, x2, y2 in transform.pasted_boxes.astype(int).tolist():
+            inside = counted[y1:y2, x1:x2]
+            assert inside.any(0)[[0, -1]].all()
+            assert inside.any(1)[[0, -1]].all()
+
+
+def test_a_deviation_of_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"INPUT.BAG_CP.SIGMA is \(0.0, 0.5\); give two values, 0 < first"):
+        PasteRule(sigma=(0.0, 0.5))
