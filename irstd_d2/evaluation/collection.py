@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ..files import write_atomically
@@ -45,7 +47,6 @@ class DetectionCollector:
 
     def __init__(self, ground_truth: GroundTruth, *, distributed: bool = True):
         self.ground_truth, self._distributed = ground_truth, distributed
-        self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
     def reset(self) -> None:
@@ -54,32 +55,14 @@ class DetectionCollector:
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Store what a model found on a batch; part of detectron2's evaluator."""
         for sample, output in zip(inputs, outputs):
-            instances = output["instances"].to("cpu")
-            self.add(
-                sample["image_id"],
-                instances.pred_boxes.tensor.numpy(),
-                instances.scores.numpy(),
-                instances.pred_classes.numpy(),
-            )
+            self.add(sample["image_id"], *columns_of(output["instances"]))
 
     def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
         """Store the detections of one image, in original pixels; an image given again is replaced.
 
-        Args:
-            image_id: one of the ground truth's.
-            boxes, scores, classes: (d, 4) x1 y1 x2 y2, (d,) and (d,).
-
-        Raises:
-            ValueError: for an image or a class that the data set does not have, or a score or box that is not finite.
+        Arguments and errors as of ``GroundTruth.check_detections``.
         """
-        if image_id not in self._index:
-            raise ValueError(f"image {image_id!r} is not in the evaluated data set; were the right predictions given?")
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"image {image_id!r} has detections whose score or box is not finite")
-        known = len(self.ground_truth.class_names)
-        if len(classes) and not (classes.min() >= 0 and classes.max() < known):
-            raise ValueError(f"image {image_id!r} has detections of classes outside 0 to {known - 1}")
-        index = self._index[image_id]
+        index = self.ground_truth.check_detections(image_id, boxes, scores, classes)
         self._columns[index] = ImageColumns(boxes, scores, classes, self._measure(index, boxes))
 
     def _measure(self, index: int, boxes: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
@@ -91,19 +74,28 @@ class DetectionCollector:
         columns = gather(self._columns, self._distributed)
         if columns is None:
             return None
-        missing = len(self._index) - len(columns)
-        if missing:
-            logger.warning("%d of %d images have no predictions and count as empty", missing, len(self._index))
+        count = len(self.ground_truth.image_ids)
+        if missing := count - len(columns):
+            logger.warning("%d of %d images have no predictions and count as empty", missing, count)
         none = np.zeros((0, 4))
         return [
             columns.get(i) or ImageColumns(none, np.zeros(0), np.zeros(0, int), self._measure(i, none))
-            for i in range(len(self._index))
+            for i in range(count)
         ]
 
     def detections(self) -> DetectionTable | None:
         """Return the table of all processes' detections on the main process, ``None`` on the others."""
         columns = self._gather()
         return None if columns is None else detections_of(columns)
+
+
+def columns_of(instances: Instances) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, scores and classes of a model's result; numpy lacks the bfloat16 that autocast gives."""
+    boxes, scores = (
+        values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32)).numpy()
+        for values in (instances.pred_boxes.tensor, instances.scores)
+    )
+    return boxes, scores, instances.pred_classes.cpu().numpy()
 
 
 def detections_of(columns: Sequence[ImageColumns]) -> DetectionTable:

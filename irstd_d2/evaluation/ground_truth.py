@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..errors import DatasetError
 from .breakdown import ImageFiles
 from .matching import TargetTable, target_table
 
@@ -51,7 +53,18 @@ class GroundTruth:
         """Build from detectron2 data set dicts; an annotation with ``iscrowd`` counts neither as found nor missed.
 
         ``category_index`` leads from the set's own category ids to class indices; equal by default.
+
+        Raises:
+            DatasetError: for two images of one id, whose detections could not be told apart.
         """
+        first: dict[Any, dict[str, Any]] = {}
+        for record in dicts:
+            other = first.setdefault(record["image_id"], record)
+            if other is not record:
+                problem = f"{record['image_id']!r} is also that of {other.get('file_name')}"
+                raise DatasetError(
+                    str(record.get("file_name")), "image_id", problem, "give each image of the set an id of its own"
+                )
         boxes, classes, ignored = [], [], []
         for record in dicts:
             annotations = record.get("annotations", [])
@@ -80,6 +93,44 @@ class GroundTruth:
         dicts = DatasetCatalog.get(name)  # some sets know their class names only once they are loaded
         catalog = MetadataCatalog.get(name)
         return cls.from_dicts(dicts, catalog.thing_classes, catalog.get("thing_dataset_id_to_contiguous_id"))
+
+    @cached_property
+    def _place(self) -> dict[Any, int]:
+        return {image_id: i for i, image_id in enumerate(self.image_ids)}
+
+    def index_of(self, image_id: Any) -> int:
+        """The place of an image in the data set's order.
+
+        Raises:
+            ValueError: for an image that the data set does not have.
+        """
+        if image_id not in self._place:
+            raise ValueError(f"image {image_id!r} is not in the evaluated data set; were the right predictions given?")
+        return self._place[image_id]
+
+    def check_detections(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> int:
+        """Refuse what would give a wrong number, and return the place of the image.
+
+        Args:
+            image_id: one of ``image_ids``.
+            boxes, scores, classes: of its detections, (d, 4) x1 y1 x2 y2, (d,) and (d,).
+
+        Raises:
+            ValueError: for an image or a class that the data set does not have, a score or box that is not finite, or a
+                box whose second corner lies before its first.
+        """
+        index = self.index_of(image_id)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(f"image {image_id!r} has detections whose score or box is not finite")
+        boxes = np.asarray(boxes, float).reshape(-1, 4)
+        if (turned := (boxes[:, 2:] < boxes[:, :2]).any(1)).any():
+            raise ValueError(
+                f"image {image_id!r} has a detection of negative size, {boxes[turned][0].tolist()}; give x1 y1 x2 y2"
+            )
+        known = len(self.class_names)
+        if len(classes) and not (classes.min() >= 0 and classes.max() < known):
+            raise ValueError(f"image {image_id!r} has detections of classes outside 0 to {known - 1}")
+        return index
 
     @property
     def category_ids(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from ..errors import DatasetError
 from ..files import list_files
 from .bootstrap import Comparison, Interval, draws_with_data_set, exchanges, p_value
 from .breakdown import TARGET_KEYS
-from .collection import gather
+from .collection import columns_of, gather
 from .ground_truth import GroundTruth
 from .mask_files import read_map
 from .mask_metrics import COLUMNS, LEVELS, PixelCurves, count_masks, level_counts, mask_metrics, pixel_curves
@@ -159,7 +159,6 @@ class MaskEvaluator(DatasetEvaluator):
         self.ground_truth, self._targets, self.threshold = ground_truth, targets, threshold
         self._distributed = distributed
         self.group_by = tuple(key for key in group_by if key not in TARGET_KEYS)
-        self._index = {image_id: i for i, image_id in enumerate(ground_truth.image_ids)}
         self.reset()
 
     def reset(self) -> None:
@@ -168,13 +167,11 @@ class MaskEvaluator(DatasetEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count what a detector found on a batch."""
         for sample, output in zip(inputs, outputs):
-            found = output["instances"].to("cpu")
-            boxes, scores = found.pred_boxes.tensor.numpy(), found.scores.numpy()
-            self.add(sample["image_id"], boxes, scores, found.pred_classes.numpy())
+            self.add(sample["image_id"], *columns_of(output["instances"]))
 
-    def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:  # noqa: ARG002
-        """Count the masks that are made from the boxes of one image; see ``DetectionCollector.add``."""
-        files = self.ground_truth.files[self._index[image_id]]
+    def add(self, image_id: Any, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> None:
+        """Count the masks that are made from the boxes of one image; see ``GroundTruth.check_detections``."""
+        files = self.ground_truth.files[self.ground_truth.check_detections(image_id, boxes, scores, classes)]
         if not len(boxes):
             self.add_map(image_id, np.zeros((files.height, files.width), np.uint8))
             return
@@ -191,7 +188,7 @@ class MaskEvaluator(DatasetEvaluator):
             image_id: one of the ground truth's.
             probability: (H, W) float in 0 to 1, or uint8 of 0 to 255.
         """
-        index = self._index[image_id]
+        index = self.ground_truth.index_of(image_id)
         target = self._targets[index]
         threshold = self.threshold * (255 if probability.dtype == np.uint8 else 1)
         row = vars(count_masks(probability > threshold, target))
@@ -208,7 +205,7 @@ class MaskEvaluator(DatasetEvaluator):
                 files = self.ground_truth.files[index]
                 self.add_map(image_id, np.zeros((files.height, files.width), np.uint8))
                 images[index] = self._images[index]
-        ordered = [images[index] for index in range(len(self._index))]
+        ordered = [images[index] for index in range(len(self.ground_truth.image_ids))]
         widths = len(COLUMNS), LEVELS - 1, LEVELS - 1
         return MaskTable(*(np.array([image[i] for image in ordered]).reshape(-1, n) for i, n in enumerate(widths)))
 

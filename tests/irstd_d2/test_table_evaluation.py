@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.average_precision import EXACT, PAPER, VOCProtocol, precision_recall, voc_verdicts
 from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
+from irstd_d2.evaluation.mask_evaluation import MaskEvaluator
 from irstd_d2.evaluation.matching import detection_table, target_table
 from irstd_d2.evaluation.table_evaluation import (
     CentreDistanceEvaluator,
@@ -222,3 +224,60 @@ def test_the_curve_is_that_of_the_papers_implementation_between_equal_scores(voc
     last = np.flatnonzero(np.append(np.diff(detections.scores) != 0, True))
     np.testing.assert_allclose(curve.recall[last], np.array(expected["recall"])[last], atol=1e-6)
     np.testing.assert_allclose(curve.precision[last], np.array(expected["precision"])[last], atol=1e-6)
+
+
+@for_every(
+    ("image_id", "box", "score", "category", "message"),
+    [
+        ("z", [1, 1, 2, 2], 0.5, 0, "image 'z' is not in the evaluated data set"),
+        ("a", [1, 1, 2, 2], np.nan, 0, "score or box is not finite"),
+        ("a", [1, 1, 2, 2], np.inf, 0, "not finite"),
+        ("a", [1, -np.inf, 2, 2], 0.5, 0, "not finite"),
+        ("a", [13, 13, 10, 10], 0.5, 0, r"negative size, \[13.0, 13.0, 10.0, 10.0\]; give x1 y1 x2 y2"),
+        ("a", [10, 13, 13, 10], 0.5, 0, "negative size"),
+        ("a", [1, 1, 2, 2], 0.5, 1, "classes outside 0 to 0"),
+        ("a", [1, 1, 2, 2], 0.5, -1, "classes outside 0 to 0"),
+    ],
+)
+def test_every_evaluator_refuses_what_would_give_a_wrong_number(truth, image_id, box, score, category, message):
+    masks = MaskEvaluator(truth, SimpleNamespace())
+    for evaluator in (VOCDetectionEvaluator(truth), DetectionProbabilityEvaluator(truth), masks):
+        found = np.array([box], float), np.array([score]), np.array([category])
+        with pytest.raises(ValueError, match=message):
+            evaluator.add(image_id, *found)
+
+
+def test_a_map_of_a_foreign_image_is_refused(truth):
+    with pytest.raises(ValueError, match="image 'z' is not in the evaluated data set"):
+        MaskEvaluator(truth, SimpleNamespace()).add_map("z", np.zeros((50, 100)))
+
+
+def test_boxes_without_area_and_outside_of_the_image_are_false(truth):
+    evaluator = DetectionProbabilityEvaluator(truth)
+    evaluator.add("c", np.array([[7.0, 7, 7, 9], [-50, -50, -40, -40]]), np.array([0.9, 0.8]), np.zeros(2, int))
+    results = evaluator.evaluate()["pd_fa"]
+    pixels = 2 * 100 * 50 + 1024 * 740
+    assert results["Fa"] == pytest.approx(1e6 * 100 / pixels)
+    assert results["Fa_boxes"] == pytest.approx(1e6 * 2 / pixels)
+
+
+@for_every("places", [(0, 1), (0, 2), (1, 2)])
+def test_images_with_one_id_are_refused(places):
+    dicts = [record(name, [[1, 1, 3, 3]]) | {"file_name": f"{name}.png"} for name in "abc"]
+    first, second = places
+    dicts[second]["image_id"] = dicts[first]["image_id"]
+    with pytest.raises(DatasetError, match=f"{'abc'[second]}.png: image_id: '{'abc'[first]}' is also that of"):
+        GroundTruth.from_dicts(dicts)
+
+
+@for_every("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_results_of_any_precision_are_taken(truth, dtype):
+    """Under autocast the scores of a detector are bfloat16, which numpy does not have."""
+    output = detections([[10, 10, 13, 13], [21, 20, 24, 23]], [0.875, 0.75])
+    exact, rounded = VOCDetectionEvaluator(truth), VOCDetectionEvaluator(truth)
+    exact.process([{"image_id": "a"}], [output])
+    found = output["instances"]
+    found.scores, found.pred_boxes = found.scores.to(dtype).requires_grad_(), Boxes(found.pred_boxes.tensor)
+    found.pred_boxes.tensor = found.pred_boxes.tensor.to(dtype)
+    rounded.process([{"image_id": "a"}], [output])
+    assert rounded.evaluate() == exact.evaluate()
