@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.common.registry import Registry
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, check_known
 from .image_io import check_size, read_raw, read_sky_mask, to_float_image
 from .transforms import RandomGainOffset, Resize, ResizeByFactor, ResizeShortestEdge, TargetCrop
 
@@ -129,6 +129,7 @@ class IRSTDDatasetMapper:
         augmentations.append(_build_resize(cfg, is_train))
         if is_train and (cfg.INPUT.GAIN_RANGE != (1.0, 1.0) or cfg.INPUT.OFFSET_RANGE or cfg.INPUT.INVERT_PROB):
             augmentations.append(RandomGainOffset(cfg.INPUT.GAIN_RANGE, cfg.INPUT.OFFSET_RANGE, cfg.INPUT.INVERT_PROB))
+        check_known("INPUT.RANDOM_FLIP", cfg.INPUT.RANDOM_FLIP, ("none", "horizontal", "vertical"))
         if is_train and cfg.INPUT.RANDOM_FLIP != "none":
             horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
             augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
@@ -156,7 +157,7 @@ class IRSTDDatasetMapper:
         sample.setdefault("height", aug_input.image.shape[0])
         sample.setdefault("width", aug_input.image.shape[1])
         size = {"width": sample["width"], "height": sample["height"]}
-        sample["metadata"] = self.process_metadata({**size, **dataset_dict.get("metadata", {})})
+        sample["metadata"] = self.process_metadata({**size, **(dataset_dict.get("metadata") or {})})
 
         self.augment(sample, aug_input)
         sample["image"] = _pack_image(aug_input.image)
@@ -181,9 +182,9 @@ class IRSTDDatasetMapper:
         if not self.is_train:
             return IRSTDAugInput(image)
         sem_seg = None
-        if self.load_sem_seg and "sem_seg_file_name" in dataset_dict:
-            sem_seg = read_sky_mask(dataset_dict["sem_seg_file_name"])
-            check_size(dataset_dict["sem_seg_file_name"], sem_seg.shape, size)
+        if self.load_sem_seg and (sky_file := dataset_dict.get("sem_seg_file_name")) is not None:
+            sem_seg = read_sky_mask(sky_file)
+            check_size(sky_file, sem_seg.shape, size)
         boxes, classes = None, None
         if "annotations" in dataset_dict:
             boxes, classes = _annotation_arrays(dataset_dict["annotations"])
@@ -225,7 +226,7 @@ def _build_resize(cfg: CfgNode, is_train: bool) -> T.Augmentation:
 def _annotation_arrays(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes ``(N, 4)`` float32 XYXY and classes ``(N,)`` int64 of all objects that are not marked difficult."""
     kept = [obj for obj in annotations if not obj.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(obj["bbox"], obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in kept]
+    boxes = [BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYXY_ABS) for obj in kept]
     classes = [obj["category_id"] for obj in kept]
     return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(classes, dtype=np.int64)
 

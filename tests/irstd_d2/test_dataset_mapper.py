@@ -369,3 +369,26 @@ def test_a_colour_image_keeps_its_channels(sample):
     cv2.imwrite(sample["file_name"], pixels)
     mapped = mapper(T.RandomFlip(prob=1.0), image_format="BGR")(sample)
     assert torch.equal(mapped["image"], torch.from_numpy(pixels[:, ::-1].transpose(2, 0, 1).astype(np.float32)))
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_metadata_and_masks_that_are_none(sample, is_train, metadata):
+    mapper = IRSTDDatasetMapper(is_train, augmentations=[])
+    found = mapper({**sample, "metadata": metadata, "sem_seg_file_name": None})
+    assert found["metadata"] == {"width": sample["width"], "height": sample["height"]}
+    assert "sem_seg" not in found
+
+
+@pytest.mark.parametrize("mode", [BoxMode.XYXY_ABS, BoxMode.XYWH_ABS])
+def test_boxes_may_be_arrays(sample, mode):
+    box = BoxMode.convert([10.0, 12.0, 14.0, 15.0], BoxMode.XYXY_ABS, mode)
+    annotation = {"bbox": np.array(box), "bbox_mode": mode, "category_id": 0}
+    found = IRSTDDatasetMapper(True, augmentations=[])({**sample, "annotations": [annotation]})
+    assert found["instances"].gt_boxes.tensor.tolist() == [[10, 12, 14, 15]]
+
+
+@pytest.mark.parametrize("flip", ["both", "horizntal", ""])
+def test_an_unknown_flip_is_refused(flip):
+    with pytest.raises(ConfigError, match=f"INPUT.RANDOM_FLIP is '{flip}'; known are 'none', 'horizontal', 'vertical'"):
+        IRSTDDatasetMapper.build_augmentation(get_config(None, ["INPUT.RANDOM_FLIP", flip]), True)
