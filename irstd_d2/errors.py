@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 
@@ -40,6 +41,18 @@ def check_known(key: str, given: object, known: Iterable[str]) -> None:
         verb, names = "has", sorted(set(given))
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"{key} {verb} {', '.join(map(repr, unknown))}; known are {', '.join(map(repr, known))}")
+
+
+def check_number(key: str, given: float, low: float, high: float = math.inf, *, open_ends: bool = False) -> None:
+    """Refuse a number outside ``low`` to ``high``, or with ``open_ends`` at one of them too.
+
+    Raises:
+        ConfigError: with the key, the number and the range.
+    """
+    if not (low < given < high if open_ends else low <= given <= high):
+        lower, upper = ("above", "below") if open_ends else ("at least", "at most")
+        limit = "" if high == math.inf else f" and {upper} {high:g}"
+        raise ConfigError(f"{key} is {given}; it must be {lower} {low:g}{limit}")
 
 
 def first_of(names: Sequence[str], limit: int = 5) -> str:

@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irstd_d2.errors import ConfigError, check_known
+from irstd_d2.errors import ConfigError, check_known, check_number
 from irstd_d2.modeling.decoding import clip_boxes, take
 from irstd_d2.modeling.gaussian_distance import wasserstein_similarities, wasserstein_similarity
 
@@ -205,11 +205,17 @@ class CascadeRPN(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         rpn = cfg.MODEL.CASCADE_RPN
+        check_known("MODEL.CASCADE_RPN.IN_FEATURES", rpn.IN_FEATURES, input_shape)
         shapes = [input_shape[name] for name in rpn.IN_FEATURES]
         channels = {shape.channels for shape in shapes}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.CASCADE_RPN.IN_FEATURES have {sorted(channels)} channels; they must be equal")
         check_known("MODEL.CASCADE_RPN.BOX_LOSS", rpn.BOX_LOSS, ("iou", "nwd"))
+        for key in ("PRE_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TEST"):
+            check_number(f"MODEL.CASCADE_RPN.{key}", rpn[key], 1)
+        check_number("MODEL.CASCADE_RPN.NMS_THRESH", rpn.NMS_THRESH, 0, 1)
+        check_number("MODEL.CASCADE_RPN.ANCHOR_SCALE", rpn.ANCHOR_SCALE, 0, open_ends=True)
+        check_number("MODEL.CASCADE_RPN.VALID_DIVISOR", rpn.VALID_DIVISOR, 0)
         nwd = partial(wasserstein_similarity, scale=cfg.MODEL.NWD_SCALE)
         return {
             "in_features": rpn.IN_FEATURES,
@@ -347,8 +353,14 @@ def stages_from_config(cfg: CfgNode) -> list[StageSpec]:
             "stage".format(*lengths)
         )
     check_known("MODEL.CASCADE_RPN.ASSIGNMENT", rpn.ASSIGNMENT, ("region", "iou", "nwd"))
-    if scale <= 0:
-        raise ConfigError(f"MODEL.NWD_SCALE is {scale}; it must be positive")
+    check_number("MODEL.NWD_SCALE", scale, 0, open_ends=True)
+    check_number("MODEL.CASCADE_RPN.DILATION", rpn.DILATION, 1)
+    check_number("MODEL.CASCADE_RPN.CENTER_RATIO", rpn.CENTER_RATIO, 0)
+    check_number("MODEL.CASCADE_RPN.REGION_LOSS_DIVISOR", rpn.REGION_LOSS_DIVISOR, 0, open_ends=True)
+    check_number("MODEL.CASCADE_RPN.BATCH_SIZE_PER_IMAGE", rpn.BATCH_SIZE_PER_IMAGE, 1)
+    check_number("MODEL.CASCADE_RPN.POSITIVE_FRACTION", rpn.POSITIVE_FRACTION, 0, 1)
+    for deviation in (value for stds in rpn.DELTA_STDS for value in stds):
+        check_number("MODEL.CASCADE_RPN.DELTA_STDS", deviation, 0, open_ends=True)
     overlap = partial(
         OverlapAssigner,
         rpn.POSITIVE_IOU,

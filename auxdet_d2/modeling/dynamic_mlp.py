@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_number
 
 
 def per_sample_linear(x: Tensor, weights: Tensor) -> Tensor:
@@ -104,8 +104,9 @@ class DynamicMLP(nn.Module):
         variant: str = "A",
     ):
         super().__init__()
-        if num_layers < 1:
-            raise ConfigError(f"MODEL.AUXDET.DYNAMIC_MLP.NUM_LAYERS is {num_layers}; one or more are needed")
+        check_number("MODEL.AUXDET.DYNAMIC_MLP.NUM_LAYERS", num_layers, 1)
+        check_number("MODEL.AUXDET.DYNAMIC_MLP.HIDDEN", hidden, 1)
+        check_number("MODEL.AUXDET.DYNAMIC_MLP.BOTTLENECK", bottleneck or 0, 0)
         bottleneck = bottleneck or channels // 2
         widths = [bottleneck] + [hidden] * (num_layers - 1) + [bottleneck]
         self.reduce = nn.Linear(channels, bottleneck)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError, check_known
+from irstd_d2.errors import ConfigError, check_known, check_number
 
 from ..metadata import FIELDS, UNKNOWN_INDEX, MetadataBatch
 
@@ -160,6 +160,11 @@ class AuxiliaryEncoder(nn.Module):
                 "set one of them, or empty M2DM.STAGES and set LEEM.GATED False"
             )
         check_known("MODEL.AUXDET.ENCODER.UNKNOWN", unknown, ("zero", "learned"))
+        check_number("MODEL.AUXDET.ENCODER.EMBED_DIM", embed_dim, 1)
+        check_number("MODEL.AUXDET.ENCODER.NUM_METADATA_LAYERS", num_metadata_layers, 0)
+        check_number("MODEL.AUXDET.ENCODER.NUM_FUSION_LAYERS", num_fusion_layers, 0)
+        check_number("MODEL.AUXDET.ENCODER.DROPOUT", dropout, 0, 1)
+        check_number("MODEL.AUXDET.ENCODER.SIZE_SCALE", size_scale, 0, open_ends=True)
         self.num_platforms, self.num_bands, self.num_stages = num_platforms, num_bands, num_stages
         self.unknown, self.size_scale = unknown, size_scale
         widths = {"platform": num_platforms, "band": num_bands, "size": 6}

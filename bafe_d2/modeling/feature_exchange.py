@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError, check_known
+from irstd_d2.errors import ConfigError, check_known, check_number
 
 from .large_selective_kernel import LargeSelectiveKernel
 
@@ -82,14 +82,17 @@ class FeatureExchange(nn.Module):
     ):
         super().__init__()
         if not 0 < fraction <= 1:
-            raise ConfigError(f"the exchanged fraction is {fraction}; use a value in (0, 1]")
-        check_known("the selection", selection, get_args(Selection))
-        check_known("the mechanism", mechanism, get_args(Mechanism))
+            raise ConfigError(f"MODEL.BAFE.EXCHANGE.FRACTION is {fraction}; use a value in (0, 1]")
+        check_known("MODEL.BAFE.EXCHANGE.SELECTION", selection, get_args(Selection))
+        check_number("MODEL.BAFE.EXCHANGE.ADAPTER_WIDTH", adapter_width, 0)
+        check_known("MODEL.BAFE.EXCHANGE.MECHANISM", mechanism, get_args(Mechanism))
         self.fraction, self.selection, self.rank_stride = fraction, selection, rank_stride
         self.steps = mechanism.split("+")
         self.num_exchanged = int(channels * fraction)
         if self.num_exchanged == 0:
-            raise ConfigError(f"a fraction of {fraction} of {channels} channels is none; use at least {1 / channels}")
+            raise ConfigError(
+                f"MODEL.BAFE.EXCHANGE.FRACTION is {fraction}, of {channels} channels none; use at least {1 / channels}"
+            )
         learned = selection in ("dynamic", "straight_through")
         self.mask = LargeSelectiveKernel(channels) if learned else None
         if self.mask is not None and selection == "dynamic":

@@ -12,7 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_number
 from irstd_d2.modeling.fcos import IRSTDFCOS, Predictions, head_arguments
 
 from .background import add_sky, sky_loss, stack_sky_masks
@@ -47,8 +47,8 @@ class BAFENet(IRSTDFCOS):
     ):
         super().__init__(**fcos)
         self.context = context
-        if sky_score_power < 0:
-            raise ConfigError(f"MODEL.BAFE.SKY_SCORE_POWER is {sky_score_power}; it must not be negative")
+        check_number("MODEL.BAFE.SKY_SCORE_POWER", sky_score_power, 0)
+        check_number("MODEL.BAFE.SKY_LOSS_WEIGHT", sky_loss_weight, 0)
         self.sky_loss_weight, self.sky_score_power = sky_loss_weight, sky_score_power
 
     @classmethod

@@ -11,8 +11,8 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from irstd_d2.errors import ConfigError
-from irstd_d2.modeling.fcos import ConvTower, init_head
+from irstd_d2.errors import ConfigError, check_known, check_number
+from irstd_d2.modeling.fcos import NORMS, ConvTower, init_head
 
 from .background import sky_loss
 from .bafe_head import ContextExchange, CrossTask, cross_task_arguments
@@ -90,6 +90,9 @@ class ExchangeROIHeads(nn.Module):
         bafe, in_features = cfg.MODEL.BAFE, cfg.MODEL.ROI_HEADS.IN_FEATURES
         if bafe.ROI_HEADS == "ExchangeROIHeads":
             raise ConfigError("MODEL.BAFE.ROI_HEADS is ExchangeROIHeads itself; name the heads that it should extend")
+        check_known("MODEL.BAFE.ROI_HEADS", bafe.ROI_HEADS, sorted(name for name, _ in ROI_HEADS_REGISTRY))
+        check_known("MODEL.BAFE.SEG_NORM", bafe.SEG_NORM, NORMS)
+        check_number("MODEL.BAFE.SKY_LOSS_WEIGHT", bafe.SKY_LOSS_WEIGHT, 0)
         channels = {input_shape[name].channels for name in in_features}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.ROI_HEADS.IN_FEATURES have {sorted(channels)} channels; they must be equal")

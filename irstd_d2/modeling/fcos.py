@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import ConfigError, check_known
+from ..errors import ConfigError, check_known, check_number
 from .box_loss import BoxLoss
 from .decoding import INVALID, clip_boxes, take, top_candidates, without_empty
 from .fcos_targets import (
@@ -37,6 +37,8 @@ from .fcos_targets import (
 from .receptive_field import ReceptiveFieldAssigner, theoretical_fields
 
 Predictions = dict[str, list[Tensor]]
+
+NORMS = ("", "BN", "FrozenBN", "GN", "LN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")  # of ``get_norm``
 
 
 class ConvTower(nn.ModuleList):
@@ -397,11 +399,16 @@ def head_arguments(cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
     channels = {shape.channels for shape in shapes}
     if len(channels) != 1:
         raise ConfigError(f"MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; they must be equal")
+    fcos = cfg.MODEL.FCOS
+    check_known("MODEL.FCOS.NORM", fcos.NORM, NORMS)
+    check_number("MODEL.FCOS.NUM_CLASSES", fcos.NUM_CLASSES, 1)
+    check_number("MODEL.FCOS.PRIOR_PROB", fcos.PRIOR_PROB, 0, 1, open_ends=True)
+    check_number("MODEL.FCOS.CENTER_SAMPLING_RADIUS", fcos.CENTER_SAMPLING_RADIUS, 0)
     return {
         "in_channels": channels.pop(),
         "num_levels": len(shapes),
-        "num_classes": cfg.MODEL.FCOS.NUM_CLASSES,
-        "num_convs": cfg.MODEL.FCOS.NUM_CONVS,
-        "norm": cfg.MODEL.FCOS.NORM,
-        "prior_prob": cfg.MODEL.FCOS.PRIOR_PROB,
+        "num_classes": fcos.NUM_CLASSES,
+        "num_convs": fcos.NUM_CONVS,
+        "norm": fcos.NORM,
+        "prior_prob": fcos.PRIOR_PROB,
     }

@@ -251,3 +251,50 @@ def test_boxes_that_leave_the_image_take_no_place_among_the_detections(repo_root
     torch.testing.assert_close(found.scores, torch.full((20,), 0.5))
     assert (exported.scores[0].view(30, 2)[:10] == -1).all()
     torch.testing.assert_close(exported.scores[0].view(30, 2)[10:, 0], torch.full((20,), 0.5))
+
+
+class Holder(nn.Module):
+    """A module of a user around a detector, as DDP is."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+
+
+@pytest.mark.parametrize("wrap", [Holder, nn.DataParallel, lambda model: Holder(Holder(model))])
+def test_a_module_around_the_wrapper_loads_what_it_saves(repo_root, wrap):
+    options = ["MODEL.META_ARCHITECTURE", "MetadataConditionedModel"]
+    options += ["MODEL.METADATA.META_ARCHITECTURE", "GeneralizedRCNN"]
+    first, second = (wrap(tiny(repo_root, *options)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.5)
+    saved = first.state_dict()
+    assert not any(".model." in name for name in saved)
+    second.load_state_dict(saved)
+    for name, value in second.state_dict().items():
+        torch.testing.assert_close(value, saved[name], rtol=0, atol=0)
+    name = next(iter(saved))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        second.load_state_dict({key: value for key, value in saved.items() if key != name})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        second.load_state_dict({**saved, name + "_": saved[name]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ENCODER.SIZE_SCALE", 0.0, "must be above 0"),
+        ("ENCODER.SIZE_SCALE", -1.0, "must be above 0"),
+        ("ENCODER.EMBED_DIM", 0, "must be at least 1"),
+        ("ENCODER.NUM_METADATA_LAYERS", -1, "must be at least 0"),
+        ("ENCODER.NUM_FUSION_LAYERS", -1, "must be at least 0"),
+        ("ENCODER.DROPOUT", 1.5, "must be at least 0 and at most 1"),
+        ("DYNAMIC_MLP.NUM_LAYERS", 0, "must be at least 1"),
+        ("DYNAMIC_MLP.BOTTLENECK", -1, "must be at least 0"),
+        ("DYNAMIC_MLP.HIDDEN", 0, "must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(repo_root, key, value, message):
+    with pytest.raises(ConfigError, match=f"MODEL.AUXDET.{key} is {value}; it {message}"):
+        tiny(repo_root, f"MODEL.AUXDET.{key}", value)

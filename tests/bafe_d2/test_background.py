@@ -225,6 +225,19 @@ def test_exchange_heads_do_not_hold_themselves(repo_root):
         make_model(repo_root, RCNN, "MODEL.BAFE.ROI_HEADS", "ExchangeROIHeads")
 
 
+@for_every(
+    ("key", "value", "message"),
+    [
+        ("ROI_HEADS", "MyHeads", "is 'MyHeads'; known are .*'StandardROIHeads'"),
+        ("SEG_NORM", "XN", "is 'XN'; known are '', 'BN'"),
+        ("SKY_LOSS_WEIGHT", -1.0, "is -1.0; it must be at least 0"),
+    ],
+)
+def test_wrong_values_are_named(repo_root, key, value, message):
+    with pytest.raises(ConfigError, match=f"MODEL.BAFE.{key} {message}"):
+        make_model(repo_root, RCNN, f"MODEL.BAFE.{key}", value)
+
+
 def test_the_exchange_stands_before_any_heads(repo_root):
     """Cascade R-CNN's heads, and boxes that are given, see exchanged features."""
     model = make_model(

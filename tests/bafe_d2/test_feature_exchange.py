@@ -258,11 +258,12 @@ def test_it_compiles_without_a_break(selection, mechanism, training):
 @for_every(
     ("arguments", "message"),
     [
-        ({"fraction": 0.0}, r"fraction is 0.0; use a value in \(0, 1\]"),
-        ({"fraction": 1.5}, "fraction is 1.5"),
-        ({"fraction": 0.1}, "0.1 of 8 channels is none; use at least 0.125"),
-        ({"selection": "learned"}, "selection is 'learned'; known are .*'straight_through'"),
-        ({"mechanism": "both"}, "mechanism is 'both'; known are .*'channel\\+spatial'"),
+        ({"fraction": 0.0}, r"FRACTION is 0.0; use a value in \(0, 1\]"),
+        ({"fraction": 1.5}, "FRACTION is 1.5"),
+        ({"fraction": 0.1}, "FRACTION is 0.1, of 8 channels none; use at least 0.125"),
+        ({"selection": "learned"}, "SELECTION is 'learned'; known are .*'straight_through'"),
+        ({"adapter_width": -1}, "ADAPTER_WIDTH is -1; it must be at least 0"),
+        ({"mechanism": "both"}, "MECHANISM is 'both'; known are .*'channel\\+spatial'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

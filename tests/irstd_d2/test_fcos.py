@@ -14,6 +14,7 @@ from irstd_d2 import get_config
 from irstd_d2.checkpoint.safe import read_safetensors, write_safetensors
 from irstd_d2.errors import ConfigError
 from irstd_d2.modeling import IRSTDFCOS, FCOSHead
+from irstd_d2.modeling.fcos import head_arguments
 
 STRIDES = (4, 8)
 
@@ -351,3 +352,18 @@ def test_weights_in_common_are_saved_for_every_level(tmp_path):
 def test_other_norms_are_common_to_the_levels(norm):
     head = FCOSHead(32, num_levels=3, num_classes=1, num_convs=1, norm=norm)
     assert not isinstance(head.cls_tower[0].norm, nn.ModuleList)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("NUM_CLASSES", 0, "is 0; it must be at least 1"),
+        ("PRIOR_PROB", 0.0, "is 0.0; it must be above 0 and below 1"),
+        ("PRIOR_PROB", 1.0, "is 1.0; it must be above 0 and below 1"),
+        ("CENTER_SAMPLING_RADIUS", -1.0, "is -1.0; it must be at least 0"),
+        ("NORM", "XN", "is 'XN'; known are '', 'BN', 'FrozenBN', 'GN', 'LN', 'SyncBN'"),
+    ],
+)
+def test_values_out_of_range_are_named(key, value, message):
+    with pytest.raises(ConfigError, match=f"MODEL.FCOS.{key} {message}"):
+        head_arguments(get_config(None, [f"MODEL.FCOS.{key}", value]), [ShapeSpec(channels=8, stride=8)])
