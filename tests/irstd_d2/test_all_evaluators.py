@@ -47,6 +47,7 @@ def make_output(record, count=12):
     size = record["height"], record["width"]
     boxes = np.array([a["bbox"] for a in record["annotations"]] or [[1, 1, 5, 5]], np.float32)
     boxes = boxes[rng.integers(0, len(boxes), count)] + rng.normal(0, 0.7, (count, 4)).astype(np.float32)
+    boxes[:, 2:] = boxes.reshape(-1, 2, 2).max(1)
     instances = Instances(size)
     instances.pred_boxes = Boxes(torch.from_numpy(boxes))
     instances.scores = torch.from_numpy(rng.integers(1, 6, count) / 5).float()
