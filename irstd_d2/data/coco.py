@@ -81,7 +81,7 @@ def scan_coco(
     for i, entry in enumerate(content["annotations"]):
         reader.add_annotation(entry, f"annotations[{i}]")
     dicts = reader.sound_images()
-    refuse_fractions(path, dicts)
+    refuse_fractions(path, (obj["bbox"] for sample in dicts for obj in sample["annotations"]))
     return Scan(dicts, classes, reader.faults, reader.left_out, notes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from os import PathLike, fspath
@@ -115,13 +115,13 @@ def refuse_or_skip(faults: list[Fault], skip_bad: bool, source: str) -> None:
     raise DatasetError(first.file, first.field, first.problem + more, first.fix)
 
 
-def refuse_fractions(source: str | PathLike, dicts: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse boxes that are fractions of their images: all of a ``source`` lie within the first pixel.
+def refuse_fractions(source: str | PathLike, boxes: Iterable[Sequence[float]]) -> None:
+    """Refuse XYXY boxes that are fractions of their images: all of a ``source`` lie within the first pixel.
 
     Raises:
         DatasetError: it is so.
     """
-    boxes = [obj["bbox"] for sample in dicts for obj in sample["annotations"]]
+    boxes = list(boxes)
     if boxes and all(max(box) <= 1 for box in boxes) and any(value % 1 for box in boxes for value in box):
         problem = f"all {len(boxes)} lie within the first pixel: they seem to be fractions of the image"
         raise DatasetError(source, "boxes", problem, "write them in pixels")

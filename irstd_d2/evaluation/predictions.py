@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from defusedxml import ElementTree
 
+from ..data.convert.yolo_format import class_names_of, read_description
+from ..data.faults import refuse_fractions
 from ..data.image_io import IMAGE_SUFFIXES, strip_image_suffix
 from ..errors import DatasetError
 from ..files import list_files
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 # In ``inference/DATASET`` of a run's folder, as detectron2 calls it.
 PREDICTIONS_FILE = "coco_instances_results.json"
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+_MAX_OUTSIDE = 0.1  # of the boxes; of corners read as width and height it is about half
 _MASK_NAME_ENDS = ("_pixels0", "_mask", "_pred")
 
 # Boxes (d, 4) x1 y1 x2 y2 in original pixels, scores (d,) and class indices (d,) of one image.
@@ -207,6 +209,7 @@ def _from_rows(
         )
         for image_id, image_rows in columns.items()
     }
+    _check_boxes(source, form, boxes, truth)
     found = _counted(Predictions(source, form, boxes=boxes), image_of, truth)
     if found.surplus and names.by_number:
         example = names.by_number[0]
@@ -218,6 +221,30 @@ def _from_rows(
             "give the name of each image (file_name)",
         )
     return found
+
+
+def _check_boxes(source: Path, form: str, boxes: Mapping[Any, Prediction], truth: GroundTruth) -> None:
+    """Refuse boxes whose numbers mean something else, such as corners in place of width and height."""
+    size_of = {image_id: (f.width, f.height) for image_id, f in zip(truth.image_ids, truth.files)}
+    corners = np.concatenate([np.zeros((0, 4)), *(found[0] for found in boxes.values())])
+    sizes = np.repeat([size_of[image_id] for image_id in boxes], [len(found[0]) for found in boxes.values()], axis=0)
+    refuse_fractions(source, corners.tolist())
+    if not len(corners):
+        return
+    turned = (corners[:, 2:] < corners[:, :2]).any(axis=1)
+    centres = (corners[:, :2] + corners[:, 2:]) / 2
+    outside = ((centres < 0) | (centres > sizes)).any(axis=1)
+    for wrong, share, what in (
+        (turned, 0, "end before they begin"), (outside, _MAX_OUTSIDE, "have their centre outside of their image")
+    ):  # fmt: skip
+        if wrong.mean() > share:
+            example = ", ".join(f"{value:g}" for value in corners[wrong.argmax()])
+            problem = f"{wrong.sum()} of {len(wrong)} boxes {what}, such as that from x1, y1 to x2, y2 = {example}"
+            raise DatasetError(source, "predictions", problem, _FIX[form])
+    scores = np.concatenate([found[1] for found in boxes.values()])
+    if scores.min() < 0 or scores.max() > 1:
+        text = "%s: scores from %g to %g, not 0 to 1: give a score threshold (TEST.SCORE_THRESHOLD) of their range"
+        logger.warning(text, source, scores.min(), scores.max())
 
 
 def _counted(found: Predictions, image_of: Mapping[Any, Any], truth: GroundTruth) -> Predictions:
@@ -243,7 +270,11 @@ _FIX = {
 def _csv_records(text: str) -> list[dict[str, str]]:
     """The rows of a table whose header tells the delimiter."""
     header = text.split("\n", 1)[0]
-    return list(csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count)))
+    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count))
+    records = list(reader)
+    if not records and reader.fieldnames:
+        _find_columns(reader.fieldnames)  # or the only detection would pass for the header
+    return records
 
 
 def _read_table(path: Path, truth: GroundTruth, aliases: Mapping[str, str] | None) -> Predictions:
@@ -297,14 +328,20 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> Iterator[_Row]:
-    if not records:
-        return
-    known = {str(name).strip().lower(): name for name in records[0] if name is not None}
+def _find_columns(header: Iterable[str]) -> dict[str, str]:
+    """The column of each part of a detection, "" where there is none for the class."""
+    known = {str(name).strip().lower(): name for name in header if name is not None}
     column = {part: next((known[name] for name in names if name in known), "") for part, names in _COLUMNS.items()}
     for part, name in column.items():
         if not name and part != "class":
             raise ValueError(f"has no column for {part}, such as {_COLUMNS[part][0]}")
+    return column
+
+
+def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> Iterator[_Row]:
+    if not records:
+        return
+    column = _find_columns(records[0])
     for record in records:
         label = str(record[column["class"]]).strip() if column["class"] else ""
         number = int(label or 0) if label.isdecimal() or not label else None
@@ -318,19 +355,14 @@ def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> I
         yield _Row(record[column["image"]], box, float(record[column["score"]]), category)
 
 
-def _yolo_classes(folder: Path) -> list[str] | None:
+def _yolo_classes(folder: Path) -> Sequence[str] | None:
     """Class names beside YOLO text files: ``classes.txt``, or ``names`` of ``data.yaml``, here or one folder up."""
     for place in (folder, folder.parent):
         for name in ("classes.txt", "names.txt"):
             if (place / name).is_file():
                 return (place / name).read_text(encoding="utf-8").split("\n")
         if (place / "data.yaml").is_file():
-            content = yaml.safe_load((place / "data.yaml").read_text(encoding="utf-8"))
-            names = content.get("names") if isinstance(content, dict) else None
-            if isinstance(names, dict):
-                return [str(names[key]) for key in sorted(names)]
-            if isinstance(names, list):
-                return [str(name) for name in names]
+            return class_names_of(read_description(place / "data.yaml"), place / "data.yaml")
     return None
 
 
@@ -352,6 +384,8 @@ def _yolo_rows(
                 fix = f"{_FIX['YOLO text']} (ultralytics: save_conf=True)"
                 raise DatasetError(path, f"line {number}", problem, fix)
             index, x, y, width, height, score = (float(value) for value in values)
+            if index % 1:
+                raise DatasetError(path, f"line {number}", f"class {index:g}", _FIX["YOLO text"])
             if class_names is None:
                 category = classes.by_index(int(index))
             elif 0 <= index < len(class_names):

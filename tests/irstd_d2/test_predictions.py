@@ -217,6 +217,10 @@ def test_a_name_of_two_images_is_refused(tmp_path):
     assert list(read_any_predictions(path, truth).boxes) == [12]
 
 
+# x1, y1, x2, y2 in place of x, y, width, height
+CORNERS = '{"image_id": 11, "category_id": 7, "bbox": [30, 31, 34, 35], "score": 1}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -231,6 +235,12 @@ def test_a_name_of_two_images_is_refused(tmp_path):
         ("a/a.xml", "<annotation><object><name>bird</name></object></annotation>", r"object\[0\]: without score"),
         ("a/a.xml", "<annotation><object>", "cannot be read: ParseError"),
         ("a/readme", "", "holds no predictions"),
+        ("a.csv", "a.png,1,1,2,2,bird,0.5\n", "has no column for image"),
+        ("a.csv", "file,xmin,ymin,xmax,ymax,score\na.png,8,6,3,4,1\na.png,3,4,6,8,1\n", "1 of 2 boxes end before they"),
+        ("a.csv", "file,xmin,ymin,xmax,ymax,score\na.png,0.1,0.2,0.3,1,1\n", "lie within the first pixel"),
+        ("a.json", f"[{CORNERS}, {CORNERS}]", "2 of 2 boxes have their centre outside .* = 30, 31, 64, 66"),
+        ("a/a.txt", "0 25 20 5 4 0.9\n", "1 of 1 boxes have their centre outside"),
+        ("a/a.txt", "0.5 0.5 0.1 0.1 0.9 0\n", "line 1: class 0.5"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, name, content, message):
@@ -366,3 +376,25 @@ def test_maps_that_mean_nothing_are_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(DatasetError, match=message):
         mask_reader([tmp_path / "a.npy"])(tmp_path / "a.npy", (1, 2))
+
+
+@pytest.mark.parametrize(("scores", "warned"), [((97.5, 3), True), ((-1.5, 0.5), True), ((0, 1), False)])
+def test_scores_of_another_range_are_pointed_out(tmp_path, caplog, scores, warned):
+    path = tmp_path / "table.csv"
+    rows = "".join(f"a,3,4,6,8,{score}\n" for score in scores)
+    path.write_text(f"file,xmin,ymin,xmax,ymax,score\n{rows}")
+    assert read_any_predictions(path, make_truth()).boxes[11][1].tolist() == list(scores)
+    assert ("not 0 to 1: give a score threshold" in caplog.text) == warned
+
+
+def test_a_few_boxes_beyond_the_edge_are_as_they_are(tmp_path):
+    path = tmp_path / "table.csv"
+    rows = ["a,3,4,6,8,0.5"] * 9 + ["a,49,39,53,43,0.5"]
+    path.write_text("\n".join(["file,xmin,ymin,xmax,ymax,score", *rows]))
+    assert read_any_predictions(path, make_truth()).boxes[11][0][9].tolist() == [49, 39, 53, 43]
+
+
+def test_names_of_classes_that_do_not_count_from_0_are_refused(tmp_path):
+    (yolo(tmp_path) / "data.yaml").write_text("names: {1: bird, 2: drone}")
+    with pytest.raises(DatasetError, match=r"data.yaml: names: .* does not name the classes 0, 1"):
+        read_any_predictions(tmp_path / "yolo", make_truth())

@@ -76,8 +76,8 @@ def read_yolo(
     if not images:
         raise DatasetError(root, "folder", "no image", f"a YOLO set has the folders {IMAGES} and {LABELS}")
     description_file = next((root / name for name in _DESCRIPTIONS if (root / name).is_file()), root / DESCRIPTION)
-    description = _read_description(description_file)
-    class_names = _class_names(description, description_file) or _read_class_file(root)
+    description = read_description(description_file)
+    class_names = class_names_of(description, description_file) or _read_class_file(root)
     unread: Counter[str] = Counter()
     splits = _find_splits(root, description, description_file, images, unread) if use_splits else {}
     named = list(dict.fromkeys(path for members in splits.values() for path in members)) or images
@@ -209,7 +209,8 @@ def _to_pixels(values: Sequence[float], size: Size, decimals: int) -> tuple[floa
     return x1, y1, x2, y2
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """The keys of ``data.yaml``, none where there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -221,7 +222,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     return content
 
 
-def _class_names(description: dict[str, Any], path: Path) -> tuple[str, ...] | None:
+def class_names_of(description: dict[str, Any], path: Path) -> tuple[str, ...] | None:
+    """The names of the classes 0, 1, ... that ``data.yaml`` has, ``None`` without any."""
     names = description.get("names")
     if names is None:
         return None
