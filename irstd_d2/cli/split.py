@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, first_of
 from .options import LAYOUTS, STRATA, new_parser
 
 if TYPE_CHECKING:
@@ -114,14 +114,16 @@ def content_of(args: argparse.Namespace, source_format: str, names: list[str], f
 
 
 def describe_splits(source: Path, splits: list[str]) -> None:
-    """Name the split files in the ``data.yaml`` of a YOLO folder."""
+    """Name the split files in the ``data.yaml`` of a YOLO folder, in place of those that it names."""
     import yaml
 
+    from ..data.convert.yolo_format import find_description, read_description, split_entries
     from ..files import write_atomically
 
-    path = source / "data.yaml"
-    description = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"path": "."}
-    text = yaml.safe_dump(description | {split: f"{split}.txt" for split in splits}, sort_keys=False)
+    path = find_description(source)
+    description = read_description(path) or {"path": "."}
+    kept = {key: value for key, value in description.items() if key not in split_entries(description)}
+    text = yaml.safe_dump(kept | {split: f"{split}.txt" for split in splits}, sort_keys=False)
     write_atomically(path, text)
 
 
@@ -139,7 +141,7 @@ def print_table(keys: list[str], strata: dict[str, tuple[str, ...]], splits: dic
 def run(args: argparse.Namespace) -> int:
     from ..data.convert.coco_format import find_coco_files
     from ..data.convert.splitting import make_splits, stratum_of
-    from ..files import write_atomically
+    from ..files import list_files, write_atomically
 
     found, source_format = read(args)
     if source_format == "coco" and args.source.is_dir():
@@ -168,4 +170,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(set(groups.values()))} groups of {len(groups)} images stay together; {alone} images stand alone")
     for path in files.values():
         print(f"Wrote {path}")
+    if source_format in ("voc", "mask"):  # which read every list
+        others = [path.name for path in list_files(path.parent, (".txt",)) if path not in files.values()]
+        if others:
+            print(f"Not replaced: {first_of(others)}, which may name images of the new splits")
     return 0

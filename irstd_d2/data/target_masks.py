@@ -83,7 +83,8 @@ def target_labels(
     levels = mask[:, :, :3].max(axis=2) if mask.ndim == 3 else mask
     peak = float(levels.max())
     found = levels > threshold * peak
-    return TargetMask(found.astype(np.int32), int(((levels > _NOISE * peak) & ~found).sum()))
+    noise = 0 if _are_numbers(present[:-1], mask.dtype) else _NOISE * peak  # 1 beside 255 is no noise, but says little
+    return TargetMask(found.astype(np.int32), int(((levels > noise) & ~found).sum()))
 
 
 def component_boxes(mask: np.ndarray) -> np.ndarray:

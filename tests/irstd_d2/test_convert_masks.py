@@ -280,3 +280,13 @@ class TestAccount:
             "images in no list": 2,
             "left out as faulty: unsafe file name": 1,
         }
+
+
+@pytest.mark.parametrize(("inner", "left_out"), [((1,), 2), ((1, 2), 2), ((3,), 0)])
+def test_low_numbers_beside_255_are_counted_where_they_are_left_out(tmp_path, inner, left_out):
+    mask = np.full((4, 4), 255, np.uint8)
+    mask[0] = mask[3] = 0
+    mask[1, 1], mask[1, 2] = inner[0], inner[-1]
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    found = read_target_labels(tmp_path / "m.png", (4, 4))
+    assert (int(found.labels.sum()), found.left_out) == (6, left_out)  # 3 may be noise of a compression

@@ -147,6 +147,37 @@ def test_split_the_other_formats(tool, voc, tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())["names"] == {0: "Target"}
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "data.yml", "dataset.yaml"])
+def test_the_description_of_a_yolo_folder_keeps_its_name_and_loses_old_splits(tool, voc, tmp_path, name):
+    root = tmp_path / "yolo"
+    assert tool("convert_dataset")(voc.root, root, "--to", "yolo") == 0
+    (root / "data.yaml").unlink()
+    (root / "test.txt").write_text("./images/s0_0.png\n./images/s0_1.png\n")
+    description = {"train": "images", "val": "images", "test": "test.txt", "names": ["drone"], "license": "free"}
+    (root / name).write_text(yaml.safe_dump(description))
+    assert tool("split_dataset")(root, "--ratio", "train=8", "val=2") == 0
+    expected = {"train": "train.txt", "val": "val.txt", "names": ["drone"], "license": "free"}
+    assert [path.name for path in root.glob("*.y*ml")] == [name]
+    assert yaml.safe_load((root / name).read_text()) == expected
+    found = read_yolo(root)
+    assert (found.class_names, {split: len(names) for split, names in found.splits.items()}) == (
+        ("drone",), {"train": 8, "val": 2}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["voc", "mask"])
+def test_lists_that_are_not_replaced_are_named(tool, voc, tmp_path, capsys, form):
+    root = tmp_path / "out"
+    assert tool("convert_dataset")(voc.root, root, "--to", form) == 0
+    lists = root / "ImageSets" / "Main" if form == "voc" else root
+    lists.mkdir(parents=True, exist_ok=True)
+    (lists / "test.txt").write_text("s0_0\n")
+    assert tool("split_dataset")(root, "--ratio", "train=8", "val=2") == 0
+    assert "Not replaced: test.txt, which may name images" in capsys.readouterr().out
+    assert tool("split_dataset")(root, "--ratio", "train=7", "val=2", "test=1", "--overwrite") == 0
+    assert "Not replaced" not in capsys.readouterr().out
+
+
 def test_merge(tool, voc, tmp_path, capsys):
     merge, out = tool("merge_metadata"), tmp_path / "metadata.csv"
     table = tmp_path / "table.tsv"

@@ -75,7 +75,7 @@ def read_yolo(
     images = _find_images(root)
     if not images:
         raise DatasetError(root, "folder", "no image", f"a YOLO set has the folders {IMAGES} and {LABELS}")
-    description_file = next((root / name for name in _DESCRIPTIONS if (root / name).is_file()), root / DESCRIPTION)
+    description_file = find_description(root)
     description = read_description(description_file)
     class_names = class_names_of(description, description_file) or _read_class_file(root)
     unread: Counter[str] = Counter()
@@ -209,6 +209,16 @@ def _to_pixels(values: Sequence[float], size: Size, decimals: int) -> tuple[floa
     return x1, y1, x2, y2
 
 
+def find_description(root: Path) -> Path:
+    """The file that describes a set, ``data.yaml`` where there is none yet."""
+    return next((root / name for name in _DESCRIPTIONS if (root / name).is_file()), root / DESCRIPTION)
+
+
+def split_entries(description: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``data.yaml`` that name splits."""
+    return {key: value for key, value in description.items() if key in _SPLITS or value == f"{key}.txt"}
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """The keys of ``data.yaml``, none where there is no such file."""
     if not path.is_file():
@@ -304,8 +314,7 @@ def _name_images(paths: Iterable[Path], root: Path) -> dict[Path, str]:
 def _find_splits(
     root: Path, description: dict[str, Any], file: Path, images: Sequence[Path], unread: Counter[str]
 ) -> dict[str, list[Path]]:
-    entries = {key: value for key, value in description.items() if key in _SPLITS or value == f"{key}.txt"}
-    entries = {key: value for key, value in entries.items() if value}
+    entries = {key: value for key, value in split_entries(description).items() if value}
     if not entries:
         return _splits_by_folder(root, images)
     if all(value == IMAGES for value in entries.values()):
