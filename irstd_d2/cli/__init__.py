@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module, metadata
+from typing import Any
 
 COMMANDS = {
     "detect": "detect targets in images, folders and videos",
@@ -69,7 +70,8 @@ def run_command(
     (entry points ``irstd_d2.systems``).
 
     Returns:
-        The exit code. Errors that a user can mend are one line, the last on the screen, and code 2.
+        The exit code. Errors that a user can mend are one line, the last on the screen, and code 2; an interrupt
+        (Ctrl-C) is one too, which says how to go on (``AFTER_INTERRUPT`` of the module), and code 130.
     """
     module = import_module(f".{command.replace('-', '_')}", __name__)
     parser = module.get_parser()
@@ -79,7 +81,15 @@ def run_command(
     # detectron2 calls what PyTorch will give up; nobody who runs a command can mend that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     try:
-        load_systems(systems)
+        return _run(module, command, args)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {getattr(module, 'AFTER_INTERRUPT', 'start it again')}")
+        return 130  # as shells count it
+
+
+def _run(module: Any, command: str, args: argparse.Namespace) -> int:
+    try:
+        load_systems(args.systems)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("detectron2", "torch"):
             raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .options import HIGH_BIT_DEPTH_MODES, add_set_options, new_parser
+from .options import HIGH_BIT_DEPTH_MODES, add_set_options, new_parser, whole_number
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--high-bit-depth", choices=HIGH_BIT_DEPTH_MODES, default="auto")
     parser.add_argument("--output-dir", metavar="DIR", help="write the plots there")
     parser.add_argument("--skip-bad", action="store_true", help="end with code 0 although there are faults")
-    parser.add_argument("--workers", type=int, default=2, help="threads that read images (%(default)s)")
+    parser.add_argument("--workers", type=whole_number(1), default=2, help="threads that read images (%(default)s)")
     return parser
 
 

@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, add_set_options, new_parser
+from .options import DATASET_FORMATS, LAYOUTS, MASK_VALUES, add_set_options, new_parser, real_number
 
 if TYPE_CHECKING:
     from ..data.convert import DetectionSet
@@ -49,7 +49,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--split", nargs="+", type=parse_split, metavar="NAME=FILE", help="lists of names; by default SOURCE/*.txt"
     )
     masks.add_argument("--class-name", default="Target", help="of all targets (%(default)s)")
-    masks.add_argument("--threshold", type=float, default=0.5, help="share of a mask's highest value (%(default)s)")
+    masks.add_argument(
+        "--threshold", type=real_number(0, 1), default=0.5, help="share of a mask's highest value (%(default)s)"
+    )
     masks.add_argument(
         "--mask-values",
         choices=MASK_VALUES,

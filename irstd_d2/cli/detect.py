@@ -22,9 +22,10 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
-from .options import RESULT_FORMATS, add_config_options, add_score_thresh, new_parser
+from .options import RESULT_FORMATS, add_config_options, add_score_thresh, new_parser, whole_number
 
 DEFAULT_WEIGHTS = "fcos_general"
+AFTER_INTERRUPT = "the same command goes on where it stopped"
 
 
 def parse_tile(text: str) -> int | None:
@@ -65,10 +66,15 @@ def get_parser() -> argparse.ArgumentParser:
         help="edge of the tiles that larger images are cut into; none: never; auto (default): images of more than "
         "twice the network's input, in tiles of that input",
     )  # fmt: skip
-    parser.add_argument("--overlap", type=int, help="of neighbouring tiles, in pixels (64, of small tiles a quarter)")
-    parser.add_argument("--tile-batch", type=int, default=4, help="tiles at a time (%(default)s)")
     parser.add_argument(
-        "--max-frames", type=int, metavar="N", help="of a video, camera or TIFF of several pages, the first N"
+        "--overlap", type=whole_number(0), help="of neighbouring tiles, in pixels (64, of small tiles a quarter)"
+    )
+    parser.add_argument("--tile-batch", type=whole_number(1), default=4, help="tiles at a time (%(default)s)")
+    parser.add_argument(
+        "--max-frames",
+        type=whole_number(1),
+        metavar="N",
+        help="of a video, camera or TIFF of several pages, the first N",
     )
     return parser
 
@@ -105,11 +111,13 @@ def run(args: argparse.Namespace) -> int:
             return 0
     print(f"{done.images} images, {done.detections} targets of score {threshold:g} or more in {args.output}", end="")
     print(f" ({done.reused} files were done before)" if done.reused else "")
+    if done.replaced:
+        print(f"replaced in {args.output}: results of {done.replaced} files of an earlier run, which was another")
     if done.detected:
         print(f"{done.seconds / done.detected:.3f} s per image on {cfg.MODEL.DEVICE}")
     if done.pictures:
         print(f"pictures: {done.pictures[0]}{' and others' if len(done.pictures) > 1 else ''}")
     if done.failed:
+        print(f"error: {len(done.failed)} of {len(sources)} files could not be read:", file=sys.stderr)
         print("\n".join(f"error: {fault}" for fault in done.failed), file=sys.stderr)
-        print(f"error: {len(done.failed)} of {len(sources)} files could not be read", file=sys.stderr)
     return 1 if done.failed else 0

@@ -21,11 +21,12 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DatasetError
-from .options import add_models_to_run, add_score_thresh, named_faults, new_parser, run_models
+from .options import add_models_to_run, add_score_thresh, named_faults, new_parser, run_models, whole_number
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -56,11 +57,16 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rename", nargs="+", default=(), metavar="OLD=NEW", help="class names of the tool and of the data set"
     )
-    add_score_thresh(parser, "for Pd, Fa and masks, of all or of each in turn; default: the configuration's", nargs="+")
+    add_score_thresh(
+        parser, "for Pd, Fa and masks, of all or of each in turn; default: the configuration's", nargs="+",
+        highest=math.inf,  # another tool's scores may be percent
+    )  # fmt: skip
     parser.add_argument(
-        "--max-detections", type=int, help="per image, for COCO's metrics; default: the configuration's"
+        "--max-detections", type=whole_number(1), help="per image, for COCO's metrics; default: the configuration's"
     )
-    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help="intervals from N draws of images")
+    parser.add_argument(
+        "--bootstrap", type=whole_number(0), default=0, metavar="N", help="intervals from N draws of images"
+    )
     parser.add_argument(
         "--compare", action="store_true", help="test the others against the first; N is 1000 if not given"
     )
@@ -151,8 +157,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--compare needs at least two PREDICTIONS or --weights")
     if args.score_thresh and len(args.score_thresh) not in (1, len(args.predictions) + len(args.weights)):
         raise ConfigError("--score-thresh: give one for all PREDICTIONS and --weights, or one for each, in this order")
-    if args.bootstrap < 0:
-        raise ConfigError("--bootstrap: give the number of draws")
     if any("=" not in pair for pair in args.rename):
         raise ConfigError("--rename: write OLD=NEW")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

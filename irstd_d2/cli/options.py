@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,35 @@ EXPORT_FORMATS = ("torchscript", "onnx")
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a module's docstring as it is written."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def whole_number(low: int) -> Callable[[str], int]:
+    """Argument type: a whole number of at least ``low``."""
+
+    def parse(text: str) -> int:
+        try:
+            if (number := int(text)) >= low:
+                return number
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+
+    return parse
+
+
+def real_number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Argument type: a finite number from ``low`` to ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            if low <= (number := float(text)) <= high and math.isfinite(number):
+                return number
+        except ValueError:
+            pass
+        span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {span}")
+
+    return parse
 
 
 def add_config_options(parser: argparse.ArgumentParser, weights: str | None = None) -> None:
@@ -72,11 +102,15 @@ def named_faults() -> Iterator[None]:
 
 
 def add_score_thresh(
-    parser: argparse.ArgumentParser, text: str, default: float | None = None, nargs: str | None = None
+    parser: argparse.ArgumentParser,
+    text: str,
+    default: float | None = None,
+    nargs: str | None = None,
+    highest: float = 1,
 ) -> None:
     """``--score-thresh``, which older versions called by other names."""
     names = ("--score-thresh", "--threshold", "--score-threshold")
-    parser.add_argument(*names, type=float, default=default, nargs=nargs, metavar="SCORE", help=text)
+    parser.add_argument(*names, type=real_number(0, highest), default=default, nargs=nargs, metavar="SCORE", help=text)
 
 
 def add_models_to_run(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 
 from ..errors import ConfigError
-from .options import add_models_to_run, new_parser, run_models
+from .options import add_models_to_run, new_parser, run_models, whole_number
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,10 +27,16 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="report.html", help="file to write (default: %(default)s)")
     parser.add_argument("--title", default="Infrared small-target detection")
-    parser.add_argument("--gallery", type=int, default=12, help="worst misses and false alarms of each run, 0 for none")
-    parser.add_argument("--examples", type=int, default=4, help="images with all runs side by side, 0 for none")
-    parser.add_argument("--features", type=int, default=0, help="of these, images to run the models on (default: 0)")
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws, 0 for none")
+    parser.add_argument(
+        "--gallery", type=whole_number(0), default=12, help="worst misses and false alarms of each run, 0 for none"
+    )
+    parser.add_argument(
+        "--examples", type=whole_number(0), default=4, help="images with all runs side by side, 0 for none"
+    )
+    parser.add_argument(
+        "--features", type=whole_number(0), default=0, help="of these, images to run the models on (default: 0)"
+    )
+    parser.add_argument("--draws", type=whole_number(0), default=1000, help="bootstrap draws, 0 for none")
     parser.add_argument("--baseline", default="", metavar="RUN", help="compare with this run, where it was evaluated")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write all charts as PDF too")
     return parser

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import new_parser
+from .options import new_parser, real_number, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +42,8 @@ def get_parser() -> argparse.ArgumentParser:
     datasets = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--output", type=Path, default=Path(datasets), help="folder of the sets (%(default)s)")
     parser.add_argument("--layout", choices=("wideirstd", "densesirst", "both"), default="wideirstd")
-    parser.add_argument("--train", type=int, default=300, help="number of training images (%(default)s)")
-    parser.add_argument("--val", type=int, default=100, help="number of validation images (%(default)s)")
+    parser.add_argument("--train", type=whole_number(0), default=300, help="number of training images (%(default)s)")
+    parser.add_argument("--val", type=whole_number(0), default=100, help="number of validation images (%(default)s)")
     parser.add_argument(
         "--size",
         type=parse_size,
@@ -53,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--domain-conflict",
-        type=float,
+        type=real_number(0, 1),
         default=0.6,
         help="fraction of scenes in which only the metadata tells targets from clutter (%(default)s; wideirstd only)",
     )
@@ -64,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="frequencies of platform and band: those of WideIRSTD-Full or all alike (%(default)s; wideirstd only)",
     )
     parser.add_argument("--bits", type=int, choices=(8, 16), default=8, help="per pixel (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    parser.add_argument("--workers", type=whole_number(1), default=1, help="processes (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set that other parameters made")
     parser.add_argument("--preview", type=Path, metavar="FILE", help="write a PNG of the first scenes, no set")
     return parser

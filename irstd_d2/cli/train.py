@@ -17,13 +17,15 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import new_parser
+from ..errors import ConfigError
+from .options import new_parser, whole_number
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
     from torch import nn
 
 logger = logging.getLogger(__name__)
+AFTER_INTERRUPT = "the same command with --resume goes on from the last checkpoint, if there is one"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,9 +38,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", metavar="FILE|NAME", help="MODEL.WEIGHTS: a file, or a model of the zoo")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
-    parser.add_argument("--num-gpus", type=int, default=1, help="per machine")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--num-gpus", type=whole_number(1), default=1, help="per machine")
+    parser.add_argument("--num-machines", type=whole_number(1), default=1)
+    parser.add_argument("--machine-rank", type=whole_number(0), default=0, help="of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="where the processes meet, e.g. tcp://127.0.0.1:29500")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration, after all options")
     return parser
@@ -105,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         args.config_file = model_zoo.find_config(args.config_file)
     elif args.weights:
         args.config_file = model_zoo.config_of(args.weights)
+    else:
+        raise ConfigError("give --config-file, a path or one below configs/, or --weights, a model to go on from")
     if args.weights:
         args.opts = ["MODEL.WEIGHTS", model_zoo.resolve_weights(args.weights), *args.opts]
 

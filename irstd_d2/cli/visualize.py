@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError
-from .options import add_score_thresh, named_faults, new_parser
+from .options import add_score_thresh, named_faults, new_parser, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +34,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", metavar="FILE", help="registers the set, if it is in its DATASETS.OWN")
     parser.add_argument("--predictions", type=Path, help="COCO results as the evaluation saves them")
     parser.add_argument("--output", type=Path, required=True, help="PNG file of a sheet, or a folder")
-    parser.add_argument("--count", type=int, default=9, help="images, spread evenly over the set")
+    parser.add_argument("--count", type=whole_number(1), default=9, help="images, spread evenly over the set")
     parser.add_argument("--images", nargs="+", default=[], help="these images instead, by file name without suffix")
     add_score_thresh(parser, "detections below are left out (%(default)s)", 0.3)
-    parser.add_argument("--edge", type=int, default=588, help="width of a picture in pixels; 784 enlarges insets by 8")
-    parser.add_argument("--columns", type=int, default=3, help="of a sheet")
+    parser.add_argument(
+        "--edge", type=whole_number(1), default=588, help="width of a picture in pixels; 784 enlarges insets by 8"
+    )
+    parser.add_argument("--columns", type=whole_number(1), default=3, help="of a sheet")
     return parser
 
 

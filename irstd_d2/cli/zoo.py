@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .options import add_opts, add_score_thresh, new_parser
+from .options import add_opts, add_score_thresh, new_parser, real_number, whole_number
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     add.add_argument("--data", nargs="+", default=(), help="data as readers know it; default: DATASETS.TRAIN")
     add.add_argument("--commit", default="", help="of the project that trained it; default: this clone's")
     add.add_argument("--command", default="", help="arguments of the training, for the card")
-    add.add_argument("--processor-minutes", type=float, default=0.0, help="that it took, of one processor")
+    add.add_argument("--processor-minutes", type=real_number(0), default=0.0, help="that it took, of one processor")
     add_score_thresh(add, "default of the model; default: that of one false alarm per image on the validation set")
     add_opts(add)
     cards = actions.add_parser(
@@ -39,7 +39,9 @@ def get_parser() -> argparse.ArgumentParser:
     cards.add_argument("--runs-dir", type=Path, required=True, metavar="FOLDER", help="of irstd evaluate --weights")
     cards.add_argument("--dataset", nargs="+", required=True, metavar="NAME", help="registered data sets")
     cards.add_argument("--config-file", metavar="FILE", help="registers the sets of its DATASETS.OWN")
-    cards.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="intervals from N draws (%(default)s)")
+    cards.add_argument(
+        "--bootstrap", type=whole_number(0), default=1000, metavar="N", help="intervals from N draws (%(default)s)"
+    )
     return parser
 
 

@@ -39,19 +39,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     (:func:`irstd_d2.memory.keep_freed_memory`). ``args`` are those of ``detectron2.engine.default_argument_parser``.
 
     Raises:
-        ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, or a resume
-            contradicts its checkpoint; better now than after the training.
+        ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, a resume
+            contradicts its checkpoint, or the folder holds a training that is not resumed; better now than after the
+            training.
     """
     cfg = get_config(args.config_file or None, args.opts)
     for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
         check_registered(f"DATASETS.{key}", cfg.DATASETS[key])
     check_evaluators(cfg.TEST.EVALUATORS)
+    needed = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[needed]:
+        raise ConfigError(f"DATASETS.{needed} is empty; name a data set, such as '(\"mine_{needed.lower()}\",)'")
     no_cuda = _choose_device(cfg, args)
     cfg.freeze()
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
-    history = _history(cfg) if args.resume and not args.eval_only else ""
+    history = ""
+    if args.resume and not args.eval_only:
+        history = _history(cfg)
+    elif not args.eval_only:
+        _refuse_overwriting(Path(cfg.OUTPUT_DIR))
     _make_folder(Path(cfg.OUTPUT_DIR))
     start_logs(cfg.OUTPUT_DIR, comm.get_rank(), ("irstd_d2", *(system.name for system in registered_systems())))
     logger.info("environment\n%s", collect_env_info(), extra=FILE_ONLY)
@@ -106,12 +114,25 @@ def process_group(backend: str) -> Iterator[None]:
 
 def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
     """Take the CPU where there is no GPU and none was asked for; return whether that replaces the default."""
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; use 'cuda', 'cuda:1' or 'cpu'") from error
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
         return False
     if "MODEL.DEVICE" in args.opts[::2]:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device here; use MODEL.DEVICE cpu")
     cfg.MODEL.DEVICE = "cpu"
     return True
+
+
+def _refuse_overwriting(folder: Path) -> None:
+    """Refuse to begin a training where another one has left checkpoints."""
+    if candidates := IRSTDCheckpointer(torch.nn.Module(), str(folder)).resume_candidates():
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} holds a training ({candidates[0].name}), which a new one would overwrite; go on with "
+            "--resume, choose another folder, or remove it"
+        )
 
 
 def _history(cfg: CfgNode) -> str:

@@ -322,5 +322,13 @@ def _refuse_ignored_keys(cfg: CfgNode) -> None:
         )
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: a grouped stream cannot be resumed exactly")
+    if cfg.SOLVER.MAX_EPOCHS < 0 or (not cfg.SOLVER.MAX_EPOCHS and cfg.SOLVER.MAX_ITER < 1):
+        raise ConfigError(
+            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER} and MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS}: nothing to train; set "
+            "MAX_ITER to at least 1 (to evaluate only: --eval-only)"
+        )
+    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        if cfg.SOLVER[key] < 1:
+            raise ConfigError(f"SOLVER.{key} is {cfg.SOLVER[key]}; it is at least 1")
     if cfg.SOLVER.AMP.ENABLED:
         check_known("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)

@@ -97,9 +97,12 @@ def find_predictions(path: str | PathLike, dataset_name: str) -> Path:
     """Return the predictions that a path stands for: itself, or the file of a data set in a run's folder.
 
     Raises:
-        DatasetError: for a run's folder without such a file, or an empty folder.
+        DatasetError: for what is not there, a run's folder without such a file, or an empty folder.
     """
     path = Path(path)
+    if not path.exists():
+        fix = "give the OUTPUT_DIR of a run, or a file or folder of predictions"
+        raise DatasetError(path, "predictions", "no such file or folder", fix)
     if not path.is_dir():
         return path
     folders = (path / "inference" / dataset_name, path / dataset_name, path)

@@ -435,12 +435,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--platform", help="unknown by default")
     parser.add_argument("--band", help="unknown by default")
     args = parser.parse_args(arguments)
-    detector = ExportedDetector(args.model)
+    if not (args.images or args.facts):
+        parser.error("give images, or --facts")
+    try:
+        detector = ExportedDetector(args.model)
+    except Exception as error:  # each run time has errors of its own
+        return _fail(args.model, error, "install it" if isinstance(error, ImportError) else "give an exported file")
     if args.facts:
         sys.stdout.write(json.dumps(detector.facts, indent=1) + "\n")
         return 0
+    code = 0
     for path in args.images:
-        found = detector([path], {"platform": args.platform, "band": args.band})[0]
+        try:
+            found = detector([path], {"platform": args.platform, "band": args.band})[0]
+        except (OSError, ValueError, ImportError) as error:
+            code = _fail(path, error, "give an image that can be read" if isinstance(error, OSError) else "")
+            continue
         shown = found.scores >= args.threshold
         row = {
             "file_name": str(path),
@@ -450,7 +460,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "category_ids": [detector.category_ids[i] for i in found.classes[shown]],
         }
         sys.stdout.write(json.dumps(row) + "\n")
-    return 0
+    return code
+
+
+def _fail(path: Path, error: Exception, fix: str) -> int:
+    sys.stdout.flush()
+    text = f"error: {path}: {' '.join(str(error).split())}"
+    sys.stderr.write(f"{text}. Fix: {fix}\n" if fix else f"{text}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Summary:
     Attributes:
         images, detections: images and frames with results, and what was found in them.
         reused: files that were done before.
+        replaced: files of an earlier run in the same folder whose results are no longer in the files.
         seconds, detected: that detection took, without reading the model and writing pictures, and of how many images.
         pictures: of the sources that could be read; of a TIFF of several pages that of the first.
         failed: files that could not be read, with what is wrong with them.
@@ -41,6 +42,7 @@ class Summary:
     images: int = 0
     detections: int = 0
     reused: int = 0
+    replaced: int = 0
     seconds: float = 0.0
     detected: int = 0
     pictures: list[Path] = field(default_factory=list)
@@ -147,7 +149,6 @@ def detect_files(
             else:
                 summary.reused += 1
         except DatasetError as error:
-            tqdm.write(f"error: {error}")
             summary.failed.append(str(error))
             continue
         results.append((index, found))
@@ -166,6 +167,7 @@ def detect_files(
         total.pictures += part.pictures
     ordered = sorted((row for rows, _ in gathered for row in rows), key=lambda row: row[0])
     images = [result for _, found in ordered for result in found]
+    total.replaced = journal.earlier - total.reused
     total.images, total.detections = len(images), sum(len(result.boxes) for result in images)
     write_results(detector.output, images, detector.predictor.classes, formats)
     return total

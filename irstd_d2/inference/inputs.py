@@ -44,7 +44,7 @@ class Source(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
-    """List images and videos under names that differ.
+    """List images and videos, each file once, under names that differ.
 
     ``inputs`` are files, folders (with all below them), patterns such as ``run_*/*.tif`` or ``**/*.png``, and numbers
     of cameras.
@@ -53,6 +53,7 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
         DatasetError: an input does not exist or holds no image and no video.
     """
     found: dict[str, Source] = {}
+    listed: set[Path] = set()
     for given in map(Path, inputs):
         if str(given).isdecimal() and not given.exists():
             found[f"camera{given}"] = Source(f"camera{given}", given, int(str(given)))
@@ -62,6 +63,9 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
             problem = "is not an image, a folder of images or a pattern of some"
             raise DatasetError(given, "input", problem, "check the path")
         for path in paths:
+            if (file := path.parent.resolve() / path.name) in listed:
+                continue
+            listed.add(file)
             inside = path.relative_to(given) if given.is_dir() else Path(path.name)
             base = "__".join(inside.with_suffix("").parts)
             name, number = base, 2

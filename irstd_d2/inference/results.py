@@ -67,8 +67,10 @@ class Journal:
         self.path = folder / (f"{JOURNAL}.{rank}" if rank else JOURNAL)
         head = json.dumps(settings, sort_keys=True)
         self._done: dict[str, tuple[list[Any], list[ImageResult]]] = {}
+        self.earlier = 0  # files of earlier runs, also with other settings
         for path in sorted(folder.glob(f"{JOURNAL}*")):
             lines = path.read_text(encoding="utf-8").split("\n")
+            self.earlier += len({line.partition(",")[0] for line in lines[1:-1]})
             if lines[0] != head:
                 continue
             done = {}

@@ -92,7 +92,8 @@ def test_an_error_is_one_line_the_last(tmp_path, capsys, arguments, message):
     (tmp_path / "file").touch()
     before = set(tmp_path.iterdir())
     arguments = [argument.format(tmp_path) for argument in arguments]
-    assert run_command("train", arguments) == 2
+    config = [] if "--config-file" in arguments else ["--config-file", "baselines/tiny/fcos_tiny.yaml"]
+    assert run_command("train", config + arguments) == 2
     out, err = capsys.readouterr()
     assert re.fullmatch(rf"error: .*{message}.*\n", err)
     assert out.count("\n") <= 20

@@ -77,6 +77,21 @@ def test_files_of_any_size_are_scaled_back(fcos, tmp_path, capsys):
     assert runtime.main([str(path), "--facts"]) == 0
     assert json.loads(capsys.readouterr().out) == detector.facts
 
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"torn")
+    assert runtime.main([str(path), str(torn), str(files[0]), str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert [json.loads(line)["file_name"] for line in printed.out.splitlines()] == [str(files[0])]  # the rest is done
+    faults = printed.err.splitlines()
+    assert [line.split(": ")[1] for line in faults] == [str(torn), str(tmp_path)]
+    assert all(line.endswith(". Fix: give an image that can be read") for line in faults)
+    for absent in (tmp_path / "absent.onnx", torn.rename(tmp_path / "torn.onnx")):
+        assert runtime.main([str(absent), str(files[0])]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {absent}: ")
+    with pytest.raises(SystemExit):
+        runtime.main([str(path)])
+    assert capsys.readouterr().err.endswith("error: give images, or --facts\n")
+
 
 def test_real_images_give_the_same_detections(fcos, omni_mini):
     """From the file on: reading, resizing, network and scaling back, beside mapper and model."""

@@ -161,6 +161,7 @@ def test_an_evaluation_leaves_the_training_s_configuration(toy_config, tmp_path)
     args = get_parser().parse_args(["--eval-only"])
     path = tmp_path / "run" / "config.yaml"
     args.opts = [item for pair in flat(toy_config()) for item in pair]
+    args.opts += ["DATASETS.TEST", ("densesirst_v2_test",)]
     path.write_text("the training's")
     setup(args)
     assert path.read_text() == "the training's"

@@ -9,7 +9,7 @@ import pytest
 
 import irstd_d2
 from irstd_d2 import cli
-from irstd_d2.cli import COMMANDS, detect, main, options
+from irstd_d2.cli import COMMANDS, detect, evaluate, main, options
 from irstd_d2.data.convert import FORMATS
 from irstd_d2.data.convert.splitting import STRATA
 from irstd_d2.data.image_io import HIGH_BIT_DEPTH_MODES
@@ -118,6 +118,42 @@ def test_an_option_behind_keys_and_values_is_named(arguments, capsys):
     assert capsys.readouterr().err == (
         f"error: {option} stands behind KEY VALUE pairs, which end the options; write it before them\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "a.png", "--score-thresh", "1.5"], "'1.5' is not a number from 0 to 1"),
+        (["detect", "a.png", "--threshold", "nan"], "'nan' is not a number from 0 to 1"),
+        (["detect", "a.avi", "--max-frames", "0"], "'0' is not a whole number of at least 1"),
+        (["detect", "a.png", "--overlap", "-1"], "'-1' is not a whole number of at least 0"),
+        (["evaluate", "run", "--dataset", "a", "--score-thresh", "inf"], "'inf' is not a number of at least 0"),
+        (["evaluate", "run", "--dataset", "a", "--bootstrap", "1.5"], "'1.5' is not a whole number of at least 0"),
+        (["export", "--weights", "a", "--output", "a.onnx", "--size", "0", "8"], "'0' is not a whole number of at"),
+        (["report", "run", "--gallery", "-1"], "'-1' is not a whole number of at least 0"),
+        (["synthesize", "--domain-conflict", "2"], "'2' is not a number from 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_with_their_option(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    assert "error: argument --" in last
+    assert message in last
+
+
+def test_numbers_in_range_are_taken():
+    args = detect.get_parser().parse_args(["a.png", "--score-thresh", "1", "--overlap", "0", "--max-frames", "1"])
+    assert (args.score_thresh, args.overlap, args.max_frames) == (1.0, 0, 1)
+    args = evaluate.get_parser().parse_args(["run", "--dataset", "a", "--score-thresh", "30", "0"])  # percent
+    assert args.score_thresh == [30.0, 0.0]
+
+
+def test_an_interrupt_is_one_last_line(monkeypatch, capsys):
+    monkeypatch.setattr("irstd_d2.data.check.collect", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["check", "mine"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; start it again\n"
 
 
 def test_unknown_commands_and_names_are_refused(capsys):

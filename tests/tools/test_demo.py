@@ -81,6 +81,7 @@ def test_sources(tmp_path):
     }
     assert names(f"{tmp_path}/*/a.*", tmp_path / "a.png") == {"a": "other/a.PNG", "a_2": "sub/a.tif", "a_3": "a.png"}
     assert list(names(f"{tmp_path}/**/*.tif")) == ["a"]
+    assert names(tmp_path, f"{tmp_path}/*.png", tmp_path / "sub" / ".." / "a.png") == names(tmp_path)  # each once
     assert [source.is_video for source in find_sources([tmp_path / "sub"])] == [False, True]
     for absent in (tmp_path / "none", f"{tmp_path}/*.jpg", tmp_path / "sub" / "*.txt"):
         with pytest.raises(DatasetError, match="is not an image, a folder of images or a pattern"):
@@ -185,8 +186,8 @@ def test_an_interrupted_run_goes_on(demo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(detection.FileDetector, "__call__", counted)
     stop_after = 2
     arguments = ("--input", tmp_path / "in")
-    with pytest.raises(KeyboardInterrupt):
-        demo(*arguments)
+    assert demo(*arguments) == 130
+    assert capsys.readouterr().err.endswith("error: interrupted; the same command goes on where it stopped\n")
     journal = tmp_path / "found" / JOURNAL
     assert not (tmp_path / "found" / "detections.json").exists()
     with journal.open("ab") as file:
@@ -226,7 +227,9 @@ def test_faults_are_named_and_the_rest_is_done(demo, tmp_path, capsys):
     assert said.splitlines()[-1] == f"pictures: {tmp_path / 'found' / 'a.png'}"  # the one that could be read
     assert "torn.png: pixels" in printed
     assert "torn.avi: file: not a video" in printed
-    assert printed.endswith("error: 2 of 3 files could not be read\n")
+    assert "error: 2 of 3 files could not be read:\n" in printed
+    assert re.match(rf"error: {tmp_path}/in/torn\.png: pixels: .*\. Fix: ", printed.splitlines()[-1])
+    assert "error" not in said
     assert {row["image_id"] for row in json.loads((tmp_path / "found" / "detections.json").read_text())} == {"a"}
     assert demo("--input", tmp_path / "in" / "a.png", "--metadata", tmp_path / "none.csv") == 2
     assert "none.csv" in capsys.readouterr().err
@@ -251,6 +254,23 @@ def test_says_what_was_done(demo, tmp_path, capsys):
     assert first == f"1 images, 5 targets of score 0.05 or more in {tmp_path / 'found'}"
     assert re.fullmatch(r"\d+\.\d{3} s per image on cpu", second)
     assert third == f"pictures: {tmp_path / 'found' / 'a.png'}"
+
+
+def test_results_of_another_run_are_not_replaced_in_silence(demo, tmp_path, capsys):
+    images = [write_image(tmp_path / "in" / f"{i}.png", i) for i in range(3)]
+
+    def said(*arguments):
+        assert demo(*arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("replaced")]
+
+    def line(count):
+        return [f"replaced in {tmp_path / 'found'}: results of {count} files of an earlier run, which was another"]
+
+    assert said(*images[:2]) == []
+    assert said(*images[:2]) == said(*images) == []  # goes on
+    assert said(images[2]) == line(2)
+    assert said(*images, "--tile", "none") == line(3)
 
 
 def test_nothing_to_detect_in_is_an_error(demo, capsys):

@@ -52,15 +52,24 @@ def test_train_evaluate_and_detect(tool, tmp_path, capsys):
     assert predictions.read_text() == trained
     assert tool("train_net", "--config-file", CONFIG, "--resume", *options, "SOLVER.MAX_ITER", "5") == 0
     assert torch.load(weights, weights_only=True)["iteration"] == 4
+    before = [(path.read_bytes(), path) for path in (weights, out / "config.yaml", out / "metrics.json")]
+    capsys.readouterr()
+    assert tool("train_net", "--config-file", CONFIG, *options) == 2  # would begin again over it
+    assert capsys.readouterr().err.endswith(
+        f"error: OUTPUT_DIR {out} holds a training (model_final.pth), which a new one would overwrite; go on with "
+        "--resume, choose another folder, or remove it\n"
+    )
+    assert all(path.read_bytes() == content for content, path in before)
 
     found = tmp_path / "found"
     folder = tmp_path / "mine" / "sub"
     folder.mkdir(parents=True)
-    for path in (folder / "a.png", folder.parent / "a.tif", folder.parent / "b ü.png"):
+    single = tmp_path / "other" / "a.tif"
+    single.parent.mkdir()
+    for path in (folder / "a.png", folder.parent / "a.tif", folder.parent / "b ü.png", single):
         cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (48, 80), dtype=np.uint8))
     (folder / "notes.txt").touch()
     arguments = ["--config-file", CONFIG, "--weights", weights, "--output", found, "--platform", "Air"]
-    single = tmp_path / "mine" / "a.tif"
     assert tool("demo", *arguments, "--threshold", "0", "--input", folder.parent, single, "--opts", *SMALL[4:6]) == 0
     names = {p.name for p in found.iterdir() if not p.name.startswith(".")}
     assert names == {"a.png", "a_2.png", "sub__a.png", "b ü.png", "detections.json"}
@@ -77,6 +86,36 @@ def test_train_evaluate_and_detect(tool, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "torn.png" in printed.err
     assert "1 images, " in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0 and MAX_EPOCHS 0: nothing to train"),
+        (["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5 and MAX_EPOCHS 0: nothing to train"),
+        (["SOLVER.MAX_EPOCHS", "-1"], "MAX_EPOCHS -1: nothing to train"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0; it is at least 1"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0; it is at least 1"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set, such as '(\"mine_train\",)'"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; use 'cuda', 'cuda:1' or 'cpu'"),
+        (["MODEL.DEVICE", "cpu:x"], "MODEL.DEVICE is 'cpu:x'; use 'cuda', 'cuda:1' or 'cpu'"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(tool, tmp_path, capsys, options, message):
+    out = tmp_path / "out"
+    assert tool("train_net", "--config-file", CONFIG, *SMALL, "OUTPUT_DIR", out, *options) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert not list(out.glob("*.pth"))
+
+
+def test_what_is_missing_is_named_before_anything_runs(tool, tmp_path, capsys):
+    assert tool("train_net", "--config-file", CONFIG, "--eval-only", *SMALL, "DATASETS.TEST", "()") == 2
+    assert "error: DATASETS.TEST is empty; name a data set" in capsys.readouterr().err
+    assert tool("train_net", *SMALL, "OUTPUT_DIR", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: give --config-file, ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("missing", ["input", "weights"])
