@@ -170,6 +170,9 @@ class _CocoReader:
             fix = "write [x, y, width, height]"
             return self._fail(FaultKind.MISSING_FIELD, f"{field}.bbox", f"{_show(box)} is no box", fix, key)
         x, y, width, height = box
+        if entry.get("bbox_mode") not in (None, BoxMode.XYWH_ABS):  # as of detectron2's dataset dicts
+            problem = f"{_show(entry['bbox_mode'])} is not {BoxMode.XYWH_ABS.value} (x, y, width, height)"
+            return self._fail(FaultKind.BAD_RECORD, f"{field}.bbox_mode", problem, "convert the boxes", key)
         if entry.get("iscrowd") not in (None, 0, 1):
             problem = f"{_show(entry['iscrowd'])} is neither 0 nor 1"
             return self._fail(FaultKind.BAD_RECORD, f"{field}.iscrowd", problem, "write 0 or 1", key)
@@ -274,7 +277,8 @@ def _empty_groups(categories: dict[CategoryId, str], content: dict[str, list[Any
 def _text(entry: dict[str, Any], *keys: str) -> str | None:
     fields = {name.lower(): value for name, value in entry.items()}
     values = (fields.get(key) for key in keys)
-    return next((value for value in values if _is_text(value) and value), None)
+    texts = (str(value).strip() for value in values if _is_text(value) or _is_number(value))
+    return next(filter(None, texts), None)
 
 
 def _further(entry: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +291,8 @@ def _further(entry: dict[str, Any]) -> dict[str, Any]:
 def _original(entry: dict[str, Any], further: dict[str, Any], side: str) -> Any:
     """Width or height of the image that this one was cut from; its own if it is whole."""
     values = (entry.get(f"original_{side}"), further.get(f"original_{side}"), further.get(side))
-    return next((value for value in values if _is_size(value)), entry.get(side))
+    sizes = (int(value) if _is_text(value) and value.isdecimal() and len(value) < 9 else value for value in values)
+    return next((int(value) for value in sizes if _is_number(value) and _is_size(int(value))), entry.get(side))
 
 
 def _show(value: Any) -> str:

@@ -41,8 +41,8 @@ def read_target_labels(
         threshold: of ``"levels"``: share of the mask's highest value above which a pixel belongs to a target; masks
             that were resized or saved as JPEG have values in between.
         values: what values other than 0 mean: ``"labels"`` numbers or colours of targets or classes, ``"levels"`` gray
-            levels. ``"auto"`` takes labels where the values are 1 to K without a gap, in palette files, and where no
-            two values touch.
+            levels. ``"auto"`` takes labels where the values are 1 to K without a gap, in palette files, where no two
+            values touch, and where colours are flat.
 
     Raises:
         DatasetError: the file cannot be read, has another size, or holds its mask as transparency.
@@ -76,7 +76,8 @@ def target_labels(
     if len(present) <= 1:
         return TargetMask((numbers > 0).astype(np.int32), left_out)
     if values == "auto":
-        certain = palette or _are_numbers(present, mask.dtype) or _are_flat(numbers)
+        certain = palette or _are_numbers(present, mask.dtype) or _are_apart(numbers)
+        certain = certain or (mask.ndim == 3 and bool((numbers != mask[:, :, 0]).any()) and are_flat(numbers))
         values = "labels" if certain else "levels"
     if values == "labels":
         return TargetMask(np.searchsorted(np.concatenate([[0], present]), numbers).astype(np.int32), left_out)
@@ -128,6 +129,17 @@ def compact_labels(labels: NDArray[np.int32]) -> NDArray[np.integer]:
     return numbers.astype(np.uint8 if numbers.max() < MANY_LEVELS else np.uint16)
 
 
+def are_flat(values: np.ndarray) -> bool:
+    """Whether at least half of the neighbours that are not 0 are equal; (H, W) or (H, W, channels)."""
+    values = values.reshape(*values.shape[:2], -1)
+    pairs = equal = 0
+    for one, other in ((values[:, 1:], values[:, :-1]), (values[1:], values[:-1])):
+        both = one.any(-1) & other.any(-1)
+        pairs += int(both.sum())
+        equal += int((both & (one == other).all(-1)).sum())
+    return 2 * equal >= pairs
+
+
 def _one_number_per_pixel(mask: np.ndarray) -> np.ndarray:
     """Gray stays as it is; of colours, each gets its own number."""
     if mask.ndim == 2:
@@ -146,7 +158,7 @@ def _are_numbers(present: np.ndarray, dtype: np.dtype) -> bool:
     return not (dtype == np.uint8 and present[-1] >= MANY_LEVELS)
 
 
-def _are_flat(numbers: np.ndarray) -> bool:
+def _are_apart(numbers: np.ndarray) -> bool:
     """Whether each 8-connected component of what is not 0 has one value only."""
     _, components = cv2.connectedComponents((numbers > 0).astype(np.uint8), connectivity=8)
     inside = components > 0

@@ -124,6 +124,9 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
         objects.append(fields.object(element, i))
         if len(fields.faults) >= MAX_FAULTS:
             break
+    if not (objects or boxless or fields.faults) and any("bndbox" in child.tag.lower() for child in root.iter()):
+        fix = "write every box as <object>, lower case, directly below <annotation>"
+        fields.fail(FaultKind.MISSING_FIELD, "object", "missing, although there is a <bndbox>", fix)
     if fields.faults:
         return None, fields.faults
     tags = {child.tag.lower(): (child.text or "").strip() for child in root[::-1] if child.tag != "object"}
@@ -275,7 +278,10 @@ class _FieldReader:
         name = (element.findtext("name") or "").strip()
         if not name:
             self.fail(FaultKind.MISSING_FIELD, f"object[{index}].name", "missing", "write the class name")
-        corners = element.find("bndbox")
+        corners, *others = element.findall("bndbox")
+        if others:
+            fix = "write an object for each"
+            self.fail(FaultKind.BAD_BOX, f"object[{index}].bndbox", f"{1 + len(others)} boxes", fix)
         x1, y1, x2, y2 = (self.number(corners, tag, f"object[{index}].bndbox.{tag}") for tag in _CORNERS)
         difficult = (element.findtext("difficult") or "").strip().lower()
         if difficult not in _DIFFICULT:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.image_io import read_raw
-from ..data.target_masks import MANY_LEVELS
+from ..data.target_masks import MANY_LEVELS, are_flat
 from ..errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -70,18 +70,7 @@ def _are_numbers(values: np.ndarray) -> bool:
     present = np.unique(values[values > 0])
     if not len(present) or present[-1] == 1:
         return True
-    return bool(present[-1] == len(present) < MANY_LEVELS) and _are_flat(values)
-
-
-def _are_flat(values: np.ndarray) -> bool:
-    """Whether at least half of the neighbours that are not 0 are equal; (H, W) or (H, W, channels)."""
-    values = values.reshape(*values.shape[:2], -1)
-    pairs = equal = 0
-    for one, other in ((values[:, 1:], values[:, :-1]), (values[1:], values[:-1])):
-        both = one.any(-1) & other.any(-1)
-        pairs += int(both.sum())
-        equal += int((both & (one == other).all(-1)).sum())
-    return 2 * equal >= pairs
+    return bool(present[-1] == len(present) < MANY_LEVELS) and are_flat(values)
 
 
 def _without_colour(values: np.ndarray, path: Path) -> np.ndarray:
@@ -90,7 +79,7 @@ def _without_colour(values: np.ndarray, path: Path) -> np.ndarray:
     brightest = values.max(axis=2)
     if (brightest - values.min(axis=2)).max(initial=0) <= _MAX_SPREAD:
         return brightest
-    if 2 * np.count_nonzero(brightest) > brightest.size or not _are_flat(values):
+    if 2 * np.count_nonzero(brightest) > brightest.size or not are_flat(values):
         raise DatasetError(path, "pixels", "a picture in colour", "save the probability in one channel")
     return (brightest > 0) * np.uint8(255)
 

@@ -72,7 +72,9 @@ def test_loads(write, tmp_path):
         ({}, {"width": 640, "height": 512}, (None, None, 640, 512)),
         ({}, {"original_width": 640, "original_height": 512}, (None, None, 640, 512)),
         ({"original_width": 64}, {"width": 640, "height": 512}, (None, None, 64, 512)),
-        ({}, {"width": "640", "height": -1, "platform": 3, "band": ""}, (None, None, 32, 24)),
+        ({}, {"width": "640", "height": -1, "platform": 3, "band": ""}, ("3", None, 640, 24)),
+        ({"original_width": 640.0, "original_height": "512"}, {"platform": " Air "}, ("Air", None, 640, 512)),
+        ({"platform": 0, "band": ["LWIR"]}, {"width": "wide", "height": True}, ("0", None, 32, 24)),
     ],
 )
 def test_metadata_may_stand_in_their_object(write, tmp_path, top, inside, expected):
@@ -275,3 +277,11 @@ def test_small_boxes_are_no_fractions(write, tmp_path, box):
     data = content() | {"annotations": [{"image_id": 7, "category_id": 5, "bbox": box}]}
     x, y, width, height = box
     assert load_coco(write(data), tmp_path)[0][1]["annotations"][0]["bbox"] == [x, y, x + width, y + height]
+
+
+@pytest.mark.parametrize(("mode", "sound"), [(None, True), (1, True), (0, False), ("xyxy", False)])
+def test_boxes_of_another_mode_are_refused(write, tmp_path, mode, sound):
+    data = content()
+    data["annotations"][0]["bbox_mode"] = mode
+    faults = scan_coco(write(data), tmp_path).faults
+    assert [fault.field for fault in faults] == ([] if sound else ["annotations[0].bbox_mode"])

@@ -290,3 +290,14 @@ def test_low_numbers_beside_255_are_counted_where_they_are_left_out(tmp_path, in
     cv2.imwrite(str(tmp_path / "m.png"), mask)
     found = read_target_labels(tmp_path / "m.png", (4, 4))
     assert (int(found.labels.sum()), found.left_out) == (6, left_out)  # 3 may be noise of a compression
+
+
+@pytest.mark.parametrize("colours", [((0, 0, 255), (0, 255, 0)), ((64, 0, 128), (64, 0, 0)), ((0, 200, 90), (1, 1, 1))])
+def test_targets_of_flat_colours_that_touch_are_two(tmp_path, colours):
+    mask = np.zeros((12, 14, 3), np.uint8)
+    mask[2:6, 3:7], mask[2:6, 7:10] = colours
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    found = read_target_labels(tmp_path / "m.png", (14, 12))
+    assert sorted(label_boxes(found.labels).tolist()) == [[3, 2, 7, 6], [7, 2, 10, 6]]
+    cv2.imwrite(str(tmp_path / "m.png"), cv2.GaussianBlur(mask, (3, 3), 1))  # edges are no targets of their own
+    assert len(label_boxes(read_target_labels(tmp_path / "m.png", (14, 12)).labels)) <= 2

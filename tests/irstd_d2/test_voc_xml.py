@@ -336,3 +336,20 @@ def test_any_bytes_give_a_record_or_faults(tmp_path, data):
     for fault in faults:
         assert fault.file == str(path)
         assert fault.fix
+
+
+@for_every(
+    ("old", "new", "field"),
+    [
+        ("object>", "Object>", "object"),
+        ("<object>", "<objects><object>", "object"),
+        ("<annotation>", "<annotation xmlns='x'>", "file"),
+        ("<object>", "<object xmlns='x'>", "object"),
+        ("<bndbox>", "<bndbox/><bndbox>", "object[0].bndbox"),
+    ],
+)
+def test_boxes_in_another_place_are_not_passed_over(parse, old, new, field):
+    text = voc_xml().replace(old, new)
+    record, faults = parse(text.replace("</object>", "</object></objects>") if "objects" in new else text)
+    assert record is None
+    assert faults[0].field == field
