@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_bafe_config(cfg: CfgNode) -> None:
-    """Add the keys of BAFE-Net to ``cfg``, in place."""
+    """Add the keys of BAFE-Net to ``cfg``, in place; its models also need those of ``irstd_d2.add_irstd_config``."""
     _add_model_keys(cfg)
     _add_data_keys(cfg)
 

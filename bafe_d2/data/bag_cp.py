@@ -10,12 +10,14 @@ Randomness is numpy's global generator, as in detectron2's own augmentations.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
+from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import Transform
 
 from irstd_d2.errors import ConfigError
@@ -131,7 +133,9 @@ class BAGCopyPaste(T.Augmentation):
 
     Works on any ``AugInput`` with ``image``, ``boxes`` and ``sem_seg`` (1 sky). The boxes of the new targets are put
     behind the existing ones, with ``pasted_class`` in ``classes`` if the input has that; they are also the
-    ``pasted_boxes`` of the returned transform. Without sky, or without a free place, the image stays as it is.
+    ``pasted_boxes`` of the returned transform, and only there if the input has no boxes, as in detectron2's own mapper,
+    which is warned of: targets without a label are learned as background. Without sky, or without a free place, the
+    image stays as it is.
     """
 
     channelwise = True  # a gray image may stay (H, W) until here
@@ -147,7 +151,10 @@ class BAGCopyPaste(T.Augmentation):
         sem_seg = getattr(aug_input, "sem_seg", None)
         transform = self.get_transform(aug_input.image, aug_input.boxes, sem_seg)
         aug_input.transform(transform)
-        if isinstance(transform, PasteTransform) and aug_input.boxes is not None:
+        if isinstance(transform, PasteTransform) and aug_input.boxes is None:
+            message = "BAG-CP pastes into images whose AugInput has no boxes: the new targets get no label"
+            log_first_n(logging.WARNING, f"{message}; take pasted_boxes of the transform", name=__name__)
+        elif isinstance(transform, PasteTransform):
             aug_input.boxes = np.concatenate([aug_input.boxes, transform.pasted_boxes])
             classes = getattr(aug_input, "classes", None)
             if classes is not None:

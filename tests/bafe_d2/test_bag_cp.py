@@ -428,3 +428,14 @@ def test_every_box_holds_a_pixel_that_counts(library, brightness, none, halo):
 def test_a_deviation_of_zero_is_refused():
     with pytest.raises(ConfigError, match=r"INPUT.BAG_CP.SIGMA is \(0.0, 0.5\); give two values, 0 < first"):
         PasteRule(sigma=(0.0, 0.5))
+
+
+@pytest.mark.parametrize("boxes", [None, np.zeros((0, 4), np.float32)])
+def test_targets_without_a_label_are_warned_of(library, caplog, boxes):
+    """detectron2's own mapper gives its augmentations no boxes."""
+    aug_input = T.AugInput(np.full((64, 64), 40, np.uint8), boxes=boxes, sem_seg=np.ones((64, 64), np.uint8))
+    transform = BAGCopyPaste(library)(aug_input)
+    assert len(transform.pasted_boxes) > 0
+    assert ("the new targets get no label" in caplog.text) == (boxes is None)
+    if boxes is not None:
+        np.testing.assert_array_equal(aug_input.boxes, transform.pasted_boxes)
