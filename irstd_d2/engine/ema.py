@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+logger = logging.getLogger(__name__)
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -38,7 +41,9 @@ class EMAHook(HookBase):
     """Average the weights after every step, ``decay`` of the average being kept.
 
     A checkpoint holds the average as the model, so that whoever loads it gets the weights that were evaluated; the
-    weights in training are part of this hook's state. The ``model`` is not wrapped for distribution.
+    weights in training are part of this hook's state. The ``model`` is not wrapped for distribution. In a trainer of
+    your own ``IRSTDCheckpointer(..., deployed=hook.average.module)`` saves so; another one loses the average at a
+    resume.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -62,6 +67,12 @@ class EMAHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on; the model holds the average, as it comes out of a checkpoint, and gets its own weights back."""
+        loaded = self.model.state_dict()
+        if state["updates"] > 1 and all(torch.equal(v, state["trained"][k].to(v.device)) for k, v in loaded.items()):
+            logger.warning(
+                "the checkpoint holds the trained weights in place of their average, which starts anew from them; "
+                "IRSTDCheckpointer(..., deployed=hook.average.module) saves the average"
+            )
         self.restart()
         self.average.n_averaged.fill_(state["updates"])
         self.model.load_state_dict(state["trained"])

@@ -1,5 +1,8 @@
 """Averages of the weights (EMA): their recurrence, their start, and where they are used."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 from toy_training import FULL, assert_same_tensors, train
@@ -68,3 +71,23 @@ def test_evaluation_uses_the_averaged_weights(toy_config):
     trainer.max_iter = 7
     trainer.train()
     assert_same_tensors(seen[-1], trainer.ema.average.module.state_dict())
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_a_checkpoint_without_the_average_is_warned_of(caplog, deployed):
+    """A trainer of a user whose checkpointer knows nothing of the average."""
+    model = nn.Linear(3, 2)
+    hook = EMAHook(model, 0.5)
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        hook.after_step()
+    state = copy.deepcopy(hook.state_dict())
+    saved = copy.deepcopy((hook.average.module if deployed else model).state_dict())
+    resumed = nn.Linear(3, 2)
+    again = EMAHook(resumed, 0.5)
+    resumed.load_state_dict(saved)
+    again.load_state_dict(state)
+    assert_same_tensors(resumed.state_dict(), model.state_dict())
+    assert ("holds the trained weights in place of their average" in caplog.text) != deployed
+    assert_same_tensors(again.average.module.state_dict(), saved)
