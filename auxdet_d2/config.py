@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 
 def add_auxdet_config(cfg: CfgNode) -> None:
-    """Add the keys of AuxDet to ``cfg``, in place."""
+    """Add the keys of AuxDet to ``cfg``, in place; its models also need those of ``irstd_d2.add_irstd_config``."""
     _add_metadata_keys(cfg)
     _add_refinement_keys(cfg)
     _add_cascade_rpn_keys(cfg)

@@ -114,6 +114,13 @@ class FeatureRefinement(nn.Module):
                 "with INPUT.CROP, LEEM takes mean and deviation of crops in training and of whole images afterwards; "
                 "set MODEL.AUXDET.LEEM.WINDOW to the edge of the crops in network pixels"
             )
+        encoder, gated = auxdet.ENCODER, auxdet.LEEM.STAGES if auxdet.LEEM.GATED else ()
+        shared = encoder.NORM == "BN" and encoder.VISUAL != "none" and len({*auxdet.M2DM.STAGES, *gated}) > 1
+        if cfg.TEST.PRECISE_BN.ENABLED and shared:
+            raise ConfigError(
+                "TEST.PRECISE_BN.ENABLED: the stages share the batch norm of the visual hint, whose statistics cannot "
+                "be recomputed; set it to False, or MODEL.AUXDET.ENCODER.NORM to 'LN'"
+            )
         names = {"num_platforms": len(vocabulary.platforms), "num_bands": len(vocabulary.bands)}
         return {
             "input_shape": input_shape,

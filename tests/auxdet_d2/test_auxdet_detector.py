@@ -16,6 +16,7 @@ from detectron2.modeling import (
 )
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 import auxdet_d2.export  # noqa: F401  registers
@@ -298,3 +299,27 @@ def test_a_module_around_the_wrapper_loads_what_it_saves(repo_root, wrap):
 def test_numbers_out_of_range_are_named(repo_root, key, value, message):
     with pytest.raises(ConfigError, match=f"MODEL.AUXDET.{key} is {value}; it {message}"):
         tiny(repo_root, f"MODEL.AUXDET.{key}", value)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (["MODEL.AUXDET.ENCODER.NORM", "BN"], True),
+        (["MODEL.AUXDET.ENCODER.NORM", "BN", "MODEL.AUXDET.ENCODER.VISUAL", "high_level"], True),
+        (["MODEL.AUXDET.ENCODER.NORM", "BN", "MODEL.AUXDET.ENCODER.VISUAL", "none"], False),
+        (["MODEL.AUXDET.ENCODER.NORM", "LN"], False),
+        (
+            ["MODEL.AUXDET.ENCODER.NORM", "BN", "MODEL.AUXDET.M2DM.STAGES", ["res3"], "MODEL.AUXDET.LEEM.GATED", False],
+            False,
+        ),
+    ],
+)
+def test_statistics_that_cannot_be_recomputed_are_refused_before_a_training(repo_root, options, refused):
+    options = ["TEST.PRECISE_BN.ENABLED", True, *options]
+    if refused:
+        with pytest.raises(ConfigError, match=r"TEST\.PRECISE_BN\.ENABLED: the stages share"):
+            tiny(repo_root, *options)
+        return
+    model = tiny(repo_root, *options).train()
+    with EventStorage():
+        update_bn_stats(model, [[sample(seed, AIR), sample(seed + 9, SPACE)] for seed in range(2)], 2)
