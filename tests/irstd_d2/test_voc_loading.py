@@ -185,7 +185,8 @@ def test_registration(folder, registered):
 
 
 def test_the_configuration_chooses_skipping(registered, tmp_path):  # `registered` resets the choice
-    args = default_argument_parser().parse_args(["DATASETS.SKIP_BAD", "True", "OUTPUT_DIR", str(tmp_path)])
+    options = ["DATASETS.SKIP_BAD", "True", "DATASETS.TRAIN", "('densesirst_v2_train',)", "OUTPUT_DIR", str(tmp_path)]
+    args = default_argument_parser().parse_args(options)
     assert not get_skip_bad()
     setup(args)
     assert get_skip_bad()
