@@ -39,7 +39,7 @@ def print_list(title: str, lines: list[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..data.convert.metadata_tables import merge_metadata, read_metadata
     from ..data.layout import FolderIndex
-    from ..data.sidecar import format_sidecar
+    from ..data.sidecar import check_ids, format_sidecar
     from ..data.splits import read_split
     from ..files import write_atomically
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = None
     if args.images is not None:
         wanted = FolderIndex(args.images).stems() if args.images.is_dir() else read_split(args.images)[0]
+        check_ids(", ".join(args.sources), {key for entries, _ in read.values() for key in entries}, wanted)
     faults = [str(fault) for _, found in read.values() for fault in found]
     merged = merge_metadata({source: entries for source, (entries, _) in read.items()}, wanted)
     print_list("Faults", faults)

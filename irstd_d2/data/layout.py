@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -12,6 +14,8 @@ from pathlib import Path
 from ..errors import DatasetError
 from ..files import is_leftover, list_files
 from .image_io import IMAGE_SUFFIXES
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:
     return [path.stem for path in list_files(pattern.parent) if path.match(pattern.name.format(split="*"))]
 
 
+@functools.lru_cache(maxsize=1024)  # once for each folder
+def _warn_of_subfolder(folder: Path, suffixes: tuple[str, ...]) -> None:
+    files = [] if is_leftover(folder.name) else list_files(folder, suffixes, recursive=True)
+    if files:
+        fix = "put them beside the folder, or make a set of it"
+        _logger.warning("%s: %d files in a folder of the folder are not read; %s", folder, len(files), fix)
+
+
 class FolderIndex:
     """File names of one folder by stem, read with one listing; ``suffixes`` are those to list, in lower case.
 
@@ -123,6 +135,8 @@ class FolderIndex:
             stem, suffix = os.path.splitext(name)  # noqa: PTH122
             if suffix.lower() in suffixes and not is_leftover(name):
                 self._names.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
+            elif not suffix:
+                _warn_of_subfolder(folder / name, suffixes)
 
     def __getitem__(self, stem: str) -> list[str]:
         """Sorted names of all files with this stem; empty when there is none."""

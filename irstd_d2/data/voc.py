@@ -189,8 +189,7 @@ def _mask_finder(root: Path, patterns: tuple[str, ...]) -> Callable[[str], str |
     for pattern in patterns:
         folder = (root / pattern).parent
         if folder.is_dir():
-            stem, suffix = PurePosixPath(pattern).stem, PurePosixPath(pattern).suffix
-            available.append((os.path.join(folder, ""), stem, FolderIndex(folder, (suffix,))))  # noqa: PTH118
+            available.append((os.path.join(folder, ""), PurePosixPath(pattern).stem, FolderIndex(folder)))  # noqa: PTH118
 
     def find(name: str) -> str | None:
         for prefix, stem, index in available:

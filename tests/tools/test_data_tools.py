@@ -198,6 +198,16 @@ def test_merge(tool, voc, tmp_path, capsys):
     assert (tmp_path / "all.tsv").read_text().splitlines()[1] == "other\tAir\tLWIR\t1\t1"
 
 
+def test_merge_of_tables_of_other_images(tool, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("id,view\n7,Air\n")
+    (tmp_path / "images.txt").write_text("007\n008\n")
+    options = (tmp_path / "out.csv", tmp_path / "a.csv", "--images", tmp_path / "images.txt")
+    assert tool("merge_metadata")(*options) == 2
+    assert "a.csv: ids: none of 1, such as '7', is one of 2 images" in capsys.readouterr().err
+    (tmp_path / "a.csv").write_text("id,view\n007,Air\n")
+    assert tool("merge_metadata")(*options) == 0
+
+
 def test_merge_with_faults(tool, tmp_path, capsys):
     table, out = tmp_path / "table.csv", tmp_path / "out.csv"
     table.write_text("id,band,width\na,NIR,wide\nb,,3\n")
