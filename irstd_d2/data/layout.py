@@ -96,7 +96,10 @@ def get_layout(layout: str | VocLayout | None, root: str | PathLike) -> VocLayou
             return candidate
     known = f"arrange the files as one of {', '.join(LAYOUTS)} (datasets/README.md)"
     problem = "no known layout" if root.is_dir() else "no such folder"
-    raise DatasetError(root, "folder", problem, f"check the root (DETECTRON2_DATASETS), or {known}")
+    fix = f"check the root (DETECTRON2_DATASETS), or {known}"
+    if root.is_dir() and (coco := list_files(root, (".json",))):
+        fix = f"name the COCO file itself, such as {coco[0]}, or {known}"
+    raise DatasetError(root, "folder", problem, fix)
 
 
 def list_splits(root: str | PathLike, layout: VocLayout) -> list[str]:

@@ -39,9 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     (:func:`irstd_d2.memory.keep_freed_memory`). ``args`` are those of ``detectron2.engine.default_argument_parser``.
 
     Raises:
-        ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, a resume
-            contradicts its checkpoint, or the folder holds a training that is not resumed; better now than after the
-            training.
+        ConfigError: a key, a data set, an evaluator or a device is not there, the folder cannot be written, or a resume
+            contradicts its checkpoint; better now than after the training.
     """
     cfg = get_config(args.config_file or None, args.opts)
     for key in ("TEST",) if args.eval_only else ("TRAIN", "TEST"):
@@ -55,16 +54,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     set_skip_bad(cfg.DATASETS.SKIP_BAD)
-    history = ""
-    if args.resume and not args.eval_only:
-        history = _history(cfg)
-    elif not args.eval_only:
-        _refuse_overwriting(Path(cfg.OUTPUT_DIR))
+    history = _history(cfg) if args.resume and not args.eval_only else ""
     _make_folder(Path(cfg.OUTPUT_DIR))
     start_logs(cfg.OUTPUT_DIR, comm.get_rank(), ("irstd_d2", *(system.name for system in registered_systems())))
     logger.info("environment\n%s", collect_env_info(), extra=FILE_ONLY)
     logger.info("arguments: %s", args, extra=FILE_ONLY)
     logger.info("configuration\n%s", cfg.dump(), extra=FILE_ONLY)
+    if not (args.resume or args.eval_only):
+        _warn_of_overwriting(Path(cfg.OUTPUT_DIR))
     if comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR) / "config.yaml"
         if args.eval_only and path.exists():
@@ -126,12 +123,14 @@ def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
     return True
 
 
-def _refuse_overwriting(folder: Path) -> None:
-    """Refuse to begin a training where another one has left checkpoints."""
+def _warn_of_overwriting(folder: Path) -> None:
+    """Say that a training begins where another one, which is not resumed, has left checkpoints."""
     if candidates := IRSTDCheckpointer(torch.nn.Module(), str(folder)).resume_candidates():
-        raise ConfigError(
-            f"OUTPUT_DIR {folder} holds a training ({candidates[0].name}), which a new one would overwrite; go on with "
-            "--resume, choose another folder, or remove it"
+        logger.warning(
+            "OUTPUT_DIR %s holds a training (%s), whose files this one overwrites; stop it (Ctrl-C) and go on with "
+            "--resume, or choose another folder, to keep them",
+            folder,
+            candidates[0].name,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
 
 from ..errors import DatasetError
 from .breakdown import ImageFiles
@@ -147,6 +149,10 @@ class GroundTruth:
             labels = np.array([_resolution_class(values) for values in self.metadata], dtype=object)
             names = [name for name in _RESOLUTION_NAMES if name in labels]
         else:
+            if not any(key in values for values in self.metadata):
+                known = ", ".join(dict.fromkeys(name for values in self.metadata for name in values))
+                text = f"{key}, which results are grouped by, is in the metadata of no image; there are {known}"
+                log_first_n(logging.WARNING, text, name=__name__, key="message")
             values = (values.get(key) for values in self.metadata)
             labels = np.array([UNKNOWN if value is None else str(value) for value in values], dtype=object)
             names = sorted(set(labels.tolist()))

@@ -84,6 +84,13 @@ def test_groups_by_platform_and_resolution(truth):
     assert list(truth.image_groups("resolution")) == ["<=256", "<=1024"]
 
 
+def test_a_group_that_no_image_has_is_warned_of(truth, caplog):
+    truth.image_groups("platform")
+    assert not caplog.records
+    assert list(truth.image_groups("weather of the day")) == ["unknown"]
+    assert "weather of the day, which results are grouped by, is in the metadata of no image" in caplog.text
+
+
 def test_pd_fa_counts_pixels_of_false_detections(truth):
     results = run(DetectionProbabilityEvaluator(truth))["pd_fa"]
     assert results["Pd"] == pytest.approx(200 / 3)

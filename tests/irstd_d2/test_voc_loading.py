@@ -148,6 +148,9 @@ def test_unknown_layouts(tmp_path):
         load_voc(tmp_path)
     with pytest.raises(DatasetError, match=r"no such folder.*DETECTRON2_DATASETS"):
         load_voc(tmp_path / "none")
+    (tmp_path / "instances_all.json").touch()
+    with pytest.raises(DatasetError, match=r"name the COCO file itself, such as .*instances_all\.json"):
+        load_voc(tmp_path)
     with pytest.raises(DatasetError, match=r"PNGImages: folder: cannot be listed"):
         load_voc(tmp_path, layout="densesirst")
 
