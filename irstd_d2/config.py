@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from os import PathLike, fspath
 from pathlib import Path
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
@@ -209,3 +210,21 @@ def get_config(path: str | PathLike | None = None, opts: Sequence[str] = ()) -> 
         cfg.merge_from_list(list(opts))
     register_own_sets(cfg.DATASETS.OWN)
     return cfg
+
+
+def choose_device(cfg: CfgNode, opts: Sequence[str] = ()) -> bool:
+    """Set ``MODEL.DEVICE`` to the CPU where there is no GPU; return whether that replaced another.
+
+    Raises:
+        ConfigError: the device is none, or ``opts``, keys and values from the command line, ask for a missing GPU.
+    """
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; use 'cuda', 'cuda:1' or 'cpu'") from error
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return False
+    if "MODEL.DEVICE" in opts[::2]:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device here; use MODEL.DEVICE cpu")
+    cfg.MODEL.DEVICE = "cpu"
+    return True

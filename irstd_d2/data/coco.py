@@ -290,9 +290,11 @@ def _further(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _original(entry: dict[str, Any], further: dict[str, Any], side: str) -> Any:
     """Width or height of the image that this one was cut from; its own if it is whole."""
-    values = (entry.get(f"original_{side}"), further.get(f"original_{side}"), further.get(side))
-    sizes = (int(value) if _is_text(value) and value.isdecimal() and len(value) < 9 else value for value in values)
-    return next((int(value) for value in sizes if _is_number(value) and _is_size(int(value))), entry.get(side))
+    for value in (entry.get(f"original_{side}"), further.get(f"original_{side}"), further.get(side)):
+        number: Any = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else value
+        if _is_number(number) and _is_size(int(number)):
+            return int(number)
+    return entry.get(side)
 
 
 def _show(value: Any) -> str:

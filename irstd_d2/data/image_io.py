@@ -58,7 +58,7 @@ _BINARY_TO_LABEL[[0, 255]] = OTHER, SKY
 _LABEL_TO_LABEL = np.full(256, _INVALID, np.uint8)
 _LABEL_TO_LABEL[[OTHER, SKY, IGNORE]] = OTHER, SKY, IGNORE
 _TILES = "cut the image into tiles"
-_REWRITE = "copy the file again from its source, or remove it from the split"
+_REWRITE = "copy the file again from its source, or take it out"
 
 
 def strip_image_suffix(name: str) -> str:

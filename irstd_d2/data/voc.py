@@ -130,7 +130,7 @@ def scan_voc(
         dicts.append(sample)
     if left_out and not any(sample["annotations"] for sample in dicts):
         _refuse_foreign_classes(read_voc_classes(root, layout=layout), class_ids, xml.folder)
-    refuse_fractions(xml.folder, (obj["bbox"] for sample in dicts for obj in sample["annotations"]))
+    refuse_fractions(xml.folder, (item.box for record in records.values() for item in record.objects))
     notes = [f"{boxless} objects have no <bndbox>: read as no target"] if boxless else []
     if alone := sorted(set(xml.stems()) - set(images.stems())):
         notes.append(f"{len(alone)} XML files have no image of a known kind: {first_of(alone)}")

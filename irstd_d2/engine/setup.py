@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
-from ..config import get_config
+from ..config import choose_device, get_config
 from ..data import set_skip_bad
 from ..data.datasets import check_registered
 from ..errors import ConfigError
@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     needed = "TEST" if args.eval_only else "TRAIN"
     if not cfg.DATASETS[needed]:
         raise ConfigError(f"DATASETS.{needed} is empty; name a data set, such as '(\"mine_{needed.lower()}\",)'")
-    no_cuda = _choose_device(cfg, args)
+    no_cuda = choose_device(cfg, args.opts)
     cfg.freeze()
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
@@ -107,20 +107,6 @@ def process_group(backend: str) -> Iterator[None]:
     finally:
         gc.collect()  # what still holds the group would end its threads after PyTorch's own end
         torch.distributed.destroy_process_group()
-
-
-def _choose_device(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Take the CPU where there is no GPU and none was asked for; return whether that replaces the default."""
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; use 'cuda', 'cuda:1' or 'cpu'") from error
-    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
-        return False
-    if "MODEL.DEVICE" in args.opts[::2]:
-        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no CUDA device here; use MODEL.DEVICE cpu")
-    cfg.MODEL.DEVICE = "cpu"
-    return True
 
 
 def _warn_of_overwriting(folder: Path) -> None:

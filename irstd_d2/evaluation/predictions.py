@@ -237,9 +237,9 @@ def _check_boxes(source: Path, form: str, boxes: Mapping[Any, Prediction], truth
     for wrong, share, what in (
         (turned, 0, "end before they begin"), (outside, _MAX_OUTSIDE, "have their centre outside of their image")
     ):  # fmt: skip
-        if wrong.mean() > share:
+        if np.mean(wrong) > share:
             example = ", ".join(f"{value:g}" for value in corners[wrong.argmax()])
-            problem = f"{wrong.sum()} of {len(wrong)} boxes {what}, such as that from x1, y1 to x2, y2 = {example}"
+            problem = f"{wrong.sum()} of {len(corners)} boxes {what}, such as that from x1, y1 to x2, y2 = {example}"
             raise DatasetError(source, "predictions", problem, _FIX[form])
     scores = np.concatenate([found[1] for found in boxes.values()])
     if scores.min() < 0 or scores.max() > 1:

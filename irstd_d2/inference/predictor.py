@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 from PIL.Image import Image
 
 from .. import model_zoo
-from ..config import get_config
+from ..config import choose_device, get_config
 from ..data import build_mapper
 from ..data.classes import ClassTable, check_num_classes, num_classes_of
 from ..data.datasets import configured_classes
@@ -183,13 +183,13 @@ def read_config(
     """The configuration of a model of the zoo or a checkpoint, on the CPU where there is no GPU.
 
     Raises:
-        ConfigError: a file is missing, or no configuration belongs to the weights.
+        ConfigError: a file is missing, no configuration belongs to the weights, or ``opts`` ask for a missing GPU.
     """
     resolved = model_zoo.resolve_weights(weights)
     path = model_zoo.find_config(config_file) if config_file else model_zoo.config_of(weights)
     cfg = get_config(path, ["MODEL.WEIGHTS", resolved, *opts])
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    choose_device(cfg, opts)
+    if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     return cfg
 

@@ -17,7 +17,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from ..config import get_config
+from ..config import choose_device, get_config
 from ..data import build_mapper
 from ..engine.checkpoint import IRSTDCheckpointer
 from ..errors import DatasetError
@@ -80,8 +80,7 @@ class Lens:
             raise DatasetError(run.folder, "run", "the folder has no checkpoint", "train or copy one there")
         # A model works without the sets it was trained on, also where another run's set has the name of one.
         cfg = get_config(run.folder / "config.yaml", ["MODEL.WEIGHTS", "", "DATASETS.OWN", "()"])
-        if not torch.cuda.is_available():
-            cfg.MODEL.DEVICE = "cpu"
+        choose_device(cfg)
         self.model = build_model(cfg).eval()
         IRSTDCheckpointer(self.model).load(str(weights))
         self.weights: Path = weights

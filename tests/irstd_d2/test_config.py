@@ -10,6 +10,7 @@ from irstd_d2 import get_config
 from irstd_d2.cli import run_command
 from irstd_d2.engine import setup
 from irstd_d2.errors import ConfigError
+from irstd_d2.inference.predictor import read_config
 
 
 def test_a_configuration_cannot_run_code(tmp_path):
@@ -98,3 +99,12 @@ def test_an_error_is_one_line_the_last(tmp_path, capsys, arguments, message):
     assert re.fullmatch(rf"error: .*{message}.*\n", err)
     assert out.count("\n") <= 20
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA; torch sees a device here")
+def test_a_gpu_that_is_not_there_is_used_by_no_command():
+    assert read_config("fcos_dense").MODEL.DEVICE == "cpu"
+    assert read_config("fcos_dense", opts=["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ConfigError, match=f"MODEL.DEVICE is {device}, but there is no CUDA device here"):
+            read_config("fcos_dense", opts=["TEST.SCORE_THRESHOLD", "0.5", "MODEL.DEVICE", device])
