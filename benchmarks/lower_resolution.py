@@ -19,7 +19,6 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-import irstd_d2  # noqa: F401  registers
 from irstd_d2.data import read_image
 
 FACTORS = (1, 2, 4)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # In ``inference/DATASET`` of a run's folder, as detectron2 calls it.
 PREDICTIONS_FILE = "coco_instances_results.json"
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
-_MAX_OUTSIDE = 0.1  # of the boxes; of corners read as width and height it is about half
+_MAX_OUTSIDE = 0.25  # of the boxes; of corners read as width and height it is about half
 _MASK_NAME_ENDS = ("_pixels0", "_mask", "_pred")
 
 # Boxes (d, 4) x1 y1 x2 y2 in original pixels, scores (d,) and class indices (d,) of one image.

@@ -259,7 +259,7 @@ def test_charts_hold_values_that_are_not_finite_and_hostile_labels():
 
 def test_examples_are_spread_over_the_images_with_targets(data_set):
     _, dicts = data_set
-    without = [{**record, "annotations": []} for record in dicts]
+    without = [{**record, "image_id": f"without {i}", "annotations": []} for i, record in enumerate(dicts)]
     assert spread_over_targets(GroundTruth.from_dicts([*without, *dicts]), 3) == [6, 8, 11]
     assert spread_over_targets(GroundTruth.from_dicts(without), 2) == [0, 5]
     assert spread_over_targets(GroundTruth.from_dicts(dicts), 0) == []
