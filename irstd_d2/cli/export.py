@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import EXPORT_FORMATS, add_config_options, new_parser, real_number, whole_number
+from .options import EXPORT_FORMATS, add_config_options, new_parser, whole_number
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -39,8 +39,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", nargs="+", type=Path, default=[], metavar="IMAGE", help="compare with PyTorch")
     parser.add_argument("--platform", help="of the images of --check; unknown by default")
     parser.add_argument("--band", help="of the images of --check; unknown by default")
-    parser.add_argument("--box-tolerance", type=real_number(0), default=0.02, help="pixels")
-    parser.add_argument("--score-tolerance", type=real_number(0), default=1e-4)
+    parser.add_argument("--box-tolerance", type=float, default=0.02, help="pixels")
+    parser.add_argument("--score-tolerance", type=float, default=1e-4)
     return parser
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -50,10 +51,19 @@ def test_second_run_with_other_parameters_says_what_to_do(tool, tmp_path, capsys
     assert tool.main([*arguments, "--seed", "1", "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [["--domain-conflict", "2"], ["--size", "16x16"], ["--train", "-1"]])
-def test_bad_values(tool, tmp_path, arguments, capsys):
-    assert tool.main(["--output", str(tmp_path), *arguments]) == 2
-    assert "needed" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--domain-conflict", "2"], "'2' is not a number from 0 to 1"),
+        (["--size", "16x16"], "needed"),
+        (["--train", "-1"], "'-1' is not a whole number of at least 0"),
+    ],
+)
+def test_bad_values(tool, tmp_path, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(tool.main(["--output", str(tmp_path), *arguments]))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
