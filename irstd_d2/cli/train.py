@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         args.config_file = model_zoo.find_config(args.config_file)
     elif args.weights:
         args.config_file = model_zoo.config_of(args.weights)
-    else:
+    elif "MODEL.META_ARCHITECTURE" not in args.opts[::2]:
         raise ConfigError("give --config-file, a path or one below configs/, or --weights, a model to go on from")
     if args.weights:
         args.opts = ["MODEL.WEIGHTS", model_zoo.resolve_weights(args.weights), *args.opts]
