@@ -114,7 +114,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
 def best_threshold(metrics: dict[str, float]) -> float:
     """Score at which F1 is best; 0.5 where nothing was found."""
     score = metrics["pd_fa/F1_threshold"]
-    return 0.5 if math.isnan(score) else score
+    return score if math.isfinite(score) else 0.5
 
 
 def markdown_table(results: dict[str, dict[str, float]]) -> str:
