@@ -6,8 +6,9 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 
@@ -32,31 +33,22 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
 
 def whole_number(low: int) -> Callable[[str], int]:
     """Argument type: a whole number of at least ``low``."""
-
-    def parse(text: str) -> int:
-        try:
-            if (number := int(text)) >= low:
-                return number
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
-
-    return parse
+    return partial(_number, int, "a whole number", low, math.inf)
 
 
 def real_number(low: float, high: float = math.inf) -> Callable[[str], float]:
     """Argument type: a finite number from ``low`` to ``high``."""
+    return partial(_number, float, "a number", low, high)
 
-    def parse(text: str) -> float:
-        try:
-            if low <= (number := float(text)) <= high and math.isfinite(number):
-                return number
-        except ValueError:
-            pass
-        span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number {span}")
 
-    return parse
+def _number(kind: type, name: str, low: float, high: float, text: str) -> Any:
+    try:
+        if low <= (number := kind(text)) <= high and math.isfinite(number):
+            return number
+    except ValueError:
+        pass
+    span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not {name} {span}")
 
 
 def add_config_options(parser: argparse.ArgumentParser, weights: str | None = None) -> None:

@@ -111,17 +111,14 @@ def parse_voc_xml(path: str | PathLike) -> tuple[VocRecord | None, list[Fault]]:
     width, height = fields.size(root, "width"), fields.size(root, "height")
     objects, boxless = [], 0
     for i, element in enumerate(root.iterfind("object")):
-        if element.find("bndbox") is None:
-            outline = next((child.tag for child in element if len(child)), None)
-            if outline is None:
-                boxless += 1
-                continue
+        outline = next((child.tag for child in element if len(child)), None)
+        if element.find("bndbox") is not None:
+            objects.append(fields.object(element, i))
+        elif outline is None:
+            boxless += 1
+        else:
             fix = "write its bounds as <bndbox>, or take the object out"
             fields.fail(FaultKind.MISSING_FIELD, f"object[{i}].bndbox", f"missing, <{outline[:40]}> is not read", fix)
-            if len(fields.faults) >= MAX_FAULTS:
-                break
-            continue
-        objects.append(fields.object(element, i))
         if len(fields.faults) >= MAX_FAULTS:
             break
     if not (objects or boxless or fields.faults) and any("bndbox" in child.tag.lower() for child in root.iter()):

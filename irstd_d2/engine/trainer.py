@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from ..data import build_mapper
 from ..data.classes import check_num_classes, require_same_names
 from ..data.datasets import prepare_classes
-from ..errors import ConfigError, check_known
+from ..errors import ConfigError, check_known, check_number
 from ..evaluation import build_evaluator, format_results
 from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer, classes_of, match_of, read_facts, refuse_frozen_random
@@ -65,7 +65,7 @@ class IRSTDTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
         given, cfg = cfg, DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        _refuse_ignored_keys(cfg)
+        _check_keys(cfg)
         classes = prepare_classes(cfg, train=True)
         dicts = self.train_dicts(cfg)
         facts = {"run": training_facts(given, dicts), "classes": classes.to_json()}
@@ -313,7 +313,7 @@ class IRSTDTrainer(DefaultTrainer):
         self.checkpointer.save(name, iteration=self.iter)
 
 
-def _refuse_ignored_keys(cfg: CfgNode) -> None:
+def _check_keys(cfg: CfgNode) -> None:
     """Refuse keys of detectron2 that this training would not follow, and values that cannot work."""
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ConfigError(
@@ -322,13 +322,9 @@ def _refuse_ignored_keys(cfg: CfgNode) -> None:
         )
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: a grouped stream cannot be resumed exactly")
-    if cfg.SOLVER.MAX_EPOCHS < 0 or (not cfg.SOLVER.MAX_EPOCHS and cfg.SOLVER.MAX_ITER < 1):
-        raise ConfigError(
-            f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER} and MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS}: nothing to train; set "
-            "MAX_ITER to at least 1 (to evaluate only: --eval-only)"
-        )
-    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
-        if cfg.SOLVER[key] < 1:
-            raise ConfigError(f"SOLVER.{key} is {cfg.SOLVER[key]}; it is at least 1")
+    check_number("SOLVER.MAX_EPOCHS", cfg.SOLVER.MAX_EPOCHS, 0)
+    length = () if cfg.SOLVER.MAX_EPOCHS else ("MAX_ITER",)
+    for key in (*length, "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+        check_number(f"SOLVER.{key}", cfg.SOLVER[key], 1)
     if cfg.SOLVER.AMP.ENABLED:
         check_known("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)

@@ -88,11 +88,11 @@ def test_train_evaluate_and_detect(tool, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0 and MAX_EPOCHS 0: nothing to train"),
-        (["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5 and MAX_EPOCHS 0: nothing to train"),
-        (["SOLVER.MAX_EPOCHS", "-1"], "MAX_EPOCHS -1: nothing to train"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0; it is at least 1"),
-        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0; it is at least 1"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0; it must be at least 1"),
+        (["SOLVER.MAX_ITER", "-5"], "SOLVER.MAX_ITER is -5; it must be at least 1"),
+        (["SOLVER.MAX_EPOCHS", "-1"], "SOLVER.MAX_EPOCHS is -1; it must be at least 0"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0; it must be at least 1"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0; it must be at least 1"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set, such as '(\"mine_train\",)'"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; use 'cuda', 'cuda:1' or 'cpu'"),
         (["MODEL.DEVICE", "cpu:x"], "MODEL.DEVICE is 'cpu:x'; use 'cuda', 'cuda:1' or 'cpu'"),

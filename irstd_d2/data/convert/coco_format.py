@@ -20,13 +20,12 @@ from .mask_format import with_outlines
 from .side_files import IMAGES, SKY_MASKS, place_files
 
 PREFIX = "instances_"
+# What a set keeps of an image's entry; it may also stand in the entry's object "metadata".
+_METADATA = {"width", "height", "original_width", "original_height", "platform", "view", "band", "band_type"}
 _READ = {
-    "images": {"id", "file_name", "width", "height", "platform", "view", "band", "band_type", "sem_seg_file_name",
-               "original_width", "original_height"},
+    "images": {"id", "file_name", "sem_seg_file_name", *_METADATA},
     "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"},
-}  # fmt: skip
-# What a set keeps of the object "metadata" of an image.
-_KEPT_METADATA = {"platform", "view", "band", "band_type", "width", "height", "original_width", "original_height"}
+}
 
 
 def find_coco_files(folder: Path) -> list[Path]:
@@ -171,5 +170,5 @@ def _count_unread(file: Path) -> Counter[str]:
         if isinstance(entry, dict)
         for key, value in entry.items()
         if key.lower() not in read and value not in (None, "", 0, [], {})
-        if not (key == "metadata" and isinstance(value, dict) and {name.lower() for name in value} <= _KEPT_METADATA)
+        if not (key == "metadata" and isinstance(value, dict) and {name.lower() for name in value} <= _METADATA)
     )
