@@ -14,10 +14,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling import SelectiveFPN, build_irstd_resnet_backbone
+from irstd_d2.modeling.fast_paths import in_graph
 from irstd_d2.modeling.fpn import build_bottom_up, build_top_block, fpn_arguments
 
 from ..metadata import MetadataBatch, MetadataVocabulary
@@ -214,7 +216,7 @@ class MetadataConditionedBackbone(Backbone):
     def forward(self, x: Tensor, metadata: MetadataBatch | None = None) -> dict[str, Tensor]:
         """Compute the feature maps of images (N, 3, H, W): name -> (N, C, H / stride, W / stride).
 
-        A ``metadata`` of ``None`` takes that of ``conditioned_on``; outside of it all is unknown.
+        A ``metadata`` of ``None`` takes that of ``conditioned_on``; outside of it all is unknown, with a warning.
 
         Raises:
             ValueError: if images and metadata differ in number.
@@ -223,6 +225,9 @@ class MetadataConditionedBackbone(Backbone):
             metadata = _metadata.get()
         num_images = x.shape[0]  # a symbol while the model is exported
         if metadata is None:
+            if not in_graph():
+                message = "AuxDet's backbone gets no metadata, all is unknown: see MetadataConditionedModel"
+                log_first_n(logging.WARNING, message, name=__name__)
             metadata = MetadataBatch.unknown(num_images, x.device)
         if metadata.num_images != num_images:
             raise ValueError(

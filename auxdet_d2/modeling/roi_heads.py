@@ -19,6 +19,7 @@ from torch import Tensor
 from irstd_d2.errors import ConfigError, check_known
 from irstd_d2.modeling.decoding import clip_boxes, without_empty
 from irstd_d2.modeling.gaussian_distance import pairwise_nwd
+from irstd_d2.modeling.region_pooling import pool_exactly
 
 from .box_transform import BoundedBox2BoxTransform
 
@@ -41,6 +42,7 @@ class AuxDetROIHeads(StandardROIHeads):
         **roi_heads: Any,
     ):
         super().__init__(**roi_heads)
+        pool_exactly(self)
         self.similarity, self.sampler = similarity, sampler
         # Here, and not once more by detectron2.
         self.targets_first: bool = self.proposal_append_gt

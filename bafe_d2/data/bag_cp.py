@@ -20,7 +20,7 @@ from detectron2.data import transforms as T
 from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import Transform
 
-from irstd_d2.errors import ConfigError
+from irstd_d2.errors import ConfigError, check_number
 
 from .gaussian_paste import COUNTED_ABOVE, gaussian_weights, target_window, tight_boxes
 from .target_library import EDGE, TargetLibrary
@@ -92,6 +92,7 @@ class PasteTransform(Transform):
         add: add to the background and clip, or replace it.
         pasted_boxes: (T, 4) float32 x1 y1 x2 y2 of the new targets.
         counted: (P,) bool, pixels that count as target; ``None`` = all of them.
+        pasted_classes: (T,) of the new targets.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class PasteTransform(Transform):
         add: bool,
         pasted_boxes: np.ndarray,
         counted: np.ndarray | None = None,
+        pasted_classes: np.ndarray | None = None,
     ):
         super().__init__()
         self.rows, self.columns, self.values, self.add, self.pasted_boxes = rows, columns, values, add, pasted_boxes
         self.counted = np.ones(len(rows), bool) if counted is None else counted
+        self.pasted_classes = pasted_classes
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W) or (H, W, C), integers in their full range or floats in 0..255 -> the same with the targets."""
@@ -132,19 +135,20 @@ class BAGCopyPaste(T.Augmentation):
     """Paste clusters of small targets from a library into the sky of a share ``prob`` of the images.
 
     Works on any ``AugInput`` with ``image``, ``boxes`` and ``sem_seg`` (1 sky). The boxes of the new targets are put
-    behind the existing ones, with ``pasted_class`` in ``classes`` if the input has that; they are also the
-    ``pasted_boxes`` of the returned transform, and only there if the input has no boxes, as in detectron2's own mapper,
-    which is warned of: targets without a label are learned as background. Without sky, or without a free place, the
-    image stays as it is.
+    behind the existing ones, and behind ``classes``, if the input has those, their classes: ``pasted_class``, or those
+    of the library. Both are also ``pasted_boxes`` and ``pasted_classes`` of the returned transform, and only there if
+    the input has no boxes, as in detectron2's own mapper, which is warned of: targets without a label are learned as
+    background. Without a free place in the sky the image stays as it is; without a sky mask too, which is warned of.
     """
 
     channelwise = True  # a gray image may stay (H, W) until here
     input_args = ("image", "boxes", "sem_seg")
 
     def __init__(
-        self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1.0, pasted_class: int = 0
+        self, library: TargetLibrary, rule: PasteRule | None = None, *, prob: float = 1, pasted_class: int | None = None
     ):
         super().__init__()
+        check_number("INPUT.BAG_CP.PROB", prob, 0, 1)
         self.library, self.rule, self.prob, self.pasted_class = library, rule or PasteRule(), prob, pasted_class
 
     def __call__(self, aug_input: T.AugInput) -> Transform:
@@ -158,8 +162,7 @@ class BAGCopyPaste(T.Augmentation):
             aug_input.boxes = np.concatenate([aug_input.boxes, transform.pasted_boxes])
             classes = getattr(aug_input, "classes", None)
             if classes is not None:
-                new = np.full(len(transform.pasted_boxes), self.pasted_class, classes.dtype)
-                aug_input.classes = np.concatenate([classes, new])
+                aug_input.classes = np.concatenate([classes, transform.pasted_classes.astype(classes.dtype)])
         return transform
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None, sem_seg: np.ndarray | None) -> Transform:
@@ -169,7 +172,10 @@ class BAGCopyPaste(T.Augmentation):
         pastes nothing.
         """
         rule = self.rule
-        if (rule.background_aware and sem_seg is None) or np.random.rand() >= self.prob:
+        if rule.background_aware and sem_seg is None:
+            log_first_n(logging.WARNING, "BAG-CP pastes nothing into images without a sky mask", name=__name__)
+            return T.NoOpTransform()
+        if np.random.rand() >= self.prob:
             return T.NoOpTransform()
         free = self._free_pixels(image.shape[:2], boxes, sem_seg)
         counts = np.random.randint(
@@ -293,8 +299,12 @@ class BAGCopyPaste(T.Augmentation):
             weights, counted = np.ones_like(patches, dtype=float), window
         # Of a faint target no pixel counts: there is nothing to find, so it is not pasted.
         seen = counted.any((1, 2))
-        patches, weights, counted, corners = patches[seen], weights[seen], counted[seen], corners[seen]
+        patches, weights, counted, corners, index = (x[seen] for x in (patches, weights, counted, corners, index))
         changed = np.nonzero(weights > 0 if rule.halo else counted)
         rows, columns = corners[changed[0], 1] + changed[1], corners[changed[0], 0] + changed[2]
         boxes = tight_boxes(counted, corners)
-        return PasteTransform(rows, columns, (patches * weights)[changed], rule.gaussian, boxes, counted[changed])
+        own, values = self.library.classes, (patches * weights)[changed]
+        classes = own[index] if own is not None and self.pasted_class is None else None
+        if classes is None:
+            classes = np.full(len(index), self.pasted_class or 0)
+        return PasteTransform(rows, columns, values, rule.gaussian, boxes, counted[changed], classes)

@@ -11,6 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from irstd_d2.data import MAPPER_REGISTRY, IRSTDAugInput, IRSTDDatasetMapper
+from irstd_d2.data.transforms import RandomGainOffset
+from irstd_d2.errors import ConfigError
 
 from .bag_cp import BAGCopyPaste, PasteRule
 from .context import context_image, context_mask, window_of
@@ -20,7 +22,14 @@ from .target_library import TargetLibrary
 def build_bag_cp(cfg: CfgNode) -> BAGCopyPaste:
     """Build the augmentation of ``INPUT.BAG_CP``; its library holds the targets of ``DATASETS.TRAIN``."""
     keys = cfg.INPUT.BAG_CP
-    library = TargetLibrary.from_datasets(cfg.DATASETS.TRAIN, Path(cfg.OUTPUT_DIR) / "target_library")
+    if keys.BACKGROUND_AWARE and not cfg.INPUT.LOAD_SEM_SEG:
+        raise ConfigError(
+            "INPUT.BAG_CP.ENABLED pastes into the sky, but INPUT.LOAD_SEM_SEG is False; set it, or "
+            "INPUT.BAG_CP.BACKGROUND_AWARE to False"
+        )
+    library = TargetLibrary.from_datasets(
+        cfg.DATASETS.TRAIN, Path(cfg.OUTPUT_DIR) / "target_library", high_bit_depth=cfg.INPUT.HIGH_BIT_DEPTH
+    )
     own = {"ENABLED", "PROB", "BEFORE_RESIZE"}  # the other keys are the fields of a rule
     rule = PasteRule(**{key.lower(): value for key, value in keys.items() if key not in own})
     return BAGCopyPaste(library, rule, prob=keys.PROB)
@@ -30,8 +39,9 @@ def build_bag_cp(cfg: CfgNode) -> BAGCopyPaste:
 class BackgroundDatasetMapper(IRSTDDatasetMapper):
     """``IRSTDDatasetMapper`` that pastes targets into the sky of training images (``INPUT.BAG_CP``).
 
-    Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels; with
-    ``INPUT.BAG_CP.BEFORE_RESIZE`` it comes before the resize (and after the crop), and sizes are pixels of the image.
+    Pasting comes last, at the size that the network sees, as the sizes of areas and targets are network pixels, but
+    before gain and offset, which act on all targets of an image alike; with ``INPUT.BAG_CP.BEFORE_RESIZE`` it comes
+    before the resize (and after the crop), and sizes are pixels of the image.
 
     With ``MODEL.BAFE.CONTEXT`` the samples carry the whole image at low resolution (``context``), of ``context_size``
     (height, width).
@@ -70,7 +80,8 @@ class BackgroundDatasetMapper(IRSTDDatasetMapper):
     def build_augmentation(cls, cfg: CfgNode, is_train: bool) -> list[T.Augmentation | T.Transform]:
         augmentations = super().build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.BAG_CP.ENABLED:
-            first = int(cfg.INPUT.CROP.ENABLED)
-            position = first if cfg.INPUT.BAG_CP.BEFORE_RESIZE else len(augmentations)
+            kinds = [*map(type, augmentations), RandomGainOffset]
+            before_resize = cfg.INPUT.BAG_CP.BEFORE_RESIZE
+            position = int(cfg.INPUT.CROP.ENABLED) if before_resize else kinds.index(RandomGainOffset)
             augmentations.insert(position, build_bag_cp(cfg))
         return augmentations

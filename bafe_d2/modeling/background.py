@@ -9,11 +9,13 @@ Letters in shapes: N images, (H, W) size of the padded batch, (h, w) of a level.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,11 +28,24 @@ def stack_sky_masks(batched_inputs: Sequence[dict[str, Any]], size: tuple[int, i
     ``sem_seg`` of a sample is (height, width): 1 sky, 0 other, 255 ignore; the result is (N, H, W) int64.
     """
     stacked = torch.full((len(batched_inputs), *size), IGNORE, device=device)
+    if not any("sem_seg" in sample for sample in batched_inputs):
+        log_first_n(logging.WARNING, "a batch without sky masks (sem_seg) teaches no background", name=__name__)
     for target, sample in zip(stacked, batched_inputs):
         if "sem_seg" in sample:
             mask = sample["sem_seg"]
+            _check_labels(mask, sample.get("file_name", "a sample"))
             target[: mask.shape[0], : mask.shape[1]] = mask.to(device, non_blocking=True)
     return stacked
+
+
+def _check_labels(mask: Tensor, name: str) -> None:
+    """Refuse what is no mask of labels, and warn of what may be a binary one: detectron2's mapper reads both so."""
+    sky, ignored = mask == 1, mask == IGNORE
+    fix = "sem_seg is 1 for sky, 0 for other, 255 to ignore; read it by read_sky_mask, or INPUT.MAPPER"
+    if not (sky | ignored | (mask == 0)).all():
+        raise ValueError(f"{name}: the sky mask has the values {mask.unique()[:5].tolist()}; {fix}")
+    if ignored.any() and not sky.any():
+        log_first_n(logging.WARNING, f"{name}: the sky mask has 255, to be ignored, and no sky; {fix}", name=__name__)
 
 
 def sky_loss(logits: Sequence[Tensor], sky: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from irstd_d2.errors import ConfigError, check_known, check_number
 from irstd_d2.modeling.fcos import NORMS, ConvTower, init_head
+from irstd_d2.modeling.region_pooling import pool_exactly
 
 from .background import sky_loss
 from .bafe_head import ContextExchange, CrossTask, cross_task_arguments
@@ -81,6 +82,7 @@ class ExchangeROIHeads(nn.Module):
         strides: Sequence[int] = (),
     ):
         super().__init__()
+        pool_exactly(roi_heads)
         self.roi_heads, self.seg_head, self.context = roi_heads, seg_head, context
         self.in_features, self.strides = list(in_features), list(strides)
         self.sky_loss_weight = sky_loss_weight

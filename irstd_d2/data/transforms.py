@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_number
 
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -111,8 +111,9 @@ class TargetCrop(T.RandomCrop):
 
     def __init__(self, crop_type: str, crop_size: tuple[float, float], target_prob: float):
         super().__init__(crop_type, crop_size)
-        if not 0 <= target_prob <= 1:
-            raise ConfigError(f"INPUT.CROP.TARGET_PROB is {target_prob}; it must be between 0 and 1")
+        for length in crop_size:
+            check_number("INPUT.CROP.SIZE", length, *((0.001, 1) if crop_type.startswith("relative") else (1,)))
+        check_number("INPUT.CROP.TARGET_PROB", target_prob, 0, 1)
         self.target_prob = target_prob
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:  # type: ignore[override]

@@ -19,6 +19,7 @@ from ..checkpoint import load_plain
 from ..data.classes import ClassTable
 from ..errors import ConfigError, DatasetError, check_known, first_of
 from ..files import write_atomically
+from ..modeling.timm_backbone import TimmBackbone
 
 # How much of a model a file must fill: all of it; all or the whole pretrained backbone; whatever fits.
 Match = Literal["complete", "backbone", "partial"]
@@ -262,6 +263,8 @@ def refuse_frozen_random(model: nn.Module, cfg: CfgNode) -> None:
         ConfigError: naming what is frozen, the keys, and a configuration that trains everything.
     """
     if cfg.MODEL.WEIGHTS or cfg.MODEL.WEIGHTS_MATCH == "none":
+        return
+    if any(isinstance(module, TimmBackbone) and module.pretrained for module in model.modules()):
         return
     model.train()
     names = [name for name, _ in model.named_parameters()]

@@ -26,12 +26,19 @@ WINDOW = 20
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """detectron2's hook that also remembers the best metric over a resume."""
+    """detectron2's hook that also remembers the best metric over a resume, if it is the same of the same test sets."""
+
+    @property
+    def _measured(self) -> list[str]:
+        return [self._val_metric, *self.trainer.cfg.DATASETS.TEST]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter, "measured": self._measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (before := state.get("measured", self._measured)) != self._measured:
+            logger.warning("the best of %s does not count for %s: the search starts anew", before, self._measured)
+            return
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 

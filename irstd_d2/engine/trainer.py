@@ -33,6 +33,7 @@ from ..data.classes import check_num_classes, require_same_names
 from ..data.datasets import prepare_classes
 from ..errors import ConfigError, check_known, check_number
 from ..evaluation import build_evaluator, format_results
+from ..modeling.region_pooling import pool_exactly
 from ..solver import build_optimizer, with_iteration_schedule
 from .checkpoint import IRSTDCheckpointer, classes_of, match_of, read_facts, refuse_frozen_random
 from .ema import EMAHook
@@ -70,6 +71,9 @@ class IRSTDTrainer(DefaultTrainer):
         dicts = self.train_dicts(cfg)
         facts = {"run": training_facts(given, dicts), "classes": classes.to_json()}
         cfg = with_iteration_schedule(cfg, len(dicts))
+        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+            message = "SOLVER.WARMUP_ITERS %d is no less than MAX_ITER %d: the rate does not reach BASE_LR"
+            logger.warning(message, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
         if cfg.SEED >= 0:
             # The weights start alike on every process and in every run.
             seed_all_rng(cfg.SEED)
@@ -140,6 +144,11 @@ class IRSTDTrainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = state["_trainer"]["optimizer"]["param_groups"], self._trainer.optimizer.param_groups
+        before, now = ([len(group["params"]) for group in part] for part in groups)
+        if before != now:
+            problem = "--resume: by SOLVER.WEIGHT_DECAY* and BIAS_LR_FACTOR groups of other weights are treated alike"
+            raise ConfigError(f"{problem}: {now}, {before} in the checkpoint; keep those values equal that were equal")
         super().load_state_dict(state)
         restore_solver_values(self._trainer.optimizer.param_groups, self._solver_values, self.scheduler)
         if state["loss_normalizer"] is not None:
@@ -149,6 +158,7 @@ class IRSTDTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model, with ``MODEL.CHANNELS_LAST`` in that memory format, which its activations then follow."""
         model = build_model(cfg)
+        pool_exactly(model)
         logger.info("model\n%s", model, extra=FILE_ONLY)
         parameters = list(model.parameters())
         counts = [sum(p.numel() for p in parameters if trained <= p.requires_grad) for trained in (False, True)]
@@ -229,7 +239,8 @@ class IRSTDTrainer(DefaultTrainer):
         built += [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader = self.build_train_loader(cfg)
-            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+            evaluated = self.ema.average.module.train() if self.ema else self.model
+            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, evaluated, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             if cfg.TEST.BEST_METRIC:
@@ -324,7 +335,11 @@ def _check_keys(cfg: CfgNode) -> None:
         raise ConfigError("DATALOADER.ASPECT_RATIO_GROUPING must be False: a grouped stream cannot be resumed exactly")
     check_number("SOLVER.MAX_EPOCHS", cfg.SOLVER.MAX_EPOCHS, 0)
     length = () if cfg.SOLVER.MAX_EPOCHS else ("MAX_ITER",)
-    for key in (*length, "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
+    for key in (*length, "REPEAT_DATASET", "IMS_PER_BATCH", "CHECKPOINT_PERIOD"):
         check_number(f"SOLVER.{key}", cfg.SOLVER[key], 1)
+    check_number("SOLVER.EMA.DECAY", cfg.SOLVER.EMA.DECAY, 0, 1)
+    check_number("TEST.PRECISE_BN.NUM_ITER", cfg.TEST.PRECISE_BN.NUM_ITER, 1)
+    if cfg.TEST.BEST_METRIC.rpartition("/")[2] in ("Fa", "Fa_boxes"):
+        raise ConfigError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, but the highest is kept; use pd_fa/F1")
     if cfg.SOLVER.AMP.ENABLED:
         check_known("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)

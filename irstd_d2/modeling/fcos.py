@@ -262,6 +262,8 @@ class IRSTDFCOS(DenseDetector):
                 f"MODEL.FCOS.REGRESS_RANGES has {len(regress_ranges)} entries for {len(head_in_features)} levels "
                 f"({', '.join(head_in_features)})"
             )
+        for low, high in regress_ranges:
+            check_number("MODEL.FCOS.REGRESS_RANGES, the end of a range,", high, low)
         check_known("MODEL.FCOS.SCORE_MODE", score_mode, ("product", "sqrt"))
         shapes = backbone.output_shape()
         self.strides = [int(shapes[name].stride or 0) for name in head_in_features]

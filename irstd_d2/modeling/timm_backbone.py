@@ -64,7 +64,7 @@ class TimmBackbone(Backbone):
             ShapeSpec(channels=channels, stride=stride)
             for channels, stride in zip(self.net.feature_info.channels(), self.net.feature_info.reduction())
         ]
-        self.norm_eval = norm_eval
+        self.pretrained, self.norm_eval = pretrained, norm_eval
         self._frozen = self._parts_up_to(freeze_at)
         for module in self._frozen:
             for parameter in module.parameters(recurse=False):

@@ -80,6 +80,20 @@ def test_metadata_is_not_left_over_from_a_failure():
     assert all(same(unknown, backbone(x)).values())
 
 
+@pytest.mark.parametrize("given", ["nothing", "argument", "block"])
+def test_a_backbone_that_gets_no_metadata_says_so(given, caplog):
+    """In a detector that knows nothing of metadata all would be unknown, in training and after."""
+    model = build()
+    x = torch.rand(4, 3, 64, 64)
+    for _ in range(2):
+        if given == "block":
+            with conditioned_on(FOUR):
+                model(x)
+        else:
+            model(x, FOUR if given == "argument" else None)
+    assert caplog.text.count("gets no metadata") == (given == "nothing")
+
+
 def test_threads_do_not_see_each_others_metadata():
     backbone, x = build().eval(), images()
     with ThreadPoolExecutor(1) as pool, conditioned_on(FOUR):

@@ -299,3 +299,20 @@ def test_a_negative_power_is_refused(repo_root):
                 ["MODEL.DEVICE", "cpu", "MODEL.BAFE.SKY_SCORE_POWER", -1.0],
             )
         )
+
+
+@pytest.mark.parametrize("values", [(0, 38), (0, 1, 2), (-1, 1)])
+def test_what_is_no_mask_of_labels_is_refused(values):
+    """detectron2's own mapper reads a palette mask as the brightness of its colours."""
+    mask = torch.tensor(values).repeat(4, 1)
+    with pytest.raises(ValueError, match=r"seen\.png: the sky mask has the values \["):
+        stack_sky_masks([{"sem_seg": mask, "file_name": "seen.png"}], (4, 4), CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [((0, 255), "no sky"), ((0, 1, 255), ""), ((0, 0), ""), (None, "teaches no")]
+)
+def test_masks_that_teach_nothing_are_said(values, told, caplog):
+    samples = [{} if values is None else {"sem_seg": torch.tensor(values).repeat(4, 1)}]
+    stack_sky_masks(samples * 2, (4, 4), CPU)
+    assert caplog.text.count(told) == 1 if told else not caplog.text

@@ -1,6 +1,7 @@
 """Averages of the weights (EMA): their recurrence, their start, and where they are used."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -91,3 +92,17 @@ def test_a_checkpoint_without_the_average_is_warned_of(caplog, deployed):
     assert_same_tensors(resumed.state_dict(), model.state_dict())
     assert ("holds the trained weights in place of their average" in caplog.text) != deployed
     assert_same_tensors(again.average.module.state_dict(), saved)
+
+
+def test_precise_statistics_are_those_of_the_weights_that_are_evaluated(toy_config, tmp_path):
+    """They were computed for the trained weights, while the average, with its own, was evaluated and saved."""
+    cfg = toy_config(**{"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 3, "SOLVER.EMA.DECAY": 0.5})
+    trainer = train(cfg)
+    saved = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    first = nn.Conv2d(3, 4, 3, padding=1)
+    first.load_state_dict({key: saved[f"net.0.{key}"] for key in ("weight", "bias")})
+    batches = itertools.islice(iter(IRSTDTrainer.build_train_loader(trainer.cfg)), 3)
+    values = [first(torch.stack([sample["image"] for sample in batch]) / 255) for batch in batches]
+    values = torch.cat(values).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(saved["net.1.running_mean"], values.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(saved["net.1.running_var"], values.var(1, unbiased=False), rtol=1e-3, atol=1e-5)

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -156,10 +158,24 @@ def test_without_a_seed_training_runs(toy_config):
 
 
 def test_precise_batch_norm_runs(toy_config):
-    trainer = train(toy_config(**{"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 3}))
-    loose = train(toy_config("other"))
+    plain = {"SOLVER.EMA.ENABLED": False}
+    trainer = train(toy_config(**plain, **{"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 3}))
+    loose = train(toy_config("other", **plain))
     assert not torch.equal(trainer.model.net[1].running_mean, loose.model.net[1].running_mean)
     torch.testing.assert_close(trainer.model.net[0].weight, loose.model.net[0].weight, rtol=0, atol=0)
+
+
+def test_detectron2s_own_trainer_with_what_the_documentation_overrides(toy_config, repo_root, tmp_path):
+    text = (repo_root / "docs" / "components.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*class Trainer\(.*?)```", text, re.DOTALL)
+    (tmp_path / "plain_trainer.py").write_text(code)
+    cfg = toy_config(**{"SOLVER.OPTIMIZER": "ADAMW", "SOLVER.MAX_ITER": 2})
+    trainer = runpy.run_path(str(tmp_path / "plain_trainer.py"))["Trainer"](cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    assert isinstance(trainer._trainer.optimizer, torch.optim.AdamW)
+    (sample,) = next(iter(trainer.build_test_loader(trainer.cfg, TEST)))
+    assert sample["metadata"] == {"width": 64, "height": 64, "platform": "Air"}
 
 
 def test_metrics_are_cut_back_to_complete_lines(tmp_path):

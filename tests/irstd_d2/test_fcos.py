@@ -367,3 +367,10 @@ def test_other_norms_are_common_to_the_levels(norm):
 def test_values_out_of_range_are_named(key, value, message):
     with pytest.raises(ConfigError, match=f"MODEL.FCOS.{key} {message}"):
         head_arguments(get_config(None, [f"MODEL.FCOS.{key}", value]), [ShapeSpec(channels=8, stride=8)])
+
+
+@pytest.mark.parametrize("ranges", ["((64, 16), (16, 64), (64, 512))", "((-1, 16), (16, 64), (64, 63.5))"])
+def test_ranges_that_no_target_has_are_refused(repo_root, ranges):
+    options = ["MODEL.DEVICE", "cpu", "MODEL.FCOS.REGRESS_RANGES", ranges]
+    with pytest.raises(ConfigError, match=r"MODEL\.FCOS\.REGRESS_RANGES, the end of a range, is .* at least 64"):
+        build_model(get_config(repo_root / "configs/baselines/tiny/fcos_tiny.yaml", options))

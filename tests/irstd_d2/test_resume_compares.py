@@ -7,11 +7,12 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog
-from toy_training import TRAIN, train
+from toy_training import TEST, TRAIN, train
 
 from irstd_d2.cli.train import get_parser
 from irstd_d2.engine import IRSTDTrainer, setup
 from irstd_d2.engine.checkpoint import read_facts
+from irstd_d2.engine.hooks import BestCheckpointer
 from irstd_d2.engine.resume import Change, takes_effect
 from irstd_d2.errors import ConfigError
 
@@ -207,3 +208,27 @@ def test_every_checkpoint_carries_classes_and_the_run(toy_config, tmp_path):
         assert [row["name"] for row in facts["classes"]] == ["target"]
         assert facts["run"]["data"]["images"] == 10
         assert yaml.safe_load(facts["run"]["config"]) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize("change", [{"TEST.BEST_METRIC": "pd_fa/Pd"}, {"DATASETS.TEST": (TRAIN,)}, {}])
+def test_the_best_value_of_another_measure_does_not_count(toy_config, caplog, change):
+    full = {"DATASETS.TEST": (TEST,), "TEST.EVALUATORS": ("pd_fa",), "TEST.BEST_METRIC": "pd_fa/F1"}
+    first = IRSTDTrainer(toy_config(**full))
+    (hook,) = (hook for hook in first._hooks if isinstance(hook, BestCheckpointer))
+    hook.best_metric, hook.best_iter = 98.0, 4
+    first.iter = 4
+    first.checkpointer.save("model_0000004", iteration=4)
+    trainer = IRSTDTrainer(toy_config(**{**full, **change}))
+    trainer.resume_or_load(True)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, BestCheckpointer))
+    assert (hook.best_metric, hook.best_iter) == ((None, None) if change else (98.0, 4))
+    assert ("starts anew" in caplog.text) == bool(change)
+
+
+@pytest.mark.parametrize("change", [{"SOLVER.WEIGHT_DECAY_BIAS": 0.3}, {"SOLVER.WEIGHT_DECAY_NORM": 0.0001}])
+def test_values_that_group_the_weights_anew_are_refused(toy_config, change):
+    trainer = IRSTDTrainer(toy_config())
+    trainer.iter = 4
+    trainer.checkpointer.save("model_0000004", iteration=4)
+    with pytest.raises(ConfigError, match=r"WEIGHT_DECAY\* .* groups of other weights"):
+        IRSTDTrainer(toy_config(**change)).resume_or_load(True)

@@ -66,3 +66,15 @@ def test_it_works_in_a_list_of_augmentations():
 def test_bad_probability():
     with pytest.raises(ConfigError, match=r"INPUT\.CROP\.TARGET_PROB is 1\.5"):
         TargetCrop("absolute", (8, 8), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("relative", (1.2, 0.5)), ("relative_range", (0.5, 0)), ("absolute", (0, 8)), ("absolute_range", (0.9, 0.9))],
+)
+def test_crops_that_no_image_has_are_refused(kind, size):
+    """A relative crop beyond the image became the strip from its far side."""
+    with pytest.raises(ConfigError, match=r"INPUT\.CROP\.SIZE is"):
+        TargetCrop(kind, size, 1.0)
+    whole = TargetCrop("relative", (1.0, 1.0), 1.0).get_transform(np.zeros((9, 7)), np.array([[2.0, 2, 4, 4]]))
+    assert (whole.x0, whole.y0, whole.w, whole.h) == (0, 0, 7, 9)

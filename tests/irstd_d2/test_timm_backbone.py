@@ -13,7 +13,7 @@ from torch import nn
 
 from irstd_d2 import get_config
 from irstd_d2.checkpoint import EFFICIENTNET_LITE0_NAMES, read_state_dict
-from irstd_d2.engine.checkpoint import IRSTDCheckpointer
+from irstd_d2.engine.checkpoint import IRSTDCheckpointer, refuse_frozen_random
 from irstd_d2.errors import ConfigError
 from irstd_d2.export import ExportedDetector, export_model
 from irstd_d2.modeling import TimmBackbone, timm_backbone
@@ -253,3 +253,13 @@ def test_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         actual = backbone(x)["res3"].float()
     assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("key", [("MODEL.BACKBONE.FREEZE_AT", 2), ("MODEL.RESNETS.NORM", "FrozenBN")])
+def test_frozen_parts_with_the_weights_of_timm_are_no_random_ones(key):
+    cfg = get_config(None, ["MODEL.WEIGHTS", "", *key])
+    backbone = build(*key)
+    with pytest.raises(ConfigError, match="the configuration freezes"):
+        refuse_frozen_random(nn.ModuleDict({"backbone": backbone}), cfg)
+    backbone.pretrained = True  # as with MODEL.TIMM.PRETRAINED, for which timm would download a file
+    refuse_frozen_random(nn.ModuleDict({"backbone": backbone}), cfg)

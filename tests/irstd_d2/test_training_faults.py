@@ -64,3 +64,25 @@ def test_unknown_precision_is_refused(toy_config):
 def test_keys_that_would_be_ignored_are_refused(toy_config, key, value):
     with pytest.raises(ConfigError, match=key):
         IRSTDTrainer(toy_config(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.REPEAT_DATASET", 0),
+        ("SOLVER.EMA.DECAY", 1.5),
+        ("TEST.PRECISE_BN.NUM_ITER", 0),
+        ("TEST.BEST_METRIC", "pd_fa/Fa"),
+        ("TEST.BEST_METRIC", "mine_val/pd_fa/Fa_boxes"),
+    ],
+)
+def test_values_that_spoil_a_training_without_a_word_are_refused(toy_config, key, value):
+    with pytest.raises(ConfigError, match=rf"{key} is {value}"):
+        IRSTDTrainer(toy_config(**{key: value}))
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(12, True), (50, True), (11, False)])
+def test_a_warm_up_as_long_as_the_training_is_said(toy_config, caplog, warmup, said):
+    """With a cosine the rate then falls from its first value to 0."""
+    IRSTDTrainer(toy_config(**{"SOLVER.WARMUP_ITERS": warmup, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}))
+    assert (f"SOLVER.WARMUP_ITERS {warmup} is no less than MAX_ITER 12" in caplog.text) == said
