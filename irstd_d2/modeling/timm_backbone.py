@@ -128,7 +128,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite0_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Build ``build_timm_backbone`` with EfficientNet-Lite0."""
-    return _build(cfg, input_shape, EFFICIENTNET_LITE0, False)
+    return _build(cfg, input_shape, EFFICIENTNET_LITE0, cfg.MODEL.TIMM.PRETRAINED)
 
 
 def _build(cfg: CfgNode, input_shape: ShapeSpec, name: str, pretrained: bool) -> TimmBackbone:

@@ -218,12 +218,13 @@ def test_what_timm_has_not(monkeypatch):
         TimmBackbone("resnet18")
 
 
-def test_a_name_from_the_configuration(monkeypatch):
+@pytest.mark.parametrize("name", ["build_timm_backbone", "build_efficientnet_lite0_backbone"])
+def test_a_name_from_the_configuration(monkeypatch, name):
     options = []
     create = timm_backbone._create
     monkeypatch.setattr(timm_backbone, "_create", lambda name, **kw: options.append(kw) or create(name))
     cfg = get_config(None, ["MODEL.TIMM.NAME", "resnet10t", "MODEL.TIMM.PRETRAINED", True, "MODEL.DEVICE", "cpu"])
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.OUT_FEATURES = "build_timm_backbone", ["stem", *STAGES]
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.OUT_FEATURES = name, ["stem", *STAGES]
     assert isinstance(build_backbone(cfg), TimmBackbone)
     assert options[-1]["pretrained"] is True
 
