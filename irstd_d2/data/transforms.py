@@ -74,6 +74,9 @@ class GainOffsetTransform(T.NoOpTransform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         return img * np.float32(self.gain) + np.float32(self.offset)
 
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation  # detectron2 applies what the image gets
+
 
 class RandomGainOffset(T.Augmentation):
     """Another gain and offset of the sensor, and now and then hot and cold exchanged.

@@ -392,3 +392,24 @@ def test_boxes_may_be_arrays(sample, mode):
 def test_an_unknown_flip_is_refused(flip):
     with pytest.raises(ConfigError, match=f"INPUT.RANDOM_FLIP is '{flip}'; known are 'none', 'horizontal', 'vertical'"):
         IRSTDDatasetMapper.build_augmentation(get_config(None, ["INPUT.RANDOM_FLIP", flip]), True)
+
+
+@for_every("options", [
+    {"INPUT.GAIN_RANGE": (0.7, 1.4)},
+    {"INPUT.OFFSET_RANGE": 30.0},
+    {"INPUT.INVERT_PROB": 1.0, "INPUT.RESIZE_MODE": "scale", "INPUT.SCALE": 2.0},
+    {"INPUT.GAIN_RANGE": (1.5, 1.5), "INPUT.RANDOM_FLIP": "horizontal", "INPUT.RESIZE_MODE": "scale"},
+])  # fmt: skip
+def test_gain_and_offset_are_of_the_image_alone(sample, options):
+    """The mask became numbers that are no labels, of which the sky loss makes what it likes."""
+    scale = int(options.get("INPUT.SCALE", 1))
+    defaults = {"INPUT.RANDOM_FLIP": "none", "INPUT.MIN_SIZE_TRAIN": (24,)}
+    cfg = get_config(None, [item for pair in (defaults | options).items() for item in pair])
+    plain = mapper()(sample)
+    for seed in range(3):
+        np.random.seed(seed)
+        mapped = build_mapper(cfg, True)(sample)
+        expected = plain["sem_seg"].repeat_interleave(scale, 0).repeat_interleave(scale, 1)  # the same mirrored
+        assert torch.equal(mapped["sem_seg"], expected)
+        assert len(mapped["instances"]) == len(BOXES)
+        assert not torch.equal(mapped["image"].unique(), plain["image"].unique())
