@@ -92,7 +92,7 @@ class PasteTransform(Transform):
         add: add to the background and clip, or replace it.
         pasted_boxes: (T, 4) float32 x1 y1 x2 y2 of the new targets.
         counted: (P,) bool, pixels that count as target; ``None`` = all of them.
-        pasted_classes: (T,) of the new targets.
+        pasted_classes: (T,) of the new targets; ``None`` = 0.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PasteTransform(Transform):
         super().__init__()
         self.rows, self.columns, self.values, self.add, self.pasted_boxes = rows, columns, values, add, pasted_boxes
         self.counted = np.ones(len(rows), bool) if counted is None else counted
-        self.pasted_classes = pasted_classes
+        self.pasted_classes = np.zeros(len(pasted_boxes), np.int64) if pasted_classes is None else pasted_classes
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W) or (H, W, C), integers in their full range or floats in 0..255 -> the same with the targets."""
@@ -303,8 +303,9 @@ class BAGCopyPaste(T.Augmentation):
         changed = np.nonzero(weights > 0 if rule.halo else counted)
         rows, columns = corners[changed[0], 1] + changed[1], corners[changed[0], 0] + changed[2]
         boxes = tight_boxes(counted, corners)
-        own, values = self.library.classes, (patches * weights)[changed]
-        classes = own[index] if own is not None and self.pasted_class is None else None
-        if classes is None:
-            classes = np.full(len(index), self.pasted_class or 0)
+        classes, values = self.library.classes, (patches * weights)[changed]
+        if classes is not None:
+            classes = classes[index]
+        if self.pasted_class is not None:
+            classes = np.full(len(index), self.pasted_class)
         return PasteTransform(rows, columns, values, rule.gaussian, boxes, counted[changed], classes)

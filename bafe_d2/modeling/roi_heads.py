@@ -87,6 +87,11 @@ class ExchangeROIHeads(nn.Module):
         self.in_features, self.strides = list(in_features), list(strides)
         self.sky_loss_weight = sky_loss_weight
 
+    @property
+    def num_classes(self) -> int:
+        """Of the heads that follow the exchange."""
+        return self.roi_heads.num_classes
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         bafe, in_features = cfg.MODEL.BAFE, cfg.MODEL.ROI_HEADS.IN_FEATURES

@@ -176,7 +176,9 @@ def num_classes_of(model: nn.Module) -> tuple[int, str]:
         detector = inner
     if hasattr(detector, "roi_heads"):
         return int(detector.roi_heads.num_classes), "MODEL.ROI_HEADS.NUM_CLASSES"
-    key = "RETINANET" if type(detector).__name__ == "RetinaNet" else "FCOS"
+    parts = (detector, getattr(detector, "model", None))  # maybe wrapped
+    kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
+    key = "RETINANET" if "RetinaNet" in kinds else "FCOS"
     return int(detector.num_classes), f"MODEL.{key}.NUM_CLASSES"
 
 

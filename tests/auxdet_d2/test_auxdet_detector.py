@@ -22,6 +22,7 @@ from torch import nn
 import auxdet_d2.export  # noqa: F401  registers
 from auxdet_d2.modeling import AuxDet, MetadataConditionedModel
 from irstd_d2 import get_config
+from irstd_d2.data.classes import num_classes_of
 from irstd_d2.errors import ConfigError
 from irstd_d2.export.graphs import region_candidates
 
@@ -149,6 +150,7 @@ def test_any_meta_architecture_can_have_metadata(repo_root):
 @pytest.mark.parametrize("name", ["RetinaNet", "OwnPreprocessing"])
 def test_a_dense_detector_with_metadata(repo_root, name):
     model = tiny(repo_root, *CONDITIONED, name, *RETINA)
+    assert num_classes_of(model) == (1, "MODEL.RETINANET.NUM_CLASSES")
     (air,), (space,) = detect(model, sample(0, AIR)), detect(model, sample(0, SPACE))
     assert not torch.equal(air.scores, space.scores)
     with EventStorage():

@@ -1,5 +1,6 @@
 """Every configuration builds, reads a sample, takes a training step with its own optimiser, and detects."""
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import auxdet_d2  # noqa: F401  registers
 import bafe_d2  # noqa: F401  registers
 from irstd_d2 import get_config
 from irstd_d2.data import build_mapper
+from irstd_d2.data.classes import num_classes_of
 from irstd_d2.engine.trainer import AMP_DTYPES
 from irstd_d2.evaluation import EVALUATOR_REGISTRY
 from irstd_d2.solver import build_optimizer, with_iteration_schedule
@@ -84,6 +86,8 @@ def test_config_trains_and_detects(path, dicts):
         assert max(cfg.SOLVER.STEPS, default=0) < cfg.SOLVER.MAX_ITER
 
     model = build_model(cfg)
+    number, key = num_classes_of(model)
+    assert number == functools.reduce(getattr, key.split("."), cfg)  # every command compares it with the data
     optimizer = build_optimizer(cfg, model)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     assert trained
