@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -31,6 +32,12 @@ def list_files(
         folders[:] = [name for name in folders if recursive and not is_leftover(name)]
         found += [Path(parent, name) for name in names if not is_leftover(name)]
     return sorted(path for path in found if suffixes is None or path.suffix.lower() in suffixes)
+
+
+def free_name(base: str, is_taken: Callable[[str], bool]) -> str:
+    """The first of ``base``, ``base_2`` and so on that is not taken."""
+    names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if not is_taken(name))
 
 
 def write_atomically(

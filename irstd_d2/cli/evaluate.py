@@ -119,26 +119,30 @@ def any_masks(args: argparse.Namespace) -> bool:
 def judge_set(args: argparse.Namespace, cfg: CfgNode, name: str) -> tuple[list[Rescored], Resampled | None]:
     """All runs on one data set, with intervals where they are asked for."""
     from ..data.datasets import prepare_classes
-    from ..evaluation.rescoring import find_predictions, resample, rescore
+    from ..evaluation.rescoring import find_predictions, resample, rescore, run_name, unique_names
 
     if cfg.DATASETS.CLASSES:
         cfg.DATASETS.TEST = (name,)
         prepare_classes(cfg, train=False)
-    paths, thresholds = [], []
-    given = args.score_thresh or [cfg.TEST.SCORE_THRESHOLD]
-    for path, threshold in zip(args.predictions, given * len(args.predictions) if len(given) == 1 else given):
+    files: list[Path | None] = []
+    for path in args.predictions:
         try:
-            find_predictions(path, name)
-            paths.append(path)
-            thresholds.append(threshold)
+            files.append(find_predictions(path, name))
         except DatasetError as error:
             if len(args.dataset) == 1:
                 raise
             logger.warning("left out on %s: %s", name, error)
-    if not paths:
+            files.append(None)
+    given = args.score_thresh or [cfg.TEST.SCORE_THRESHOLD]
+    given = given * len(files) if len(given) == 1 else given
+    # Those without predictions here are named too: a run has the same number on every set.
+    names = unique_names([run_name(file or Path(path), name) for file, path in zip(files, args.predictions)])
+    judged = [row for row in zip(files, given, names) if row[0]]
+    if not judged:
         raise ConfigError(f"no run has predictions on {name}; run irstd train --eval-only on it first")
     aliases = dict(pair.split("=", 1) for pair in args.rename)
-    runs = rescore(paths, name, cfg, aliases=aliases, score_thresh=thresholds)
+    paths, thresholds, names = map(list, zip(*judged))
+    runs = rescore(paths, name, cfg, aliases=aliases, score_thresh=thresholds, names=names)
     if not (args.compare or args.bootstrap):
         return runs, None
     return runs, resample(

@@ -21,7 +21,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     parser.add_argument("runs", nargs="*", help="run folders (OUTPUT_DIR of a training); a set's first is its baseline")
     add_models_to_run(parser)
-    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="registered sets that they run on")
+    parser.add_argument(
+        "--dataset", nargs="+", default=[], metavar="NAME", help="registered sets that they run on, the only ones shown"
+    )
     parser.add_argument(
         "--config-file", metavar="FILE", help="of --weights that are files; default: config.yaml beside"
     )
@@ -54,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
     args.runs += run_models(args)
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     taps = [tap for system in registered_systems() for tap in system.feature_taps]
-    options = Options(args.gallery, args.examples, args.features, args.draws, tuple(taps), args.baseline, args.figures)
+    options = Options(
+        args.gallery, args.examples, args.features, args.draws, tuple(taps), args.baseline, args.figures,
+        tuple(args.dataset),
+    )  # fmt: skip
     logging.info("%s", write_report(args.runs, args.output, title=args.title, options=options))
     return 0

@@ -14,10 +14,11 @@ are shown below each image with every pixel, stretched to their own range of val
 from __future__ import annotations
 
 import argparse
+import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from .options import add_score_thresh, named_faults, new_parser, whole_number
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ def choose(dicts: list[dict[str, Any]], args: argparse.Namespace) -> list[int]:
 
     if not args.images:
         return np.unique(np.linspace(0, len(dicts) - 1, args.count).astype(int)).tolist() if dicts else []
-    index = {Path(record["file_name"]).stem: i for i, record in enumerate(dicts)}
+    index: dict[str, list[int]] = {}
+    for i, record in enumerate(dicts):
+        index.setdefault(Path(record["file_name"]).stem, []).append(i)
     if absent := [name for name in args.images if name not in index]:
         known = ", ".join(list(index)[:3])
         raise DatasetError(args.dataset, "--images", f"has no {', '.join(absent)}", f"give names such as {known}")
-    return [index[name] for name in args.images]
+    return [i for name in args.images for i in index[name]]
 
 
 def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -71,14 +74,17 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
     from ..evaluation.ground_truth import GroundTruth
     from ..evaluation.predictions import Predictions, read_any_predictions
     from ..evaluation.rescoring import score_predictions
+    from ..files import free_name
     from ..visualization import INSET_PIXELS, draw_detections, with_caption
 
     dicts = DatasetCatalog.get(args.dataset)
     truth = GroundTruth.from_dataset(args.dataset)
     predictions = read_any_predictions(args.predictions, truth) if args.predictions else Predictions(Path(), "none")
     run = score_predictions("", predictions, truth, [])
+    if args.predictions and predictions.coverage:
+        print(f"{args.predictions}: {predictions.coverage}")
     detections = run.detections
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
     for index in tqdm(choose(dicts, args), desc="images"):
         record = dicts[index]
         mine = (detections.image == index) & (detections.scores >= args.score_thresh)
@@ -97,7 +103,7 @@ def draw(args: argparse.Namespace) -> dict[str, np.ndarray]:
             inset_zoom=max(1, (args.edge // INSETS - 4) // INSET_PIXELS),
             below=True,
         )
-        name = Path(record["file_name"]).stem
+        name = free_name(Path(record["file_name"]).stem, pictures.__contains__)
         count = f"{len(targets)} targets" + (f", {hits.sum()} found, {false.sum()} false" if args.predictions else "")
         pictures[name] = with_caption(picture, f"{name}: {count}")
     return pictures
@@ -108,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     from ..data.datasets import check_registered, register_own_sets
     from ..visualization import contact_sheet, write_picture
 
+    kind, _ = mimetypes.guess_type(args.output)
+    if kind not in (None, "image/png") and not args.output.is_dir():
+        raise ConfigError(f"--output: {args.output} is neither a .png nor a folder; end it in .png for one sheet")
     get_config(args.config_file)
     if Path(args.dataset).exists():
         images = str(Path(args.dataset).parent) if args.dataset.endswith(".json") else ""

@@ -16,17 +16,23 @@ from ..data import set_skip_bad
 from ..data.classes import check_num_classes
 from ..data.datasets import check_registered, prepare_classes
 from ..evaluation import build_evaluator
-from ..files import write_atomically
+from ..files import free_name, write_atomically
 from ..inference.optimization import optimize
 from .checkpoint import load_weights
 from .trainer import IRSTDTrainer
 
 
 def model_names(weights: Iterable[str | PathLike]) -> list[str]:
-    """Short names: that of a model of the zoo, else of the checkpoint's folder, with its own where several share it."""
+    """Short names: that of a model of the zoo, else of the checkpoint's folder, with its own where several share it.
+
+    What still has the same name is numbered: each has a folder of its own.
+    """
     known, paths = model_zoo.names(), [Path(path) for path in weights]
     names = [str(p) if str(p) in known and not p.is_file() else p.resolve().parent.name for p in paths]
-    return [f"{name}_{path.stem}" if names.count(name) > 1 else name for name, path in zip(names, paths)]
+    unique: list[str] = []
+    for name, path in zip(names, paths):
+        unique.append(free_name(f"{name}_{path.stem}" if names.count(name) > 1 else name, unique.__contains__))
+    return unique
 
 
 def save_detections(cfg: CfgNode, data_sets: Sequence[str], folder: Path) -> None:

@@ -151,8 +151,13 @@ class PredictionsWriter(DetectionCollector, DatasetEvaluator):
 
 
 def add_predictions(collectors: Sequence[DetectionCollector], predictions: Mapping[Any, Prediction]) -> None:
-    """Fill evaluators or other collectors image by image, so that what is read of an image is read once for all."""
-    for image_id, prediction in predictions.items():
+    """Fill evaluators or other collectors image by image, so that what is read of an image is read once for all.
+
+    Images of the data set without predictions are empty.
+    """
+    none = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    absent = dict.fromkeys(collectors[0].ground_truth.image_ids, none)
+    for image_id, prediction in (absent | dict(predictions)).items():
         for collector in collectors:
             collector.add(image_id, *prediction)
 

@@ -177,9 +177,12 @@ class MaskEvaluator(DatasetEvaluator):
             return
         if files.image is None:
             raise DatasetError(str(image_id), "file_name", "no image, so no mask can be made", "judge boxes alone")
+        if np.min(scores) < 0 or np.max(scores) > 1:
+            problem = f"from {np.min(scores):g} to {np.max(scores):g}, where masks need probabilities"
+            raise DatasetError(str(image_id), "scores", problem, "give scores of 0 to 1, or judge boxes alone")
         raw = read_raw(files.image)
         gray = raw if raw.ndim == 2 else raw[:, :, :3].mean(axis=2)
-        self.add_map(image_id, boxes_to_map(gray, boxes, np.clip(scores, 0, 1)))
+        self.add_map(image_id, boxes_to_map(gray, boxes, scores))
 
     def add_map(self, image_id: Any, probability: np.ndarray) -> None:
         """Count the pixels of one image.

@@ -11,7 +11,7 @@ from .ground_truth import GroundTruth
 
 
 class ImageNames:
-    """The images of a data set by everything they may be called: id, path, file name, with and without suffix.
+    """The images of a data set by everything they may be called: id, file name with more or fewer folders, stem.
 
     With ``ids_first`` a name is an id before it is a file's name.
 
@@ -22,22 +22,21 @@ class ImageNames:
     def __init__(self, truth: GroundTruth, *, ids_first: bool):
         self.by_number: list[Any] = []
         self._ids = set(truth.image_ids)
-        tables: list[dict[str, list[Any]]] = [{} for _ in range(5)]
-        by_id, by_path, by_name, by_stem, by_number = tables
+        tables: list[dict[str, list[Any]]] = [{} for _ in range(4)]
+        by_id, by_path, by_stem, by_number = tables
         for image_id, files in zip(truth.image_ids, truth.files):
             path = Path(files.image) if files.image else Path(str(image_id))
             stem = strip_image_suffix(path.name)
             for table, key in (
                 (by_id, str(image_id)),
-                (by_path, path.as_posix()),
-                (by_name, path.name),
+                *((by_path, name) for name in _ends(path.as_posix())),
                 (by_stem, stem),
                 (by_number, str(int(stem)) if stem.isdecimal() else ""),
             ):
                 table.setdefault(key, []).append(image_id)
         by_number.pop("", None)
-        files_first = [by_path, by_name, by_stem]
-        self._tables = [by_id, *files_first, by_number] if ids_first else [*files_first, by_id, by_number]
+        tables = [by_id, by_path, by_stem] if ids_first else [by_path, by_stem, by_id]
+        self._tables = [*tables, by_number]
 
     def find(self, name: Any) -> Any | None:
         """The image id that a name stands for; ``None`` without one.
@@ -48,7 +47,7 @@ class ImageNames:
         if name in self._ids and not isinstance(name, str):
             return name
         text = str(name).replace("\\", "/")
-        for candidate in dict.fromkeys((text, text.rpartition("/")[2], strip_image_suffix(text.rpartition("/")[2]))):
+        for candidate in dict.fromkeys((*_ends(text), strip_image_suffix(text.rpartition("/")[2]))):
             for table in self._tables:
                 found = table.get(candidate, ())
                 if len(found) == 1:
@@ -60,6 +59,12 @@ class ImageNames:
         return None
 
 
+def _ends(path: str) -> list[str]:
+    """A path with ever fewer of its folders: what two tools that see it from elsewhere have in common."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
+
+
 class ClassNames:
     """Class indices of a data set by name or by number; ``aliases`` lead from a tool's class name to the set's."""
 
@@ -69,13 +74,25 @@ class ClassNames:
         self._aliases = {old.lower(): new.lower() for old, new in (aliases or {}).items()}
         self._own = truth.category_index
 
-    def by_name(self, name: str) -> int:
+    def _key(self, name: str) -> str:
         key = name.strip().lower()
-        key = self._aliases.get(key, key)
-        if key not in self._index:
+        return self._aliases.get(key, key)
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) in self._index
+
+    def by_name(self, name: str) -> int:
+        if name not in self:
             known = ", ".join(self._truth.class_names)
             raise ValueError(f"class {name!r} is none of the data set's, which are {known}", "use --rename OLD=NEW")
-        return self._index[key]
+        return self._index[self._key(name)]
+
+    def by_label(self, label: str, *, is_index: bool = False) -> int:
+        """A name, else a number that counts the classes from 0 (``is_index``: first); may be empty if there is one."""
+        if not label and len(self._truth.class_names) > 1:
+            raise ValueError(f"a detection has no class, the data set has {', '.join(self._truth.class_names)}")
+        is_name = label in self._aliases or (label in self._index and not is_index)
+        return self.by_index(int(label or 0)) if (label or "0").isdecimal() and not is_name else self.by_name(label)
 
     def by_index(self, index: int) -> int:
         """A number that counts the set's classes from 0."""

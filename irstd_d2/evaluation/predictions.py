@@ -122,7 +122,7 @@ def read_predictions(path: str | PathLike, truth: GroundTruth) -> Mapping[Any, P
     found = read_any_predictions(path, truth)
     if found.masks:
         raise DatasetError(path, "predictions", "are masks, where boxes are needed", "turn them into boxes first")
-    if found.surplus:
+    if found.coverage:
         logger.warning("%s: %s", path, found.coverage)
     return found.boxes
 
@@ -144,9 +144,12 @@ def from_supervision(
             if len(found.xyxy) and found.confidence is None:
                 raise ValueError(f"{image}: detections without confidence")
             names = (found.data or {}).get("class_name")
-            ids = np.zeros(len(found.xyxy), int) if found.class_id is None else found.class_id
             for i, box in enumerate(found.xyxy):
-                category = classes.by_index(int(ids[i])) if names is None else classes.by_name(str(names[i]))
+                if names is None:
+                    label = "" if found.class_id is None else str(found.class_id[i])
+                    category = classes.by_label(label, is_index=True)
+                else:
+                    category = classes.by_name(str(names[i]))
                 yield _Row(image, [float(value) for value in box], float(found.confidence[i]), category)
 
     return _from_rows(Path("detections"), "supervision", truth, rows(), list(detections))
@@ -211,16 +214,22 @@ def _from_rows(
     }
     _check_boxes(source, form, boxes, truth)
     found = _counted(Predictions(source, form, boxes=boxes), image_of, truth)
-    if found.surplus and names.by_number:
-        example = names.by_number[0]
+    if found.surplus and (names.by_number or _counts_from_elsewhere(image_of, truth)):
         raise DatasetError(
             source,
             "predictions",
-            f"image {found.surplus[0]} is not in the evaluated data set, although {example} might be "
-            f"{names.find(example)!r}: the numbers seem to count the images",
-            "give the name of each image (file_name)",
+            f"image {found.surplus[0]} is not in the evaluated data set, whose images the numbers seem to count, "
+            "perhaps from 0 where the set does from 1",
+            "give the set's own ids, or the name of each image (file_name)",
         )
     return found
+
+
+def _counts_from_elsewhere(names: Iterable[Any], truth: GroundTruth) -> bool:
+    """Whether all names are numbers that become ids of the set when 1 is added, or subtracted."""
+    ids = {str(image_id) for image_id in truth.image_ids if isinstance(image_id, int)}
+    numbers = [int(name) if str(name).isdecimal() else -9 for name in names]
+    return any(ids.issuperset(str(number + step) for number in numbers) for step in (1, -1))
 
 
 def _check_boxes(source: Path, form: str, boxes: Mapping[Any, Prediction], truth: GroundTruth) -> None:
@@ -272,8 +281,8 @@ def _csv_records(text: str) -> list[dict[str, str]]:
     header = text.split("\n", 1)[0]
     reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=header.count))
     records = list(reader)
-    if not records and reader.fieldnames:
-        _find_columns(reader.fieldnames)  # or the only detection would pass for the header
+    if not records:
+        _find_columns(reader.fieldnames or ())  # or the only detection would pass for the header
     return records
 
 
@@ -303,8 +312,10 @@ def _corners(box: Sequence[float]) -> list[float]:
 
 def _coco_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> Iterator[_Row]:
     for record in records:
-        category = classes.by_own_id(record["category_id"])
-        image = record.get("file_name", record["image_id"])
+        name = str(record.get("category_name"))  # of ``irstd detect``, whose model may have other ids
+        category = classes.by_name(name) if name in classes else classes.by_own_id(record["category_id"])
+        is_frame = record.get("frame") is not None  # frames share their file
+        image = record["image_id"] if is_frame or "file_name" not in record else record["file_name"]
         yield _Row(image, _corners(record["bbox"]), float(record["score"]), category)
 
 
@@ -344,23 +355,20 @@ def _column_rows(records: Sequence[Mapping[str, Any]], classes: ClassNames) -> I
     column = _find_columns(records[0])
     for record in records:
         label = str(record[column["class"]]).strip() if column["class"] else ""
-        number = int(label or 0) if label.isdecimal() or not label else None
-        if number is None:
-            category = classes.by_name(label)
-        elif label and column["class"].strip().lower() == "category_id":
-            category = classes.by_own_id(number)
-        else:
-            category = classes.by_index(number)
+        kind = column["class"].strip().lower()
+        is_own = label.isdecimal() and kind == "category_id"
+        category = classes.by_own_id(int(label)) if is_own else classes.by_label(label, is_index=kind == "class_id")
         box = [float(record[column[part]]) for part in ("x1", "y1", "x2", "y2")]
-        yield _Row(record[column["image"]], box, float(record[column["score"]]), category)
+        key = "name" if record.get("frame") and record.get("name") else column["image"]  # frames share their file
+        yield _Row(record[key], box, float(record[column["score"]]), category)
 
 
 def _yolo_classes(folder: Path) -> Sequence[str] | None:
     """Class names beside YOLO text files: ``classes.txt``, or ``names`` of ``data.yaml``, here or one folder up."""
     for place in (folder, folder.parent):
-        for name in ("classes.txt", "names.txt"):
-            if (place / name).is_file():
-                return (place / name).read_text(encoding="utf-8").split("\n")
+        for file in (place / "classes.txt", place / "names.txt", place.parent / f"{place.name}.names"):
+            if file.is_file():
+                return file.read_text(encoding="utf-8-sig").split("\n")
         if (place / "data.yaml").is_file():
             return class_names_of(read_description(place / "data.yaml"), place / "data.yaml")
     return None

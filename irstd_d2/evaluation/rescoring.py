@@ -207,8 +207,9 @@ def _add_masks(
         raise DatasetError(predictions.source, "masks", problem, fix)
     size = {image_id: (files.height, files.width) for image_id, files in zip(truth.image_ids, truth.files)}
     highest = 0.0
-    for image_id, path in tqdm(predictions.masks.items(), desc="masks", leave=False):
-        probability = predictions.read_mask(path, size[image_id])
+    for image_id in tqdm(truth.image_ids, desc="masks", leave=False):
+        path, shape = predictions.masks.get(image_id), size[image_id]
+        probability = predictions.read_mask(path, shape) if path else np.zeros(shape, np.uint8)
         highest = max(highest, float(probability.max(initial=0)) / (255 if probability.dtype == np.uint8 else 1))
         boxes, scores = mask_to_boxes(probability)
         for evaluator in evaluators:
@@ -228,6 +229,7 @@ def rescore(
     *,
     aliases: Mapping[str, str] | None = None,
     score_thresh: Sequence[float] = (),
+    names: Sequence[str] = (),
 ) -> list[Rescored]:
     """Judge saved predictions by the evaluators of a configuration.
 
@@ -236,6 +238,7 @@ def rescore(
         cfg: its ``TEST.EVALUATORS``, ``TEST.GROUP_BY`` and the evaluators' own keys count.
         aliases: a tool's class name -> the data set's.
         score_thresh: one for each path, in place of the configuration's.
+        names: one for each path, in place of those of their folders or files.
 
     Raises:
         ConfigError: for an evaluator that is unknown or needs a model, or another number of thresholds than of paths.
@@ -248,7 +251,7 @@ def rescore(
     files = [find_predictions(path, dataset_name) for path in paths]
     truth = GroundTruth.from_dataset(dataset_name)
     runs = []
-    names = unique_names([run_name(file, dataset_name) for file in files])
+    names = names or unique_names([run_name(file, dataset_name) for file in files])
     for name, file, threshold in zip(names, files, score_thresh or [cfg.TEST.SCORE_THRESHOLD] * len(files)):
         predictions = read_any_predictions(file, truth, aliases=aliases)
         if predictions.surplus:

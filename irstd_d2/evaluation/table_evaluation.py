@@ -138,7 +138,8 @@ class VOCDetectionEvaluator(TableEvaluator):
                 results[metric.format(suffix)] = float(np.mean(values)) if values else float("nan")
             if len(names) > 1:
                 for class_name, row in rows.items():
-                    results[f"AP{suffix}_area-{class_name}"] = row["AP{}_area"]
+                    # "/" parts the names of groups from those of metrics.
+                    results[f"AP{suffix}_area-{class_name.replace('/', '_')}"] = row["AP{}_area"]
         return results
 
     def _one_class(self, detections: DetectionTable, targets: TargetTable, threshold: float) -> dict[str, float] | None:

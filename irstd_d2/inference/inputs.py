@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
@@ -20,10 +22,11 @@ from ..data.image_io import IMAGE_SUFFIXES, count_pages
 from ..data.sidecar import SidecarTable, check_ids, read_table
 from ..data.voc_xml import read_voc_xml
 from ..errors import DatasetError
-from ..files import is_leftover, list_files
+from ..files import free_name, is_leftover, list_files
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v", ".webm")
 _HALVES = (torch.float16, torch.bfloat16)
+_FRAME = re.compile(r"_\d{6,}$")  # of a frame's name
 
 
 class Source(NamedTuple):
@@ -38,6 +41,11 @@ class Source(NamedTuple):
         return self.camera is not None or self.path.suffix.lower() in VIDEO_SUFFIXES
 
     @property
+    def has_frames(self) -> bool:
+        """Whether its frames or pages have results of their own, called ``NAME_000000`` and so on."""
+        return self.is_video or self.is_stack
+
+    @property
     def is_stack(self) -> bool:
         """Whether the file holds several images, as the pages of a TIFF do."""
         return not self.is_video and count_pages(self.path) > 1
@@ -50,10 +58,11 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
     of cameras.
 
     Raises:
-        DatasetError: an input does not exist or holds no image and no video.
+        DatasetError: an input does not exist, holds no image and no video, or has a name that is not UTF-8.
     """
     found: dict[str, Source] = {}
     listed: set[Path] = set()
+    frames: set[str] = set()  # whose frames would be called like a source
     for given in map(Path, inputs):
         if str(given).isdecimal() and not given.exists():
             found[f"camera{given}"] = Source(f"camera{given}", given, int(str(given)))
@@ -66,13 +75,21 @@ def find_sources(inputs: Sequence[str | PathLike]) -> list[Source]:
             if (file := path.parent.resolve() / path.name) in listed:
                 continue
             listed.add(file)
+            if (name := fspath(path)) != os.fsencode(name).decode(errors="replace"):
+                raise DatasetError(ascii(name), "name", "is not UTF-8", "rename it, for example with convmv")
             inside = path.relative_to(given) if given.is_dir() else Path(path.name)
-            base = "__".join(inside.with_suffix("").parts)
-            name, number = base, 2
-            while name in found:
-                name, number = f"{base}_{number}", number + 1
+            name = free_name("__".join(inside.with_suffix("").parts), partial(_is_taken, found, frames, path))
             found[name] = Source(name, path)
+            frames.add(_FRAME.sub("", name))
     return list(found.values())
+
+
+def _is_taken(found: Mapping[str, Source], frames: Collection[str], path: Path, name: str) -> bool:
+    """Whether a name is that of a source or of one of its frames, or a frame of ``path`` would have one that is."""
+    if name in found:
+        return True
+    whole = found.get(_FRAME.sub("", name))
+    return (whole is not None and whole.has_frames) or (name in frames and Source(name, path).has_frames)
 
 
 def _search(given: Path) -> list[Path]:

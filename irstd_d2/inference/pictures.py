@@ -39,7 +39,7 @@ def draw_result(
         pixels = to_float_image(part, path, high_bit_depth=high_bit_depth, limits=limits)
         return draw_detections(pixels, boxes=boxes, scores=scores, edge=edge, insets=0)
 
-    overview = draw(brightest_of_blocks(raw, step), boxes / step, PICTURE_EDGE)
+    overview = draw(brightest_of_blocks(raw, step), boxes / np.minimum(step, raw.shape[1::-1] * 2), PICTURE_EDGE)
     parts = [
         draw(np.ascontiguousarray(raw[y : y + side, x : x + side]), boxes - [x, y, x, y], INSET_EDGE)
         for x, y, side in choose_parts(list(boxes), insets, (raw.shape[0], raw.shape[1]))
@@ -48,10 +48,14 @@ def draw_result(
 
 
 def brightest_of_blocks(raw: np.ndarray, step: int) -> np.ndarray:
-    """Reduce an image (H, W, ...) to (H // step, W // step, ...), one row of blocks in memory at a time."""
-    rows, columns = raw.shape[0] // step, raw.shape[1] // step
+    """Reduce an image (H, W, ...) to (H // step, W // step, ...), one row of blocks in memory at a time.
+
+    A side shorter than ``step`` becomes one pixel.
+    """
+    high, wide = (min(step, side) for side in raw.shape[:2])
+    rows, columns = raw.shape[0] // high, raw.shape[1] // wide
     reduced = np.empty((rows, columns, *raw.shape[2:]), raw.dtype)
     for i in range(rows):
-        block = raw[i * step : (i + 1) * step, : columns * step].max(axis=0)
-        reduced[i] = block.reshape(columns, step, *raw.shape[2:]).max(axis=1)
+        block = raw[i * high : (i + 1) * high, : columns * wide].max(axis=0)
+        reduced[i] = block.reshape(columns, wide, *raw.shape[2:]).max(axis=1)
     return reduced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,9 @@ from detectron2.structures import Instances
 from ..data.classes import ClassTable
 from ..data.voc_xml import VocObject, VocRecord, format_voc_xml
 from ..errors import ConfigError
-from ..files import write_atomically
+from ..files import list_files, write_atomically
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = ".detections.jsonl"
 
@@ -133,7 +136,7 @@ def csv_text(results: Iterable[ImageResult], table: ClassTable) -> str:
         known = [result.metadata.get("platform") or "", result.metadata.get("band") or ""]
         frame = "" if result.frame is None else result.frame
         for box, score, index in zip(result.boxes, result.scores, result.classes):
-            numbers = [f"{score:.4f}", *(f"{side:.2f}" for side in box)]
+            numbers = [f"{number:.7g}" for number in (score, *box)]
             writer.writerow([result.name, result.file, frame, table.names[index], table.ids[index], *numbers, *known])
     return text.getvalue()
 
@@ -152,8 +155,8 @@ def yolo_text(result: ImageResult) -> str:
     """One line per detection: class index, centre, width and height as shares of the image, score."""
     width, height = result.size
     return "".join(
-        f"{index} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} {(x2 - x1) / width:.6f} "
-        f"{(y2 - y1) / height:.6f} {score:.4f}\n"
+        f"{index} {(x1 + x2) / 2 / width:.8f} {(y1 + y2) / 2 / height:.8f} {(x2 - x1) / width:.8f} "
+        f"{(y2 - y1) / height:.8f} {score:.7g}\n"
         for (x1, y1, x2, y2), score, index in zip(result.boxes, result.scores, result.classes)
     )
 
@@ -190,5 +193,9 @@ def write_results(folder: Path, results: Sequence[ImageResult], table: ClassTabl
         if name in formats:
             for result in results:
                 render(folder / name / f"{result.name}{suffix}", [result], table)
+            names = {f"{result.name}{suffix}" for result in results}
+            if others := [path.name for path in list_files(folder / name, (suffix,)) if path.name not in names]:
+                text = "%s holds %d files of earlier runs, such as %s; irstd evaluate reads them too: delete them"
+                logger.warning(text, folder / name, len(others), others[0])
     if "yolo" in formats:
         write_atomically(folder / "yolo.names", "".join(f"{name}\n" for name in table.names))

@@ -65,6 +65,7 @@ class Options:
         taps: feature maps beside the backbone's.
         baseline: name of the run that others are compared with, where it was evaluated; by default a set's first.
         figures: folder for all charts as PDF; ``None`` for none.
+        data_sets: those to show; all where none is named.
     """
 
     gallery: int = 12
@@ -74,6 +75,7 @@ class Options:
     taps: tuple[Tap, ...] = ()
     baseline: str = ""
     figures: Path | None = None
+    data_sets: tuple[str, ...] = ()
 
 
 def write_report(
@@ -108,6 +110,7 @@ def write_report(
     sections = [
         _section(name, _baseline_first(numbered, name, options.baseline), lenses, options)
         for name in dict.fromkeys(name for run in runs for name in run.predictions)
+        if name in (options.data_sets or [name])
     ]
     history = _history_charts(runs)
     if options.figures is not None:

@@ -103,7 +103,12 @@ def load_run(folder: str | PathLike) -> Run:
     predictions = masks
     for path in found:
         name = _data_set_of(path, folder) or _test_set(settings)
-        if name:
+        if name and predictions.get(name) in found:
+            notes.append(
+                f"{path.relative_to(folder)} is left out, as {predictions[name].relative_to(folder)} is of the same "
+                "data set: give its folder as a run of its own."
+            )
+        elif name:
             predictions[name] = path
         else:
             notes.append(

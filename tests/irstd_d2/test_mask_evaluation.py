@@ -383,3 +383,26 @@ def test_masks_of_the_layout_are_found(data_set, tmp_path):
     assert all(np.array_equal(same[i], truth[i]) for i in range(8))
     with pytest.raises(DatasetError, match="nowhere: folder: holds no masks"):
         TargetMasks.of(NAME, GroundTruth.from_dataset(NAME), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("scores", [(97.5, 3), (-1.5, 0.5)])
+def test_scores_that_are_no_probabilities_make_no_mask(data_set, tmp_path, scores):
+    """Cut to 0 and 1 they would all be equal, and none above a threshold of their range."""
+    path = write_boxes(tmp_path / "percent.json", data_set)
+    rows = json.loads(path.read_text())
+    rows[0]["score"], rows[1]["score"] = scores
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DatasetError, match=rf"scores: from {scores[0]:g} to .* probabilities"):
+        rescore([path], NAME, config(tmp_path))
+    rescore([path], NAME, config(tmp_path, EVALUATORS=("voc", "pd_fa")))
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_missing_images_are_told_of_once(data_set, tmp_path, caplog, kind):
+    folder = write_maps(tmp_path / "unet", data_set[2:], 0)
+    path = folder if kind == "masks" else write_boxes(tmp_path / "few.json", data_set[2:6])
+    missing = 2 if kind == "masks" else len([r for r in data_set if r not in data_set[2:6] or not r["annotations"]])
+    (run,) = rescore([path], NAME, config(tmp_path))
+    text = f"{missing} images have no predictions"
+    assert (to_markdown([run]) + caplog.text).count("have no predictions") == 1
+    assert text in to_markdown([run])

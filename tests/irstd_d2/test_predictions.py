@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from types import MappingProxyType
 
 import cv2
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
+from irstd_d2.data.classes import ClassTable
 from irstd_d2.errors import DatasetError
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_files import mask_reader
 from irstd_d2.evaluation.predictions import from_supervision, read_any_predictions, read_predictions
+from irstd_d2.inference.results import ImageResult, write_results
 
 sv = pytest.importorskip("supervision", reason="supervision is not installed")
 
@@ -192,7 +195,7 @@ def test_missing_and_surplus_images_are_counted_and_a_foreign_set_is_refused(tmp
     found = read_any_predictions(path, make_truth())
     assert (found.missing, found.surplus) == (1, ("z.png", "y.png"))
     assert "2 predicted images are not in the set, such as z.png" in found.coverage
-    path.write_text("file,xmin,ymin,xmax,ymax,score\nz.png,1,1,2,2,0.5\n")
+    path.write_text("file,xmin,ymin,xmax,ymax,score,class\nz.png,1,1,2,2,0.5,bird\n")
     with pytest.raises(DatasetError, match=r"'z.png' is not in the evaluated data set.*called like 'a'"):
         read_any_predictions(path, make_truth())
     path.write_text("file,xmin,ymin,xmax,ymax,score\n")
@@ -210,10 +213,10 @@ def test_a_name_of_two_images_is_refused(tmp_path):
     files = [type(f)(image, None, 40, 50) for f, image in zip(truth.files, ("x/a.png", "y/a.png", "c.png"))]
     truth = type(truth)(**{**vars(truth), "files": tuple(files)})
     path = tmp_path / "table.csv"
-    path.write_text("file,xmin,ymin,xmax,ymax,score\na.png,1,1,2,2,0.5\n")
+    path.write_text("file,xmin,ymin,xmax,ymax,score,class\na.png,1,1,2,2,0.5,bird\n")
     with pytest.raises(DatasetError, match=r"'a.png' may be any of 2 images"):
         read_any_predictions(path, truth)
-    path.write_text("file,xmin,ymin,xmax,ymax,score\ny/a.png,1,1,2,2,0.5\n")
+    path.write_text("file,xmin,ymin,xmax,ymax,score,class\ny/a.png,1,1,2,2,0.5,bird\n")
     assert list(read_any_predictions(path, truth).boxes) == [12]
 
 
@@ -236,8 +239,12 @@ CORNERS = '{"image_id": 11, "category_id": 7, "bbox": [30, 31, 34, 35], "score":
         ("a/a.xml", "<annotation><object>", "cannot be read: ParseError"),
         ("a/readme", "", "holds no predictions"),
         ("a.csv", "a.png,1,1,2,2,bird,0.5\n", "has no column for image"),
-        ("a.csv", "file,xmin,ymin,xmax,ymax,score\na.png,8,6,3,4,1\na.png,3,4,6,8,1\n", "1 of 2 boxes end before they"),
-        ("a.csv", "file,xmin,ymin,xmax,ymax,score\na.png,0.1,0.2,0.3,1,1\n", "lie within the first pixel"),
+        (
+            "a.csv",
+            "file,xmin,ymin,xmax,ymax,score,class\na.png,8,6,3,4,1,bird\na.png,3,4,6,8,1,bird\n",
+            "1 of 2 boxes end before they",
+        ),
+        ("a.csv", "file,xmin,ymin,xmax,ymax,score,class\na.png,0.1,0.2,0.3,1,1,bird\n", "lie within the first pixel"),
         ("a.json", f"[{CORNERS}, {CORNERS}]", "2 of 2 boxes have their centre outside .* = 30, 31, 64, 66"),
         ("a/a.txt", "0 25 20 5 4 0.9\n", "1 of 1 boxes have their centre outside"),
         ("a/a.txt", "0.5 0.5 0.1 0.1 0.9 0\n", "line 1: class 0.5"),
@@ -341,7 +348,7 @@ def test_numbers_that_count_images_are_not_taken_for_names(tmp_path):
     path.write_text(json.dumps(rows[1:]))
     assert list(read_any_predictions(path, make_truth()).boxes) == [12]
     path.write_text(json.dumps(rows))
-    with pytest.raises(DatasetError, match=r"image 41 is not in .*, although 42 might be 12.*file_name"):
+    with pytest.raises(DatasetError, match=r"image 41 is not in .* numbers seem to count.*file_name"):
         read_any_predictions(path, make_truth())
 
 
@@ -381,16 +388,16 @@ def test_maps_that_mean_nothing_are_refused(tmp_path, array, message):
 @pytest.mark.parametrize(("scores", "warned"), [((97.5, 3), True), ((-1.5, 0.5), True), ((0, 1), False)])
 def test_scores_of_another_range_are_pointed_out(tmp_path, caplog, scores, warned):
     path = tmp_path / "table.csv"
-    rows = "".join(f"a,3,4,6,8,{score}\n" for score in scores)
-    path.write_text(f"file,xmin,ymin,xmax,ymax,score\n{rows}")
+    rows = "".join(f"a,3,4,6,8,{score},bird\n" for score in scores)
+    path.write_text(f"file,xmin,ymin,xmax,ymax,score,class\n{rows}")
     assert read_any_predictions(path, make_truth()).boxes[11][1].tolist() == list(scores)
     assert ("not 0 to 1: give a score threshold" in caplog.text) == warned
 
 
 def test_a_few_boxes_beyond_the_edge_are_as_they_are(tmp_path):
     path = tmp_path / "table.csv"
-    rows = ["a,3,4,6,8,0.5"] * 9 + ["a,49,39,53,43,0.5"]
-    path.write_text("\n".join(["file,xmin,ymin,xmax,ymax,score", *rows]))
+    rows = ["a,3,4,6,8,0.5,bird"] * 9 + ["a,49,39,53,43,0.5,bird"]
+    path.write_text("\n".join(["file,xmin,ymin,xmax,ymax,score,class", *rows]))
     assert read_any_predictions(path, make_truth()).boxes[11][0][9].tolist() == [49, 39, 53, 43]
 
 
@@ -398,3 +405,116 @@ def test_names_of_classes_that_do_not_count_from_0_are_refused(tmp_path):
     (yolo(tmp_path) / "data.yaml").write_text("names: {1: bird, 2: drone}")
     with pytest.raises(DatasetError, match=r"data.yaml: names: .* does not name the classes 0, 1"):
         read_any_predictions(tmp_path / "yolo", make_truth())
+
+
+def make_set(ids, names, class_names=("target",), category_index=None):
+    dicts = [
+        {"image_id": image_id, "file_name": f"root/{name}", "height": 40, "width": 50}
+        for image_id, name in zip(ids, names)
+    ]
+    return GroundTruth.from_dicts(dicts, class_names, category_index)
+
+
+def rows_of(*images, **values):
+    return [{"image_id": image, "category_id": 0, "bbox": [3, 4, 3, 4], "score": 0.5, **values} for image in images]
+
+
+def read_json(folder, rows, truth):
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return read_any_predictions(path, truth)
+
+
+def read_csv(folder, text, truth, aliases=None):
+    path = folder / "rows.csv"
+    path.write_text(text)
+    return read_any_predictions(path, truth, aliases=aliases)
+
+
+@pytest.mark.parametrize(
+    ("ids", "predicted"),
+    [((1, 2, 3), (0, 1, 2)), ((1, 2, 3), (0, 2)), ((0, 1, 2), (1, 3)), ((7, 8, 9), (8, 10)), ((1, 2, 3), ("0", "1"))],
+)
+def test_ids_that_count_from_elsewhere_are_refused(tmp_path, ids, predicted):
+    """Each would be judged by the targets of its neighbour."""
+    truth = make_set(ids, ("a.png", "b.png", "c.png"))
+    with pytest.raises(DatasetError, match=r"not in the evaluated data set, .* from 0 where the set does from 1.*"):
+        read_json(tmp_path, rows_of(*predicted), truth)
+    found = read_json(tmp_path, rows_of(*predicted, ids[0], ids[-1]), truth)  # a larger set's: no shift fits
+    assert len(found.surplus) == 1
+
+
+def test_a_class_may_be_called_by_a_digit(tmp_path):
+    truth = make_set([5], ["a.png"], ("1", "2"))
+
+    def classes(column, *labels, aliases=None):
+        lines = "".join(f"a.png,{label},.5,3,4,6,8\n" for label in labels)
+        found = read_csv(tmp_path, f"image,{column},score,xmin,ymin,xmax,ymax\n{lines}", truth, aliases)
+        return found.boxes[5][2].tolist()
+
+    assert classes("class", "1", "2", "0") == [0, 1, 0]  # 0 is the name of none
+    assert classes("class_id", "1", "0") == [1, 0]
+    assert classes("class", "0", "3", aliases={"0": "2", "3": "1"}) == [1, 0]
+    assert classes("class_id", "0", aliases={"0": "2"}) == [1]
+
+
+def test_a_detection_without_a_class_needs_a_set_of_one(tmp_path):
+    table = "image,score,xmin,ymin,xmax,ymax{}\na.png,.5,3,4,6,8{}\n"
+    found = sv.Detections(np.array([[3.0, 4, 6, 8]]), confidence=np.array([0.5]))
+    one, two = (make_set([5], ["a.png"], names) for names in (["target"], CLASSES))
+    for text in (table.format("", ""), table.format(",class", ",")):
+        assert read_csv(tmp_path, text, one).boxes[5][2].tolist() == [0]
+        with pytest.raises(DatasetError, match="a detection has no class, the data set has drone, bird"):
+            read_csv(tmp_path, text, two)
+    assert from_supervision({"a": found}, one).boxes[5][2].tolist() == [0]
+    with pytest.raises(DatasetError, match="a detection has no class"):
+        from_supervision({"a": found}, two)
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    truth = make_set([1, 2, 3], ["s1/0001.png", "s2/0001.png", "s2/s1/0002.png"])
+    for prefix in ("", "./", "/somewhere/else/", "C:\\sets\\"):
+        rows = [row for name in ("s2/0001.png", "s1/0002.png") for row in rows_of(9, file_name=prefix + name)]
+        assert sorted(read_json(tmp_path, rows, truth).boxes) == [2, 3]
+    with pytest.raises(DatasetError, match=r"'0001\.png' may be any of 2 images"):
+        read_json(tmp_path, rows_of(9, file_name="0001.png"), truth)
+    del rows[0]["image_id"], rows[1]["image_id"]
+    assert sorted(read_json(tmp_path, rows, truth).boxes) == [2, 3]
+
+
+def test_a_file_without_a_header_holds_no_predictions(tmp_path):
+    with pytest.raises(DatasetError, match="no column for image"):
+        read_csv(tmp_path, "", make_truth())
+
+
+RESULTS = [
+    ImageResult("a", "a.png", None, (50, 40), {}, [[3.14159, 4, 6.5, 8.01], [-1, 0, 3, 2]], [0.99999, 0.99998], [0, 1]),
+    ImageResult("clip_000000", "in/clip.avi", 0, (50, 40), {}, [[5, 5, 9, 9]], [0.123456], [1]),
+    ImageResult("clip_000001", "in/clip.avi", 1, (50, 40), {}, [[6, 5, 10, 9]], [0.7], [0]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", ["detections.json", "detections.csv", "voc", "yolo"])
+def test_what_irstd_detect_writes_is_read_as_it_was(tmp_path, written):
+    """By a set that has the classes in another order, under each other's ids; frames are images of their own."""
+    write_results(tmp_path, RESULTS, ClassTable(("bird", "drone"), {1: 0, 2: 1}), ("json", "csv", "voc", "yolo"))
+    names = ["a.png", "clip.avi", "clip_000000.png", "clip_000001.png"]
+    truth = make_set([11, 12, 13, 14], names, ("drone", "bird"), {1: 0, 2: 1})
+    found = read_any_predictions(tmp_path / written, truth)
+    assert sorted(found.boxes) == [11, 13, 14]
+    for image, result in zip((11, 13, 14), RESULTS):
+        boxes, scores, classes = found.boxes[image]
+        np.testing.assert_allclose(boxes, result.boxes, atol=1e-5)
+        np.testing.assert_allclose(scores, result.scores, atol=1e-7)
+        assert [truth.class_names[index] for index in classes] == [("bird", "drone")[i] for i in result.classes]
+
+
+def test_files_of_earlier_detections_are_named(tmp_path, caplog):
+    table = ClassTable(("bird", "drone"), {1: 0, 2: 1})
+    write_results(tmp_path, RESULTS, table, ("voc", "yolo"))
+    write_results(tmp_path, RESULTS, table, ("voc", "yolo"))
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        write_results(tmp_path, RESULTS[1:2], table, ("json", "voc"))
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'voc'} holds 2 files of earlier runs, such as a.xml")

@@ -136,3 +136,25 @@ def test_predictions_in_a_folder_that_is_a_link_are_found(tmp_path, data_set):
     (folder / "inference" / name).rename(tmp_path / "elsewhere")
     (folder / "inference" / name).symlink_to(tmp_path / "elsewhere")
     assert list(load_run(folder).predictions) == [name]
+
+
+@pytest.mark.parametrize("other", ["inference_TTA", "inner/inference"])
+def test_of_two_predictions_of_a_set_the_first_is_shown_and_the_other_named(tmp_path, data_set, other):
+    folder, name = make_run(tmp_path / "a", data_set), data_set[0]
+    first = folder / "inference" / name / PREDICTIONS_FILE
+    shutil.copytree(first.parent, folder / other / name)
+    run = load_run(folder)
+    assert run.predictions == {name: first}
+    (note,) = [note for note in run.notes if "left out" in note]
+    assert note.startswith(f"{other}/{name}/{PREDICTIONS_FILE} is left out, as inference/{name}/{PREDICTIONS_FILE} is")
+    assert load_run(folder / other).predictions == {name: folder / other / name / PREDICTIONS_FILE}
+
+
+def test_only_the_sets_that_are_asked_for_are_shown(tmp_path, data_set):
+    run, name = make_run(tmp_path / "a", data_set), data_set[0]
+    shutil.copytree(run / "inference" / name, run / "inference" / "of_an_earlier_model")
+    options = {"gallery": 0, "examples": 0, "draws": 0}
+    for wanted, notes in (((), 1), ((name,), 0), ((name, "of_an_earlier_model"), 1)):
+        text = report([run], tmp_path, Options(**options, data_sets=wanted))
+        assert text.count("The data set cannot be loaded") == notes
+        assert "Curves" in text

@@ -47,3 +47,17 @@ def test_small_images_are_drawn_as_ever():
     assert draw_result(raw, Path("a.png"), detections(), insets=0).shape == (512, 384, 3)
     beside = draw_result(raw, Path("a.png"), detections((19, 29, 22, 32)))
     assert beside.shape[1] > 384
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (2, 5000), (1, 2100, 3)])
+def test_a_line_of_pixels_is_drawn(shape):
+    raw = np.full(shape, 10, np.uint16)
+    raw[-1, -1] = 200
+    height, width = shape[:2]
+    picture = draw_result(raw, Path("a.png"), detections((width - 1, height - 1, width, height)))
+    assert (picture.dtype, picture.shape[2]) == (np.uint8, 3)
+    assert max(picture.shape[:2]) >= PICTURE_EDGE
+    assert (picture[..., 0] != picture[..., 2]).any()  # the brackets
+    reduced = brightest_of_blocks(raw, 2)
+    assert reduced.shape[:2] == (max(1, height // 2), max(1, width // 2))
+    assert reduced.max() == 200

@@ -17,6 +17,7 @@ from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.ground_truth import GroundTruth
 from irstd_d2.evaluation.mask_evaluation import MaskEvaluator
 from irstd_d2.evaluation.matching import detection_table, target_table
+from irstd_d2.evaluation.results import split_metric_name
 from irstd_d2.evaluation.table_evaluation import (
     CentreDistanceEvaluator,
     DetectionProbabilityEvaluator,
@@ -288,3 +289,17 @@ def test_results_of_any_precision_are_taken(truth, dtype):
     found.pred_boxes.tensor = found.pred_boxes.tensor.to(dtype)
     rounded.process([{"image_id": "a"}], [output])
     assert rounded.evaluate() == exact.evaluate()
+
+
+def test_names_of_classes_may_hold_a_slash():
+    """It parts the names of groups from those of metrics."""
+    dicts = [record("a", [[10, 10, 13, 13], [20, 20, 23, 23]], platform="Air/Sea")]
+    dicts[0]["annotations"][1]["category_id"] = 1
+    truth = GroundTruth.from_dicts(dicts, ("drone/uav", "a/b/c"))
+    evaluator = VOCDetectionEvaluator(truth, group_by=["platform"], distributed=False)
+    evaluator.add("a", np.array([[10, 10, 13, 13]]), np.array([0.5]), np.array([0]))
+    metrics = evaluator.evaluate()["voc_exact"]
+    for group in (("", ""), ("platform", "Air/Sea")):
+        values = {metric: value for name, value in metrics.items() if split_metric_name(name)[:2] == group
+                  for metric in [split_metric_name(name)[2]]}  # fmt: skip
+        assert (values["AP50_area-drone_uav"], values["AP50_area-a_b_c"], values["AP50_area"]) == (100, 0, 50)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,9 +84,26 @@ def test_sources(tmp_path):
     assert list(names(f"{tmp_path}/**/*.tif")) == ["a"]
     assert names(tmp_path, f"{tmp_path}/*.png", tmp_path / "sub" / ".." / "a.png") == names(tmp_path)  # each once
     assert [source.is_video for source in find_sources([tmp_path / "sub"])] == [False, True]
+    (tmp_path / os.fsdecode(b"\xb1\xea.png")).touch()
+    with pytest.raises(DatasetError, match=r"udcb1.*\.png': name: is not UTF-8"):
+        find_sources([tmp_path])
     for absent in (tmp_path / "none", f"{tmp_path}/*.jpg", tmp_path / "sub" / "*.txt"):
         with pytest.raises(DatasetError, match="is not an image, a folder of images or a pattern"):
             find_sources([absent])
+
+
+def test_frames_and_images_have_names_of_their_own(tmp_path):
+    """Or the results of one would be written over those of the other."""
+    for name in ("clip.avi", "stack.tif", "single.tif"):
+        (tmp_path / f"{name[:-4]}_000001.png").touch()
+        tifffile.imwrite(tmp_path / name, np.zeros((1 if name == "single.tif" else 2, 8, 8), np.uint8))
+    for given in ([tmp_path], sorted(tmp_path.iterdir(), reverse=True)):
+        names = {source.path.name: source.name for source in find_sources(given)}
+        assert (names["single.tif"], names["single_000001.png"]) == ("single", "single_000001")
+        for name in ("clip.avi", "stack.tif"):
+            own, image = names[name], names[f"{name[:-4]}_000001.png"]
+            assert image != f"{own}_000001"
+            assert {own, image} & {name[:-4], f"{name[:-4]}_000001"}  # one of them keeps its name
 
 
 def test_what_is_known_of_an_image(tmp_path):

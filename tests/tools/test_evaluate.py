@@ -16,6 +16,7 @@ from programs import load_program
 from irstd_d2 import get_config, model_zoo
 from irstd_d2.cli.evaluate import EVALUATORS
 from irstd_d2.engine import IRSTDTrainer
+from irstd_d2.engine.evaluating import model_names
 from irstd_d2.evaluation import build_evaluator
 from irstd_d2.evaluation.collection import add_predictions_file
 from irstd_d2.evaluation.rescoring import find_predictions, rescore, run_name, to_json, to_markdown
@@ -265,6 +266,42 @@ def test_runs_by_data_sets_are_a_matrix_with_intervals(tool, runs, dataset, tmp_
     assert "AP50 if mended" in printed
     found = json.loads(output.with_suffix(".json").read_text())
     assert found[NAME]["runs"]["both"]["results"]["voc_exact"]["AP50_area"] == pytest.approx(value, abs=0.005)
+
+
+def test_runs_of_one_name_have_one_number_on_every_set(tool, dataset, tmp_path, capsys):
+    """Where the first is missing on a set, the second one does not take its row."""
+    other = f"{NAME}_other"
+    DatasetCatalog.register(other, lambda: dataset)
+    MetadataCatalog.get(other).set(thing_classes=["target"])
+    try:
+        for folder, quality in (("a", 0.2), ("b", 0.95), ("c", 0.6)):
+            path = write_run(tmp_path / folder / "run", dataset, quality)
+            if folder != "a":
+                (path.parent.parent / other).mkdir()
+                (path.parent.parent / other / path.name).write_bytes(path.read_bytes())
+        arguments = [*(str(tmp_path / folder / "run") for folder in "abc"), "--dataset", NAME, other]
+        assert tool.main([*arguments, "--evaluators", "voc"]) == 0
+    finally:
+        DatasetCatalog.remove(other)
+        MetadataCatalog.remove(other)
+    table = [cells(line) for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]]
+    assert [row[0] for row in table] == ["run (1)", "run (2)", "run (3)"]
+    assert table[0][2] == "-"
+    assert [row[2] for row in table[1:]] == [row[1] for row in table[1:]]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/run/best.pth", "b/run/best.pth"], ["run_best", "run_best_2"]),
+        (["run/best.pth", "run/last.pth"], ["run_best", "run_last"]),
+        (["fcos_dense", "fcos_dense"], ["fcos_dense_fcos_dense", "fcos_dense_fcos_dense_2"]),
+        (["a/one/best.pth", "b/two/best.pth"], ["one", "two"]),
+    ],
+)
+def test_every_model_has_a_folder_of_its_own(files, names):
+    """Or the detections of the second would be judged as those of both."""
+    assert model_names(files) == names
 
 
 def test_the_protocol_comes_from_the_runs_configuration_unless_given(tool, runs, dataset, tmp_path, capsys, caplog):

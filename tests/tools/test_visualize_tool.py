@@ -77,6 +77,8 @@ def test_pictures_of_chosen_images_with_detections_and_skyline(tool, tmp_path):
     [
         (["--dataset", "nothing_of_that_name"], "is not registered"),
         (["--dataset", TEST, "--images", "absent"], "has no absent"),
+        (["--dataset", TEST, "--output", "sheet.txt"], "sheet.txt is neither a .png nor a folder"),
+        (["--dataset", TEST, "--output", "sheet.jpg"], "sheet.jpg is neither a .png nor a folder"),
         (["--dataset", TEST, "--predictions", "absent.json"], "absent.json: predictions: cannot be read"),
     ],
 )
@@ -117,3 +119,16 @@ def test_sets_that_are_not_registered(tool, tmp_path, kind):
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == (["a.png"] if kind == "coco" else ["a.png", "b.png"])
     assert all(TARGET_COLOUR in colours(tmp_path / "out" / name) for name in written)
+
+
+def test_images_of_one_name_have_a_picture_each(tool, tmp_path):
+    for i, record in enumerate(DatasetCatalog.get(TEST)[:2]):
+        path = tmp_path / f"s{i}" / "0001.png"
+        path.parent.mkdir()
+        path.write_bytes((tmp_path / "images" / record["file_name"].rpartition("/")[2]).read_bytes())
+        record["file_name"] = str(path)
+    out = tmp_path / "pictures.v2"
+    assert tool("--dataset", TEST, "--output", out, "--images", "0001") == 0
+    first, second = (out / name for name in ("0001.png", "0001_2.png"))
+    assert {path.name for path in out.iterdir()} == {first.name, second.name}
+    assert first.read_bytes() != second.read_bytes()
