@@ -188,9 +188,9 @@ def _test_set(settings: dict[str, Any]) -> str:
 
 
 def _data_set_of(path: Path, folder: Path) -> str | None:
-    """The data set of ``inference/NAME/coco_instances_results.json``; ``None`` directly under ``inference``."""
+    """The data set of ``NAME/coco_instances_results.json``; ``None`` directly under ``inference`` or the folder."""
     parts = path.parent.relative_to(folder).parts
-    return parts[-1] if len(parts) > 1 else None
+    return parts[-1] if parts and not parts[-1].startswith("inference") else None
 
 
 def _environment(log: str) -> str:
