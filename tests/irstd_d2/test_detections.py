@@ -106,7 +106,7 @@ def test_files(found, tmp_path):
     assert [row["category_name"] for row in json.loads((tmp_path / "new/a.json").read_text())] == found.classes
     assert [row["class"] for row in csv.DictReader((tmp_path / "a.csv").open())] == found.classes
     assert [obj.name for obj in read_voc_xml(tmp_path / "a.xml").objects] == found.classes
-    assert (tmp_path / "a.txt").read_text().startswith("1 0.150000 0.358333 0.050000 0.050000 0.9000\n")
+    assert (tmp_path / "a.txt").read_text().startswith("1 0.15000000 0.35833333 0.05000000 0.05000000 0.9\n")
     with pytest.raises(ConfigError, match=r"none of \.png"):
         found.save(tmp_path / "a.doc")
 
