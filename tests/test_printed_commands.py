@@ -143,7 +143,8 @@ def checkout(tmp_path_factory):
 
 
 def run(shell, folder, script):
-    environment = {"HOME": str(folder / "home"), "MPLBACKEND": "agg"}
+    # a set elsewhere on the machine that runs the tests has no part in it
+    environment = {"HOME": str(folder / "home"), "MPLBACKEND": "agg", "DETECTRON2_DATASETS": str(folder / "datasets")}
     log = folder / "commands.log"
     code, _ = shell.run(script, folder, environment, log)
     assert code == 0, f"{script}\n{log.read_text(errors='replace')[-4000:]}"
