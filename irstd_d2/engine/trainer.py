@@ -339,7 +339,7 @@ def _check_keys(cfg: CfgNode) -> None:
         check_number(f"SOLVER.{key}", cfg.SOLVER[key], 1)
     check_number("SOLVER.EMA.DECAY", cfg.SOLVER.EMA.DECAY, 0, 1)
     check_number("TEST.PRECISE_BN.NUM_ITER", cfg.TEST.PRECISE_BN.NUM_ITER, 1)
-    if cfg.TEST.BEST_METRIC.rpartition("/")[2] in ("Fa", "Fa_boxes"):
+    if cfg.TEST.BEST_METRIC.rpartition("/")[2].startswith(("Fa", "FAPI")):
         raise ConfigError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, but the highest is kept; use pd_fa/F1")
     if cfg.SOLVER.AMP.ENABLED:
         check_known("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, AMP_DTYPES)

@@ -74,6 +74,8 @@ def test_keys_that_would_be_ignored_are_refused(toy_config, key, value):
         ("TEST.PRECISE_BN.NUM_ITER", 0),
         ("TEST.BEST_METRIC", "pd_fa/Fa"),
         ("TEST.BEST_METRIC", "mine_val/pd_fa/Fa_boxes"),
+        ("TEST.BEST_METRIC", "pd_fa/FAPI@80"),
+        ("TEST.BEST_METRIC", "mask/Fa_shooting"),
     ],
 )
 def test_values_that_spoil_a_training_without_a_word_are_refused(toy_config, key, value):
